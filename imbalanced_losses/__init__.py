@@ -1,0 +1,59 @@
+"""Training losses for class-imbalanced classification and ranking metrics.
+
+A functional core, ``smooth_ap(logits, targets, queue_state, cfg) -> (loss, new_state)``, over immutable pytree states, and a
+thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
+"""
+
+from importlib.metadata import version
+
+from imbalanced_losses import metrics, schedule
+from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
+from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
+from imbalanced_losses.losses.recall_at_quantile import (
+    RecallAtQuantileConfig,
+    recall_at_quantile,
+    recall_at_quantile_per_class,
+)
+from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
+from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from imbalanced_losses.modules.warmup import LossWarmupWrapper
+from imbalanced_losses.pool import PerClass
+from imbalanced_losses.pytree import stack_states, unstack_states
+from imbalanced_losses.queue import QueueState, init_queue, reset_queue
+from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
+
+__version__ = version("imbalanced-losses")
+
+__all__ = [
+    "LossWarmupWrapper",
+    "PAUCAtBudgetConfig",
+    "PAUCAtBudgetLoss",
+    "PerClass",
+    "QueueState",
+    "RecallAtQuantileConfig",
+    "RecallAtQuantileLoss",
+    "ScheduleConfig",
+    "ScheduleState",
+    "SigmoidFocalConfig",
+    "SigmoidFocalLoss",
+    "SmoothAPConfig",
+    "SmoothAPLoss",
+    "SoftmaxFocalConfig",
+    "SoftmaxFocalLoss",
+    "__version__",
+    "init_queue",
+    "metrics",
+    "pauc_at_budget",
+    "pauc_at_budget_per_class",
+    "recall_at_quantile",
+    "recall_at_quantile_per_class",
+    "reset_queue",
+    "schedule",
+    "sigmoid_focal",
+    "smooth_ap",
+    "smooth_ap_per_class",
+    "softmax_focal",
+    "stack_states",
+    "unstack_states",
+]

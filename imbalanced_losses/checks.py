@@ -1,0 +1,155 @@
+"""Argument checks: every error says what was expected and what came.
+
+The checks in the first half look at shapes, dtypes, devices and Python values only: they cost nothing, never synchronise
+with a device, and run in the pure functions. Those named ``check_*_values`` read tensor data: only the module shells call
+them, in eager mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "can_read_values",
+    "check_choice",
+    "check_counter",
+    "check_fraction",
+    "check_integer",
+    "check_logits",
+    "check_positive",
+    "check_row_flags",
+    "check_row_weights",
+    "check_target_values",
+    "check_targets",
+    "check_temperature",
+    "check_weight_values",
+]
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """``value`` must be one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_integer(name: str, value: object, minimum: int) -> None:
+    """``value`` must be a Python int (not a bool) of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected {name} to be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"expected {name} to be at least {minimum}, got {value}")
+
+
+def check_counter(name: str, value: Tensor | int) -> None:
+    """``value`` must be a Python int >= 0 or a 0-dim integer tensor (whose value is not read)."""
+    if not isinstance(value, Tensor):
+        check_integer(name, value, minimum=0)
+    elif value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"expected {name} of an integer dtype, got {value.dtype}")
+    elif value.dim() != 0:
+        raise ValueError(f"expected {name} as an int or a 0-dim tensor, got shape {list(value.shape)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """``value`` must be a finite number above zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"expected {name} to be a finite number above 0, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """``value`` must lie in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"expected {name} in [0, 1], got {value}")
+
+
+def check_logits(logits: Tensor, num_classes: int) -> Tensor:
+    """Raw scores ``[N, C]`` (``[N]`` is taken as ``[N, 1]``), returned as ``[N, C]``."""
+    if not logits.is_floating_point():
+        raise TypeError(f"expected floating-point logits, got {logits.dtype}")
+    columns = logits.unsqueeze(-1) if logits.dim() == 1 else logits
+    if columns.dim() != 2 or columns.shape[1] != num_classes:
+        raise ValueError(f"expected logits of shape [N, {num_classes}], got {list(logits.shape)}")
+    return columns
+
+
+def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tensor:
+    """Class ids ``[N]`` (``[N, 1]`` is taken as ``[N]``) or, with ``multilabel``, 0/1 labels ``[N, C]``, as int64.
+
+    Labels that can only be 0 or 1 (binary, multi-label) may be bool or float, so that the same targets feed
+    ``BCEWithLogitsLoss``.
+    """
+    n, num_classes = logits.shape
+    if targets.is_complex():
+        raise TypeError(f"expected integer targets, got {targets.dtype}")
+    if not multilabel and num_classes > 1 and (targets.is_floating_point() or targets.dtype == torch.bool):
+        raise TypeError(f"expected integer class ids as targets, got {targets.dtype}")
+    expected = [n, num_classes] if multilabel else [n]
+    rows = targets.squeeze(-1) if not multilabel and targets.dim() == 2 and targets.shape[1] == 1 else targets
+    if list(rows.shape) != expected:
+        raise ValueError(f"expected targets of shape {expected}, got {list(targets.shape)}")
+    _check_device("targets", targets, logits)
+    return rows.long()
+
+
+def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:
+    """A bool ``[N]``."""
+    if flags.dtype != torch.bool:
+        raise TypeError(f"expected {name} of dtype torch.bool, got {flags.dtype}")
+    return _check_rows(name, flags, logits)
+
+
+def check_row_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
+    """A real-valued ``[N]``, returned without gradient."""
+    if weights.is_complex() or weights.dtype == torch.bool:
+        raise TypeError(f"expected {name} of a real dtype, got {weights.dtype}")
+    return _check_rows(name, weights, logits).detach()
+
+
+def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
+    """A finite number above 0 or a 0-dim tensor, as a 0-dim tensor without gradient in the dtype and device of ``like``."""
+    if not isinstance(temperature, Tensor):
+        check_positive("temperature", temperature)
+        return torch.full((), temperature, dtype=like.dtype, device=like.device)
+    if temperature.dim() != 0:
+        raise ValueError(f"expected temperature as a float or a 0-dim tensor, got shape {list(temperature.shape)}")
+    return temperature.detach().to(like)
+
+
+def can_read_values(tensor: Tensor) -> bool:
+    """Whether ``tensor`` holds data that Python may look at: not while compiling, under ``vmap`` or on ``meta``."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not (torch.compiler.is_compiling() or tensor.is_meta or wrapped)
+
+
+def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *, multilabel: bool) -> None:
+    """Reads data: labels must be 0 or 1 (binary, multi-label) or class ids in ``[0, C)``, or ``ignore_index``."""
+    binary = multilabel or num_classes == 1
+    n_labels = 2 if binary else num_classes
+    allowed = (targets >= 0) & (targets < n_labels) & (targets == targets.long())
+    wrong = ~(allowed | (targets == ignore_index))
+    if wrong.any():
+        expected = "labels in {0, 1}" if binary else f"class ids in [0, {num_classes})"
+        raise ValueError(f"expected {expected} or ignore_index={ignore_index}, got {targets[wrong][0].item()}")
+
+
+def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
+    """Reads data: weights must be finite and not negative."""
+    wrong = ~(weights.isfinite() & (weights >= 0))
+    if wrong.any():
+        raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
+
+
+def _check_rows(name: str, value: Tensor, logits: Tensor) -> Tensor:
+    if list(value.shape) != [logits.shape[0]]:
+        raise ValueError(f"expected {name} of shape {[logits.shape[0]]}, got {list(value.shape)}")
+    _check_device(name, value, logits)
+    return value
+
+
+def _check_device(name: str, value: Tensor, logits: Tensor) -> None:
+    if value.device != logits.device:
+        raise ValueError(f"expected {name} on {logits.device} like the logits, got {value.device}")

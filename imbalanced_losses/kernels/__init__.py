@@ -1,0 +1,1 @@
+"""Floor 1: scores and masks in, tensors out."""

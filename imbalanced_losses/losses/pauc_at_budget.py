@@ -1,0 +1,263 @@
+"""Partial AUC at a budget: the area under the ROC curve between two small false-positive rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import check_choice, check_fraction, check_integer
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
+from imbalanced_losses.kernels.soft_rank import sigmoid_sums
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.queue import QueueState
+from imbalanced_losses.reductions import mean_over_mass, weighted_mean
+
+__all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
+
+# A reference whose spread is at most this has no scale to measure distances by.
+SMALLEST_SCALE = 1e-12
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PAUCAtBudgetConfig(RankingConfig):
+    """Configuration of :func:`pauc_at_budget`.
+
+    Parameters
+    ----------
+    alpha, beta : float
+        The band of false-positive rates (or shares of the population), ``0 <= alpha < beta <= 1``.
+    surrogate : {"trapezoid", "pairwise"}
+        ``"trapezoid"``: soft true-positive rates at the band's thresholds; gradient through positives only.
+        ``"pairwise"``: soft comparisons of each positive with each negative in the band; gradient through both.
+    n_knots : int
+        Thresholds of the trapezoid, at least 2.
+    tau_scale : {"iqr", "band"}
+        What the temperature is a multiple of: the reference's interquartile range, or the width of the band in scores.
+    pos_numerator : {"pool", "live"}
+        Whether queued positives count in the numerator.
+    budget_basis : {"fpr", "population"}
+        The reference: iid negatives, or all iid rows.
+    temperature : float
+        Above 0, in units of the scale.
+    quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
+        Of thresholds and interquartile range, as in ``torch.quantile``.
+    threshold_gradient : {"stop", "implicit"}
+        Whether the trapezoid's thresholds follow the scores; the scale never does.
+    num_classes, reduction, ignore_index, max_pool_size, multilabel
+        As in :class:`~imbalanced_losses.SmoothAPConfig`.
+    """
+
+    temperature: float = 0.1
+    alpha: float = 0.0
+    beta: float = 0.005
+    surrogate: Literal["trapezoid", "pairwise"] = "trapezoid"
+    n_knots: int = 2
+    tau_scale: Literal["iqr", "band"] = "iqr"
+    pos_numerator: Literal["pool", "live"] = "pool"
+    budget_basis: Literal["fpr", "population"] = "fpr"
+    quantile_interpolation: Interpolation = "higher"
+    threshold_gradient: Literal["stop", "implicit"] = "stop"
+
+    def __post_init__(self) -> None:
+        RankingConfig.__post_init__(self)
+        check_fraction("alpha", self.alpha)
+        check_fraction("beta", self.beta)
+        if not self.alpha < self.beta:
+            raise ValueError(f"expected alpha < beta, got alpha={self.alpha} and beta={self.beta}")
+        check_choice("surrogate", self.surrogate, ("trapezoid", "pairwise"))
+        check_integer("n_knots", self.n_knots, minimum=2)
+        check_choice("tau_scale", self.tau_scale, ("iqr", "band"))
+        check_choice("pos_numerator", self.pos_numerator, ("pool", "live"))
+        check_choice("budget_basis", self.budget_basis, ("fpr", "population"))
+        check_choice("quantile_interpolation", self.quantile_interpolation, INTERPOLATIONS)
+        check_choice("threshold_gradient", self.threshold_gradient, ("stop", "implicit"))
+
+
+def pauc_at_budget(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: PAUCAtBudgetConfig,
+    *,
+    temperature: Tensor | float | None = None,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    update_queue: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, QueueState]:
+    r"""Partial-AUC loss, one minus the soft, standardised area under the ROC curve on a band of budgets.
+
+    With the thresholds :math:`t_f = \operatorname{quantile}(\text{ref}, 1 - f)` of the detached reference population and
+    :math:`\tau = \text{temperature} \cdot \text{scale}`,
+
+    .. math::
+        \text{trapezoid:}\quad & \ell = 1 - \textstyle\sum_k c_k \operatorname{mean}_{i \in P}
+            \sigma\big((s_i - t_{f_k})/\tau\big), \quad f_k \text{ uniform on } [\alpha, \beta] \\
+        \text{pairwise:}\quad & \ell = 1 - \operatorname{mean}_{i \in P,\, j \in B}
+            \sigma\big((s_i - s_j)/\tau\big), \quad B = \{j \text{ negative}: t_\beta \le s_j \le t_\alpha\}
+
+    where :math:`c_k` are the normalised trapezoid weights and means over positives are weighted by ``sample_weight``.
+    A class is invalid without positives (or positive weight) in the numerator, without iid negatives, with a scale of at
+    most 1e-12, and, pairwise, with an empty band.
+
+    Parameters
+    ----------
+    logits, targets, queue_state, sample_weight, update_queue, generator
+        As in :func:`~imbalanced_losses.smooth_ap`.
+    cfg : PAUCAtBudgetConfig
+    temperature : float or Tensor [], optional
+        Overrides ``cfg.temperature``, in units of the scale.
+    iid_mask : Tensor [N], bool, optional
+        False for rows not drawn from the deployment distribution, such as oversampled or mined ones: they never shape the
+        reference, its thresholds and its scale. Default: all True.
+
+    Returns
+    -------
+    loss : Tensor [] or [C]
+        In [0, 1] per class; 0 if no class is valid. Not finite if a valid live logit is not.
+    new_state : QueueState
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype or device does not fit.
+
+    Notes
+    -----
+    Cost: one sort of the pool; pairwise adds O(C M^2) time, in O(C M) memory in eager mode. Shifting or positively scaling
+    all scores changes nothing.
+
+    References
+    ----------
+    Narasimhan, Agarwal. A Structural SVM Based Approach for Optimizing Partial AUC. ICML 2013, eq. 2-3 (partial AUC on
+    [alpha, beta]). Zhu, Li, Wang, Wu, Yang. When AUC meets DRO. ICML 2022 (pairwise surrogates over the top negatives).
+
+    Examples
+    --------
+    >>> from imbalanced_losses import PAUCAtBudgetConfig, init_queue, pauc_at_budget
+    >>> logits, targets = torch.tensor([3.5, -1.0, 3.0, 2.0, 1.0, 0.0]), torch.tensor([1, 1, 0, 0, 0, 0])
+    >>> cfg = PAUCAtBudgetConfig(num_classes=1, beta=0.5, surrogate="pairwise", temperature=1e-3)
+    >>> loss, state = pauc_at_budget(logits, targets, init_queue(0, 1), cfg)
+    >>> round(loss.item(), 4)  # one positive beats the whole band, the other nothing
+    0.5
+    """
+    result, new_state = pauc_at_budget_per_class(
+        logits,
+        targets,
+        queue_state,
+        cfg,
+        temperature=temperature,
+        iid_mask=iid_mask,
+        sample_weight=sample_weight,
+        update_queue=update_queue,
+        generator=generator,
+    )
+    return reduce(result, cfg), new_state
+
+
+def pauc_at_budget_per_class(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: PAUCAtBudgetConfig,
+    *,
+    temperature: Tensor | float | None = None,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    update_queue: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[PerClass, QueueState]:
+    """:func:`pauc_at_budget` before its reduction, with diagnostics.
+
+    ``diagnostics`` holds detached ``[C]`` tensors: the thresholds ``t_alpha`` and ``t_beta``, the temperature in score
+    units ``tau_eff``, and ``pauc_var``, the population variance over positives of each one's own partial AUC (these four
+    are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and ``grad_pos_count``, the
+    live positives.
+    """
+    pool, new_state = build_pool(
+        logits,
+        targets,
+        queue_state,
+        cfg,
+        temperature=temperature,
+        iid_mask=iid_mask,
+        sample_weight=sample_weight,
+        update_queue=update_queue,
+        generator=generator,
+    )
+    budget = _measure_budget(pool, cfg)
+    weight = pool.positive_weight * pool.live if cfg.pos_numerator == "live" else pool.positive_weight
+    band = pool.negative & _within_band(pool, budget)
+    valid = (weight > 0).any(-1) & (pool.negative & pool.iid).any(-1) & budget.measurable
+    if cfg.surrogate == "pairwise":
+        valid = valid & band.any(-1)
+        missed = _share_of_band_above(pool, band, budget.tau)
+    else:
+        missed = _mean_miss_over_knots(pool, budget)
+    diagnostics = _diagnose(pool, budget, band, missed, weight, valid)
+    return per_class_result(pool, weighted_mean(missed, weight), valid, diagnostics), new_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Budget:
+    """Thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C], whether its scale is usable [C]."""
+
+    thresholds: Tensor
+    tau: Tensor
+    measurable: Tensor
+
+
+def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
+    """Read thresholds and scale off the reference population, with one sort."""
+    reference = (pool.valid if cfg.budget_basis == "population" else pool.negative) & pool.iid
+    n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
+    knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
+    levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
+    quantiles = masked_quantile(pool.scores.detach(), reference, levels, cfg.quantile_interpolation)
+    thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
+    scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
+    measurable = scale > SMALLEST_SCALE
+    tau = pool.temperature * torch.where(measurable, scale, 1)
+    if cfg.threshold_gradient == "implicit" and cfg.surrogate == "trapezoid":
+        thresholds = follow_scores(thresholds, pool.scores, reference, tau)
+    return _Budget(thresholds=thresholds, tau=tau, measurable=measurable)
+
+
+def _within_band(pool: Pool, budget: _Budget) -> Tensor:
+    """Bool [C, M]: ``t_beta <= s <= t_alpha``."""
+    scores, thresholds = pool.scores.detach(), budget.thresholds.detach()
+    return (scores >= thresholds[:, -1:]) & (scores <= thresholds[:, :1])
+
+
+def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
+    """One minus each row's partial AUC [C, M] by the composite trapezoid rule."""
+    misses = torch.sigmoid((budget.thresholds[:, :, None] - pool.scores[:, None, :]) / budget.tau[:, None, None])
+    inner = misses[:, 1:-1].sum(1)
+    return (inner + (misses[:, 0] + misses[:, -1]) / 2) / (misses.shape[1] - 1)
+
+
+def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor) -> Tensor:
+    """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
+    mask = band.to(pool.scores.dtype)
+    return mean_over_mass(sigmoid_sums(pool.scores, mask[:, None], tau)[:, 0], mask.sum(-1, keepdim=True))
+
+
+def _diagnose(
+    pool: Pool, budget: _Budget, band: Tensor, missed: Tensor, weight: Tensor, valid: Tensor
+) -> dict[str, Tensor]:
+    missed = missed.detach()
+    deviation = missed - weighted_mean(missed, weight)[:, None]
+    measures = {
+        "t_alpha": budget.thresholds[:, 0].detach(),
+        "t_beta": budget.thresholds[:, -1].detach(),
+        "tau_eff": budget.tau,
+        "pauc_var": weighted_mean(deviation * deviation, weight),
+    }
+    return {name: torch.where(valid, value, torch.nan) for name, value in measures.items()} | {
+        "band_neg_count": (band & pool.iid).sum(-1),
+        "grad_pos_count": (pool.positive & pool.live).sum(-1),
+    }

@@ -1,0 +1,158 @@
+"""Recall at a quantile: the share of positives above the score that a fixed share of all rows exceeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import check_choice, check_fraction
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.queue import QueueState
+from imbalanced_losses.reductions import weighted_mean
+
+__all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallAtQuantileConfig(RankingConfig):
+    """Configuration of :func:`recall_at_quantile`.
+
+    Parameters
+    ----------
+    quantile : float
+        Alert budget in [0, 1]: the share of rows above the threshold.
+    quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
+        As in ``torch.quantile``. ``"higher"`` keeps the alerts within the budget.
+    threshold_gradient : {"stop", "implicit"}
+        ``"stop"``: the threshold is a constant of the step. ``"implicit"``: the same value, and a gradient that follows
+        the scores, so that raising all of them gains nothing.
+    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel
+        As in :class:`~imbalanced_losses.SmoothAPConfig`.
+    """
+
+    quantile: float = 0.005
+    quantile_interpolation: Interpolation = "higher"
+    threshold_gradient: Literal["stop", "implicit"] = "stop"
+
+    def __post_init__(self) -> None:
+        RankingConfig.__post_init__(self)
+        check_fraction("quantile", self.quantile)
+        check_choice("quantile_interpolation", self.quantile_interpolation, INTERPOLATIONS)
+        check_choice("threshold_gradient", self.threshold_gradient, ("stop", "implicit"))
+
+
+def recall_at_quantile(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: RecallAtQuantileConfig,
+    *,
+    temperature: Tensor | float | None = None,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    update_queue: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, QueueState]:
+    r"""Recall-at-quantile loss, one minus a soft recall at a fixed alert budget.
+
+    For the positives :math:`P` of a class and the threshold of the pool's scores,
+
+    .. math::
+        \theta = \operatorname{quantile}(s, 1 - q), \qquad
+        \ell = 1 - \frac{\sum_{i \in P} w_i\, \sigma\big((s_i - \theta)/\tau\big)}{\sum_{i \in P} w_i}
+
+    As :math:`\tau \to 0` this is one minus the recall at the threshold (a positive exactly at it counts by half). With
+    ``threshold_gradient="implicit"`` the threshold moves with the scores as the soft quantile
+    :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}` does; without a queue the gradient then sums to zero over the
+    rows. That gradient is not the derivative of the returned value, and its own derivative is not defined.
+    A class is valid if it has a positive with positive weight.
+
+    Parameters
+    ----------
+    logits, targets, queue_state, temperature, iid_mask, sample_weight, update_queue, generator
+        As in :func:`~imbalanced_losses.smooth_ap`.
+    cfg : RecallAtQuantileConfig
+
+    Returns
+    -------
+    loss : Tensor [] or [C]
+        In [0, 1] per class; 0 if no class is valid. Not finite if a valid live logit is not.
+    new_state : QueueState
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype or device does not fit.
+
+    Notes
+    -----
+    Cost: one sort of the pool, O(C M log M) time, O(C M) memory.
+
+    References
+    ----------
+    Eban, Schain, Mackey, Gordon, Rifkin, Elidan. Scalable Learning of Non-Decomposable Objectives. AISTATS 2017
+    (recall and precision at a threshold as training objectives); the detached batch quantile is this library's choice.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import RecallAtQuantileConfig, init_queue, recall_at_quantile
+    >>> logits, targets = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([1, 0, 0, 1])
+    >>> cfg = RecallAtQuantileConfig(num_classes=1, quantile=0.5, quantile_interpolation="linear")
+    >>> loss, state = recall_at_quantile(logits, targets, init_queue(0, 1), cfg)
+    >>> round(loss.item(), 4)  # one of two positives lies above the median
+    0.5
+    """
+    result, new_state = recall_at_quantile_per_class(
+        logits,
+        targets,
+        queue_state,
+        cfg,
+        temperature=temperature,
+        iid_mask=iid_mask,
+        sample_weight=sample_weight,
+        update_queue=update_queue,
+        generator=generator,
+    )
+    return reduce(result, cfg), new_state
+
+
+def recall_at_quantile_per_class(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: RecallAtQuantileConfig,
+    *,
+    temperature: Tensor | float | None = None,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    update_queue: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[PerClass, QueueState]:
+    """:func:`recall_at_quantile` before its reduction: the loss and validity of each class."""
+    pool, new_state = build_pool(
+        logits,
+        targets,
+        queue_state,
+        cfg,
+        temperature=temperature,
+        iid_mask=iid_mask,
+        sample_weight=sample_weight,
+        update_queue=update_queue,
+        generator=generator,
+    )
+    missed = torch.sigmoid((_threshold(pool, cfg) - pool.scores) / pool.temperature)
+    weight = pool.positive_weight
+    return per_class_result(pool, weighted_mean(missed, weight), (weight > 0).any(-1)), new_state
+
+
+def _threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
+    """``theta [C, 1]``."""
+    threshold = masked_quantile(pool.scores.detach(), pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation)
+    if cfg.threshold_gradient == "implicit":
+        return follow_scores(threshold, pool.scores, pool.valid, pool.temperature.expand(len(threshold)))
+    return threshold

@@ -1,0 +1,163 @@
+"""Smooth-AP: average precision with every comparison of two scores replaced by a sigmoid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.kernels.soft_rank import sigmoid_sums
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.queue import QueueState
+from imbalanced_losses.reductions import weighted_mean
+
+__all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothAPConfig(RankingConfig):
+    """Configuration of :func:`smooth_ap`.
+
+    Parameters
+    ----------
+    num_classes : int
+        Columns of the logits; 1 is a binary problem with labels {0, 1}.
+    temperature : float
+        Above 0, in units of the scores. Small is close to the exact metric, large gives gradients to more pairs.
+    reduction : {"mean", "sum", "none"}
+        Over the valid classes; ``"none"`` gives ``[C]`` with ``nan`` at each invalid class.
+    ignore_index : int
+        Rows (multi-label: elements) with this target take no part and get zero gradient.
+    max_pool_size : int, optional
+        Subsample larger pools to this many rows. It biases the loss; there is seldom a reason.
+    multilabel : bool
+        Targets are ``[N, C]`` labels in {0, 1}.
+    """
+
+
+def smooth_ap(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: SmoothAPConfig,
+    *,
+    temperature: Tensor | float | None = None,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    update_queue: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, QueueState]:
+    r"""Smooth-AP loss, one minus a differentiable average precision over the live batch and the queue.
+
+    For the positives :math:`P` of a class,
+
+    .. math::
+        R_i = 1 + \sum_{j \neq i} \sigma\big((s_j - s_i)/\tau\big), \qquad
+        R_i^+ = 1 + \sum_{j \in P, j \neq i} \sigma\big((s_j - s_i)/\tau\big), \qquad
+        \ell = 1 - \frac{\sum_{i \in P} w_i R_i^+ / R_i}{\sum_{i \in P} w_i}
+
+    As :math:`\tau \to 0` without ties this is one minus the average precision of the pool. A class is valid if it has a
+    positive, a negative and a positive weight on some positive.
+
+    Parameters
+    ----------
+    logits : Tensor [N, C] or [N] for one class, any floating dtype
+        Raw scores. Arithmetic runs in float32 (float64 for float64 logits), also under autocast.
+    targets : Tensor [N] or [N, 1], integer, or [N, C] in {0, 1} if ``cfg.multilabel``
+        Binary labels may also be bool or float.
+    queue_state : QueueState
+        From :func:`~imbalanced_losses.init_queue`; size 0 means no queue. Its rows carry no gradient.
+    cfg : SmoothAPConfig
+    temperature : float or Tensor [], optional
+        Overrides ``cfg.temperature``. As a tensor it costs no compilation when it changes. It carries no gradient.
+    iid_mask : Tensor [N], bool, optional
+        Stored with the rows; Smooth-AP itself does not look at it.
+    sample_weight : Tensor [N], optional
+        Non-negative, finite. Weighs the terms of the positives; ranks stay counts.
+    update_queue : bool
+        Whether the live rows enter the new state.
+    generator : torch.Generator, optional
+        For ``cfg.max_pool_size``.
+
+    Returns
+    -------
+    loss : Tensor [] or [C]
+        In [0, 1] per class; 0 if no class is valid. Not finite if a valid live logit is not.
+    new_state : QueueState
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype or device does not fit. Values of labels and weights are checked by the module shell.
+
+    Notes
+    -----
+    Cost: O(C M^2) time for a pool of M rows, O(C M) memory in eager mode.
+
+    References
+    ----------
+    Brown, Xie, Kalogeiton, Zisserman. Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval. ECCV 2020,
+    eq. 6-7.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import SmoothAPConfig, init_queue, smooth_ap
+    >>> logits, targets = torch.tensor([2.0, 1.0, -1.0, 0.0]), torch.tensor([1, 0, 0, 1])
+    >>> loss, state = smooth_ap(logits, targets, init_queue(8, 1), SmoothAPConfig(num_classes=1))
+    >>> round(loss.item(), 4)  # the positives have ranks 1 and 3: AP = (1/1 + 2/3) / 2
+    0.1667
+    """
+    result, new_state = smooth_ap_per_class(
+        logits,
+        targets,
+        queue_state,
+        cfg,
+        temperature=temperature,
+        iid_mask=iid_mask,
+        sample_weight=sample_weight,
+        update_queue=update_queue,
+        generator=generator,
+    )
+    return reduce(result, cfg), new_state
+
+
+def smooth_ap_per_class(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: SmoothAPConfig,
+    *,
+    temperature: Tensor | float | None = None,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    update_queue: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[PerClass, QueueState]:
+    """:func:`smooth_ap` before its reduction: the loss and validity of each class."""
+    pool, new_state = build_pool(
+        logits,
+        targets,
+        queue_state,
+        cfg,
+        temperature=temperature,
+        iid_mask=iid_mask,
+        sample_weight=sample_weight,
+        update_queue=update_queue,
+        generator=generator,
+    )
+    weight = pool.positive_weight
+    valid = (weight > 0).any(-1) & pool.negative.any(-1)
+    return per_class_result(pool, weighted_mean(_one_minus_precision(pool), weight), valid), new_state
+
+
+def _one_minus_precision(pool: Pool) -> Tensor:
+    """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
+    masks = torch.stack([pool.positive, pool.negative], 1).to(pool.scores.dtype)
+    above_positive, above_negative = sigmoid_sums(pool.scores, masks, pool.temperature).unbind(1)
+    rank_among_positives = 1 + above_positive
+    rank = rank_among_positives + above_negative
+    # R^-/R is exact for a small loss and 1 - R^+/R for a large one; the gradient of either alone cancels at the other end
+    return torch.where(above_negative < rank_among_positives, above_negative / rank, 1 - rank_among_positives / rank)

@@ -1,0 +1,385 @@
+"""The ranking losses as modules: a queue and a temperature in buffers around the pure functions."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from imbalanced_losses.checks import can_read_values, check_target_values, check_temperature, check_weight_values
+from imbalanced_losses.kernels.quantile import Interpolation
+from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
+from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
+from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap_per_class
+from imbalanced_losses.modules._gathering import check_local
+from imbalanced_losses.pool import PerClass, RankingConfig, reduce
+from imbalanced_losses.queue import QueueState, init_queue, reset_queue
+from imbalanced_losses.reductions import Reduction
+
+__all__ = ["PAUCAtBudgetLoss", "RecallAtQuantileLoss", "SmoothAPLoss"]
+
+QUEUE_FIELDS = ("logits", "targets", "iid", "sample_weight", "cursor", "ignore_index")
+
+
+class _RankingLoss(nn.Module, ABC):
+    """State, value checks and write-back: all that the ranking losses share as modules."""
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        config: RankingConfig,
+        queue_size: int,
+        update_queue_in_eval: bool,
+        gather_distributed: bool | None,
+        validate_targets: bool,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.queue_size = queue_size
+        self.update_queue_in_eval = update_queue_in_eval
+        self.gather_distributed = gather_distributed
+        self.validate_targets = validate_targets
+        self._warned_of_subsampling = False
+        queue = init_queue(
+            queue_size, config.num_classes, multilabel=config.multilabel, ignore_index=config.ignore_index
+        )
+        for field in QUEUE_FIELDS:
+            self.register_buffer(f"queue_{field}", getattr(queue, field))
+        self.register_buffer("temperature", torch.tensor(config.temperature))
+
+    @property
+    def queue_state(self) -> QueueState:
+        """The queue's buffers as the state that the pure functions take (not a copy)."""
+        return QueueState(**{field: getattr(self, f"queue_{field}") for field in QUEUE_FIELDS})
+
+    def reset_queue(self) -> None:
+        """Empty the queue."""
+        self._store(reset_queue(self.queue_state))
+
+    def extra_repr(self) -> str:
+        settings = [f"queue_size={self.queue_size}"]
+        for name in self.config.__dataclass_fields__:
+            settings.append(f"{name}={float(self.temperature):g}" if name == "temperature" else self._show(name))
+        return ", ".join(settings)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``loss.temperature = x`` fills the buffer, so that a schedule costs no compilation and ``state_dict`` sees it."""
+        if name == "temperature":
+            with torch.no_grad():
+                self.temperature.copy_(check_temperature(value, self.temperature))
+        else:
+            super().__setattr__(name, value)
+
+    @abstractmethod
+    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
+        """The pure function behind the loss."""
+
+    def _step(self, logits: Tensor, targets: Tensor, iid_mask: Tensor | None, sample_weight: Tensor | None) -> PerClass:
+        """Check, compute, write the queue back."""
+        if not torch.compiler.is_compiling():
+            self._check_eagerly(logits, targets, sample_weight)
+        update_queue = self.training or self.update_queue_in_eval
+        result, new_state = self._per_class(
+            logits,
+            targets,
+            temperature=self.temperature,
+            iid_mask=iid_mask,
+            sample_weight=sample_weight,
+            update_queue=update_queue,
+        )
+        if update_queue:
+            self._store(new_state)
+        return result
+
+    def _check_eagerly(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
+        check_local(self.gather_distributed)
+        if self.validate_targets and can_read_values(targets):
+            cfg = self.config
+            check_target_values(targets, cfg.num_classes, cfg.ignore_index, multilabel=cfg.multilabel)
+        if self.validate_targets and sample_weight is not None and can_read_values(sample_weight):
+            check_weight_values(sample_weight)
+        limit = self.config.max_pool_size
+        if limit is not None and not self._warned_of_subsampling and logits.shape[0] + self.queue_size > limit:
+            self._warned_of_subsampling = True
+            pool_size = logits.shape[0] + self.queue_size
+            warnings.warn(
+                f"max_pool_size={limit} subsamples a pool of {pool_size} rows, which biases the loss", stacklevel=4
+            )
+
+    def _store(self, state: QueueState) -> None:
+        """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
+        with torch.no_grad():
+            for field in QUEUE_FIELDS:
+                getattr(self, f"queue_{field}").copy_(getattr(state, field))
+
+    def _outputs(self, result: PerClass, return_per_class: bool) -> tuple[Tensor, ...]:
+        loss = reduce(result, self.config)
+        return (loss, result.loss, result.valid) if return_per_class else (loss,)
+
+    def _show(self, name: str) -> str:
+        return f"{name}={getattr(self.config, name)!r}"
+
+
+@final
+class SmoothAPLoss(_RankingLoss):
+    """Smooth-AP loss over the batch and a queue of past rows: :func:`~imbalanced_losses.smooth_ap` as a module.
+
+    Parameters
+    ----------
+    num_classes : int
+        Columns of the logits; 1 is a binary problem with labels {0, 1}.
+    queue_size : int
+        Past rows that join the pool of each step; 0 for none.
+    temperature : float
+        Of the sigmoid that replaces the comparison of two scores. Assign ``loss.temperature`` to change it.
+    reduction : {"mean", "sum", "none"}
+        Over the valid classes.
+    ignore_index : int
+        Rows with this target take no part.
+    update_queue_in_eval : bool
+        Whether rows enter the queue also in ``eval()`` mode.
+    gather_distributed : bool, optional
+        Gather the rows of all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always.
+    max_pool_size : int, optional
+        Subsample larger pools (biased; warns once).
+    multilabel : bool
+        Targets are ``[N, C]`` labels in {0, 1}.
+    validate_targets : bool
+        Check the values of targets and weights in eager mode, at the cost of a device synchronisation.
+
+    Raises
+    ------
+    ValueError, TypeError
+        At construction, if a setting is out of range; at the call, if an input has the wrong shape, dtype, device or
+        values. The queue is then left as it was.
+
+    Examples
+    --------
+    >>> loss_fn = SmoothAPLoss(num_classes=1)
+    >>> logits = torch.tensor([2.0, 1.0, -1.0, 0.0], requires_grad=True)
+    >>> loss = loss_fn(logits, torch.tensor([1, 0, 0, 1]))
+    >>> loss.backward()
+    >>> round(loss.item(), 4)
+    0.1667
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        queue_size: int = 1024,
+        temperature: float = 0.01,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        update_queue_in_eval: bool = False,
+        gather_distributed: bool | None = None,
+        max_pool_size: int | None = None,
+        multilabel: bool = False,
+        *,
+        validate_targets: bool = True,
+    ) -> None:
+        config = SmoothAPConfig(
+            num_classes=num_classes,
+            temperature=temperature,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            max_pool_size=max_pool_size,
+            multilabel=multilabel,
+        )
+        super().__init__(config, queue_size, update_queue_in_eval, gather_distributed, validate_targets)
+        self.config: SmoothAPConfig = config
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | None = None,
+        return_per_class: bool = False,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Give the loss, or ``(loss, per_class [C] with nan at invalid classes, valid [C])``."""
+        outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight), return_per_class)
+        return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
+
+    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
+        return smooth_ap_per_class(logits, targets, self.queue_state, self.config, **rows)
+
+
+@final
+class RecallAtQuantileLoss(_RankingLoss):
+    """Recall-at-quantile loss over the batch and a queue: :func:`~imbalanced_losses.recall_at_quantile` as a module.
+
+    Parameters
+    ----------
+    num_classes, queue_size, temperature, reduction, ignore_index, update_queue_in_eval, gather_distributed
+        As in :class:`SmoothAPLoss`.
+    max_pool_size, multilabel, validate_targets
+        As in :class:`SmoothAPLoss`.
+    quantile : float
+        Alert budget in [0, 1]: the share of rows above the threshold.
+    quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
+        As in ``torch.quantile``.
+    threshold_gradient : {"stop", "implicit"}
+        Whether the threshold is a constant of the step or follows the scores.
+
+    Examples
+    --------
+    >>> loss_fn = RecallAtQuantileLoss(num_classes=1, quantile=0.25, threshold_gradient="implicit")
+    >>> logits = torch.tensor([2.0, 1.0, -1.0, 0.0], requires_grad=True)
+    >>> loss = loss_fn(logits, torch.tensor([1, 0, 0, 1]))
+    >>> round(loss.item(), 4)  # one positive is the threshold (1/2), the other far below it
+    0.75
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        quantile: float = 0.005,
+        queue_size: int = 1024,
+        temperature: float = 0.01,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        update_queue_in_eval: bool = False,
+        gather_distributed: bool | None = None,
+        quantile_interpolation: Interpolation = "higher",
+        max_pool_size: int | None = None,
+        multilabel: bool = False,
+        *,
+        threshold_gradient: Literal["stop", "implicit"] = "stop",
+        validate_targets: bool = True,
+    ) -> None:
+        config = RecallAtQuantileConfig(
+            num_classes=num_classes,
+            quantile=quantile,
+            temperature=temperature,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            quantile_interpolation=quantile_interpolation,
+            max_pool_size=max_pool_size,
+            multilabel=multilabel,
+            threshold_gradient=threshold_gradient,
+        )
+        super().__init__(config, queue_size, update_queue_in_eval, gather_distributed, validate_targets)
+        self.config: RecallAtQuantileConfig = config
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | None = None,
+        return_per_class: bool = False,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Give the loss, or ``(loss, per_class [C] with nan at invalid classes, valid [C])``."""
+        outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight), return_per_class)
+        return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
+
+    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
+        return recall_at_quantile_per_class(logits, targets, self.queue_state, self.config, **rows)
+
+
+@final
+class PAUCAtBudgetLoss(_RankingLoss):
+    """Partial-AUC loss over the batch and a queue: :func:`~imbalanced_losses.pauc_at_budget` as a module.
+
+    Parameters
+    ----------
+    num_classes, queue_size, reduction, ignore_index, update_queue_in_eval, gather_distributed
+        As in :class:`SmoothAPLoss`.
+    max_pool_size, multilabel, validate_targets
+        As in :class:`SmoothAPLoss`.
+    alpha, beta : float
+        The band of false-positive rates (or shares of the population), ``0 <= alpha < beta <= 1``.
+    surrogate : {"trapezoid", "pairwise"}
+        Soft true-positive rates at the band's thresholds, or soft comparisons with the band's negatives.
+    n_knots : int
+        Thresholds of the trapezoid, at least 2.
+    tau_scale : {"iqr", "band"}
+        What ``temperature`` is a multiple of.
+    pos_numerator : {"pool", "live"}
+        Whether queued positives count in the numerator.
+    budget_basis : {"fpr", "population"}
+        The reference: iid negatives, or all iid rows.
+    temperature : float
+        Above 0, in units of the scale.
+    quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
+        As in ``torch.quantile``.
+    threshold_gradient : {"stop", "implicit"}
+        Whether the trapezoid's thresholds are constants of the step or follow the scores.
+
+    Examples
+    --------
+    >>> loss_fn = PAUCAtBudgetLoss(num_classes=1, beta=0.5, surrogate="pairwise")
+    >>> logits = torch.tensor([4.0, -1.0, 3.0, 2.0, 1.0, 0.0], requires_grad=True)
+    >>> loss, stats = loss_fn(logits, torch.tensor([1, 1, 0, 0, 0, 0]), return_diagnostics=True)
+    >>> round(loss.item(), 2), stats["band_neg_count"]
+    (0.5, tensor([2]))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.0,
+        beta: float = 0.005,
+        surrogate: Literal["trapezoid", "pairwise"] = "trapezoid",
+        n_knots: int = 2,
+        tau_scale: Literal["iqr", "band"] = "iqr",
+        pos_numerator: Literal["pool", "live"] = "pool",
+        budget_basis: Literal["fpr", "population"] = "fpr",
+        queue_size: int = 1024,
+        temperature: float = 0.1,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        update_queue_in_eval: bool = False,
+        gather_distributed: bool | None = None,
+        quantile_interpolation: Interpolation = "higher",
+        max_pool_size: int | None = None,
+        multilabel: bool = False,
+        *,
+        threshold_gradient: Literal["stop", "implicit"] = "stop",
+        validate_targets: bool = True,
+    ) -> None:
+        config = PAUCAtBudgetConfig(
+            num_classes=num_classes,
+            alpha=alpha,
+            beta=beta,
+            surrogate=surrogate,
+            n_knots=n_knots,
+            tau_scale=tau_scale,
+            pos_numerator=pos_numerator,
+            budget_basis=budget_basis,
+            temperature=temperature,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            quantile_interpolation=quantile_interpolation,
+            max_pool_size=max_pool_size,
+            multilabel=multilabel,
+            threshold_gradient=threshold_gradient,
+        )
+        super().__init__(config, queue_size, update_queue_in_eval, gather_distributed, validate_targets)
+        self.config: PAUCAtBudgetConfig = config
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | None = None,
+        return_per_class: bool = False,
+        return_diagnostics: bool = False,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor | dict[str, Tensor], ...]:
+        """Give the loss; with the flags ``(loss, per_class, valid)``, ``(loss, stats)`` or ``(loss, per_class, valid, stats)``."""
+        result = self._step(logits, targets, iid_mask, sample_weight)
+        outputs = self._outputs(result, return_per_class)
+        if return_diagnostics:
+            return (*outputs, result.diagnostics)
+        return outputs if return_per_class else outputs[0]
+
+    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
+        return pauc_at_budget_per_class(logits, targets, self.queue_state, self.config, **rows)

@@ -1,0 +1,240 @@
+"""The pool: the live batch and the queue's rows, side by side under masks, one row of scores per class.
+
+Everything that depends on labels being ignored, rows being live or classes being one-vs-rest is decided here, once; the
+losses see scores and masks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import (
+    check_choice,
+    check_integer,
+    check_logits,
+    check_positive,
+    check_row_flags,
+    check_row_weights,
+    check_targets,
+    check_temperature,
+)
+from imbalanced_losses.pytree import state_dataclass
+from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.reductions import Reduction, reduce_classes
+
+__all__ = ["PerClass", "Pool", "RankingConfig", "build_pool", "per_class_result", "reduce"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingConfig:
+    """What every ranking loss can be told; see the losses' own configs."""
+
+    num_classes: int
+    temperature: float = 0.01
+    reduction: Reduction = "mean"
+    ignore_index: int = -100
+    max_pool_size: int | None = None
+    multilabel: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("num_classes", self.num_classes, minimum=1)
+        check_positive("temperature", self.temperature)
+        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
+        check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
+        if self.max_pool_size is not None:
+            check_integer("max_pool_size", self.max_pool_size, minimum=2)
+
+
+@state_dataclass
+class PerClass:
+    """A ranking loss before its reduction.
+
+    Attributes
+    ----------
+    loss : Tensor [C]
+        ``nan`` at each invalid class.
+    valid : Tensor [C], bool
+        Whether the class had what the loss needs (see there).
+    diagnostics : dict of Tensor [C]
+        Detached; empty but for pAUC.
+    """
+
+    loss: Tensor
+    valid: Tensor
+    diagnostics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """M = N live rows, then Q queue rows, as C one-vs-rest problems.
+
+    Attributes
+    ----------
+    scores : Tensor [C, M], float32 or float64
+        0 where not valid; only live rows carry gradient.
+    valid : Tensor [C, M], bool
+        Rows that take part.
+    positive : Tensor [C, M], bool
+        Valid rows of the class.
+    iid, live : Tensor [M], bool
+    sample_weight : Tensor [M]
+    poison : Tensor [C]
+        1, or ``nan`` with ``nan`` gradients for a class whose valid live logits are not all finite.
+    temperature : Tensor []
+    """
+
+    scores: Tensor
+    valid: Tensor
+    positive: Tensor
+    iid: Tensor
+    live: Tensor
+    sample_weight: Tensor
+    poison: Tensor
+    temperature: Tensor
+
+    @property
+    def negative(self) -> Tensor:
+        """Bool ``[C, M]``: valid rows of the other classes."""
+        return self.valid & ~self.positive
+
+    @property
+    def positive_weight(self) -> Tensor:
+        """``[C, M]``: the sample weight at positives, 0 elsewhere."""
+        return torch.where(self.positive, self.sample_weight, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Checked rows: logits [N, C], targets [N] or [N, C], valid like targets, iid [N], sample_weight [N]."""
+
+    logits: Tensor
+    targets: Tensor
+    valid: Tensor
+    iid: Tensor
+    sample_weight: Tensor
+
+
+def build_pool(
+    logits: Tensor,
+    targets: Tensor,
+    queue_state: QueueState,
+    cfg: RankingConfig,
+    *,
+    temperature: Tensor | float | None,
+    iid_mask: Tensor | None,
+    sample_weight: Tensor | None,
+    update_queue: bool,
+    generator: torch.Generator | None,
+) -> tuple[Pool, QueueState]:
+    """Check the inputs, join them with the queue, and push them: the first half of every ranking loss.
+
+    The pool holds the old queue; the new state holds the live rows. It is a copy, so a queue buffer that is overwritten
+    before the backward does no harm.
+    """
+    live = _check_rows(logits, targets, cfg, iid_mask, sample_weight)
+    _check_queue(queue_state, live, cfg)
+    pool = _join(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
+    if cfg.max_pool_size is not None and pool.live.shape[0] > cfg.max_pool_size:
+        pool = _subsample(pool, cfg.max_pool_size, generator)
+    if not update_queue:
+        return pool, queue_state
+    stored_targets = torch.where(live.valid, live.targets, queue_state.ignore_index)
+    return pool, push(queue_state, live.logits, stored_targets, live.iid, live.sample_weight)
+
+
+def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
+    """The loss of each class, ``nan`` where invalid or where a live logit was not finite (then the class is valid)."""
+    valid = valid | pool.poison.isnan()
+    loss = torch.where(valid, loss * pool.poison, torch.nan)
+    return PerClass(loss=loss, valid=valid, diagnostics=diagnostics or {})
+
+
+def reduce(result: PerClass, cfg: RankingConfig) -> Tensor:
+    """The loss: the per-class losses under ``cfg.reduction``."""
+    return reduce_classes(result.loss, result.valid, cfg.reduction)
+
+
+def _check_rows(
+    logits: Tensor, targets: Tensor, cfg: RankingConfig, iid_mask: Tensor | None, sample_weight: Tensor | None
+) -> _Rows:
+    logits = check_logits(logits, cfg.num_classes)
+    targets = check_targets(targets, logits, multilabel=cfg.multilabel)
+    ones = torch.ones(logits.shape[0], device=logits.device)
+    return _Rows(
+        logits=logits,
+        targets=targets,
+        valid=targets != cfg.ignore_index,
+        iid=ones.bool() if iid_mask is None else check_row_flags("iid_mask", iid_mask, logits),
+        sample_weight=ones if sample_weight is None else check_row_weights("sample_weight", sample_weight, logits),
+    )
+
+
+def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
+    if not isinstance(state, QueueState):
+        raise TypeError(f"expected queue_state to be a QueueState, got {type(state).__name__}")
+    kind = "multi-label" if cfg.multilabel else "single-label"
+    if state.logits.shape[1] != cfg.num_classes or state.targets.dim() != live.targets.dim():
+        shapes = f"logits {list(state.logits.shape)} and targets {list(state.targets.shape)}"
+        raise ValueError(f"expected a {kind} queue of {cfg.num_classes} classes, got one with {shapes}")
+    if state.logits.device != live.logits.device:
+        raise ValueError(f"expected a queue on {live.logits.device} like the logits, got {state.logits.device}")
+
+
+def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
+    """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
+    dtype = torch.promote_types(live.logits.dtype, torch.float32)
+    n, q = live.logits.shape[0], queue.logits.shape[0]
+    parts = [(live.logits.to(dtype), live.targets, live.valid, live.iid, live.sample_weight.to(dtype))]
+    if q > 0:
+        parts.append((queue.logits.to(dtype), queue.targets, queue.valid, queue.iid, queue.sample_weight.to(dtype)))
+    elif n == 0:
+        parts.append(tuple(rows.new_zeros(1, *rows.shape[1:]) for rows in parts[0]))
+    logits, targets, valid, iid, sample_weight = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    valid, positive = _one_vs_rest(targets, valid, cfg)
+    scores = logits.mT
+    finite = scores.isfinite()
+    overflow = valid & ~finite
+    # a product, not a where: its gradient is nan at the overflow, too, so that a GradScaler sees it and skips the step
+    poison = torch.where(overflow, scores, 0) * torch.where(overflow, torch.nan, 0)
+    return Pool(
+        scores=torch.where(valid & finite, scores, 0),
+        valid=valid,
+        positive=positive,
+        iid=iid,
+        live=torch.arange(len(logits), device=logits.device) < n,
+        sample_weight=sample_weight,
+        poison=1 + poison.sum(-1),
+        temperature=check_temperature(temperature, logits),
+    )
+
+
+def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Tensor, Tensor]:
+    """Masks ``[C, M]`` of valid rows and positives."""
+    if cfg.multilabel:
+        return valid.mT, (valid & (targets == 1)).mT
+    if cfg.num_classes == 1:
+        return valid[None], (valid & (targets == 1))[None]
+    classes = torch.arange(cfg.num_classes, device=targets.device)
+    return valid.expand(cfg.num_classes, -1), valid & (targets == classes[:, None])
+
+
+def _subsample(pool: Pool, size: int, generator: torch.Generator | None) -> Pool:
+    """Keep ``size`` rows: up to ``size // (2 * observed classes)`` random ones of each class, the rest uniformly.
+
+    Rows are brought into random order (ignored ones last); the first of each class are protected; a stable sort moves the
+    protected to the front. Without ``generator`` torch's global one is used, as in ``torch.nn.functional.dropout``.
+    """
+    takes_part = pool.valid.any(0)
+    groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [C + 1, M]: rest = label 0
+    quota = size // (2 * groups.any(-1).sum().clamp_min(1))
+    noise = torch.rand(pool.live.shape, generator=generator, device=pool.live.device)
+    shuffled = torch.where(takes_part, noise, 2).argsort()
+    members = groups[:, shuffled]
+    protected = (members & (members.cumsum(-1) <= quota)).any(0)
+    kept = shuffled[(~protected).to(torch.uint8).argsort(stable=True)][:size]
+    row_fields = ("scores", "valid", "positive", "iid", "live", "sample_weight")
+    return dataclasses.replace(pool, **{name: getattr(pool, name)[..., kept] for name in row_fields})

@@ -1,0 +1,158 @@
+"""The queue: a ring buffer of past rows as an immutable state and three functions over it.
+
+A queue lets a ranking loss see more negatives (and positives) than one batch holds. Its rows are detached, and an
+unfilled slot is an ignored row, so a fresh queue needs no special case anywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import check_integer
+from imbalanced_losses.pytree import state_dataclass
+
+__all__ = ["QueueState", "init_queue", "push", "reset_queue"]
+
+
+@state_dataclass
+class QueueState:
+    """The last ``Q`` pushed rows of ``C`` logits.
+
+    Attributes
+    ----------
+    logits : Tensor [Q, C], floating point
+        Raw scores, finite.
+    targets : Tensor [Q] or [Q, C], int64
+        Class ids, or 0/1 labels if multi-label.
+    iid : Tensor [Q], bool
+        Whether the row was drawn from the deployment distribution.
+    sample_weight : Tensor [Q], float32 or wider
+    cursor : Tensor [], int64
+        The slot that the next row goes to; the oldest row once the ring is full.
+    ignore_index : Tensor [], int64
+        The target that marks a slot as ignored. It travels with the state so that :func:`reset_queue` needs nothing else
+        and a loss with another ``ignore_index`` cannot take an unfilled slot for a row.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    iid: Tensor
+    sample_weight: Tensor
+    cursor: Tensor
+    ignore_index: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Bool ``[Q]`` or ``[Q, C]``: where a slot holds a row that counts."""
+        return self.targets != self.ignore_index.unsqueeze(-1)
+
+
+def init_queue(
+    queue_size: int,
+    num_classes: int,
+    *,
+    multilabel: bool = False,
+    ignore_index: int = -100,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> QueueState:
+    """Make an empty queue.
+
+    Parameters
+    ----------
+    queue_size : int >= 0
+        Rows kept; 0 is a queue that keeps nothing.
+    num_classes : int >= 1
+        Columns of the logits.
+    multilabel : bool
+        Targets are ``[N, C]`` labels instead of ``[N]`` class ids.
+    ignore_index : int
+        Stored in unfilled slots.
+    dtype : torch.dtype
+        Of the stored logits. Rows are rounded to it when pushed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an int or too small, or ``dtype`` is not a floating-point type.
+
+    Examples
+    --------
+    >>> state = init_queue(4, num_classes=1)
+    >>> state.logits.shape, state.targets
+    (torch.Size([4, 1]), tensor([-100, -100, -100, -100]))
+    """
+    check_integer("queue_size", queue_size, minimum=0)
+    check_integer("num_classes", num_classes, minimum=1)
+    if not dtype.is_floating_point:
+        raise TypeError(f"expected a floating-point queue dtype, got {dtype}")
+    shape = (queue_size, num_classes) if multilabel else (queue_size,)
+    return QueueState(
+        logits=torch.zeros(queue_size, num_classes, dtype=dtype, device=device),
+        targets=torch.full(shape, ignore_index, dtype=torch.int64, device=device),
+        iid=torch.ones(queue_size, dtype=torch.bool, device=device),
+        sample_weight=torch.ones(queue_size, dtype=torch.promote_types(dtype, torch.float32), device=device),
+        cursor=torch.zeros((), dtype=torch.int64, device=device),
+        ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),
+    )
+
+
+def reset_queue(state: QueueState) -> QueueState:
+    """Empty the queue: the state that :func:`init_queue` gave.
+
+    Examples
+    --------
+    >>> full = push(init_queue(2, 1), torch.ones(2, 1), torch.ones(2).long(), torch.ones(2).bool(), torch.ones(2))
+    >>> reset_queue(full).targets
+    tensor([-100, -100])
+    """
+    return QueueState(
+        logits=torch.zeros_like(state.logits),
+        targets=torch.zeros_like(state.targets) + state.ignore_index,
+        iid=torch.ones_like(state.iid),
+        sample_weight=torch.ones_like(state.sample_weight),
+        cursor=torch.zeros_like(state.cursor),
+        ignore_index=state.ignore_index.clone(),
+    )
+
+
+def push(state: QueueState, logits: Tensor, targets: Tensor, iid: Tensor, sample_weight: Tensor) -> QueueState:
+    """Replace the oldest rows by new ones, detached and in the queue's dtypes.
+
+    A batch longer than the queue leaves its last ``Q`` rows. A row with a logit that is not finite in the queue's dtype
+    is stored as an ignored row, so that one overflowed batch cannot poison the steps after it. Cost: O(Q C).
+
+    Parameters
+    ----------
+    state : QueueState
+    logits : Tensor [N, C]
+    targets : Tensor [N] or [N, C], int64
+        Rows to be ignored carry ``state.ignore_index``.
+    iid : Tensor [N], bool
+    sample_weight : Tensor [N]
+
+    Returns
+    -------
+    QueueState
+        Structure, shapes, dtypes and device of ``state``.
+    """
+    capacity = state.logits.shape[0]
+    n = min(logits.shape[0], capacity)
+    if n == 0:
+        return state
+    # repeated indices in index_copy are undefined, so the batch is cut (statically) before it is written
+    logits, targets, iid, sample_weight = (rows.detach()[-n:] for rows in (logits, targets, iid, sample_weight))
+    logits = logits.to(state.logits.dtype)
+    finite = logits.isfinite()
+    row_is_finite = finite.all(-1, keepdim=True) if targets.dim() == 2 else finite.all(-1)
+    targets = torch.where(row_is_finite, targets, state.ignore_index)
+    slots = (state.cursor + torch.arange(n, device=state.cursor.device)) % capacity
+    return QueueState(
+        logits=state.logits.index_copy(0, slots, torch.where(finite, logits, 0)),
+        targets=state.targets.index_copy(0, slots, targets),
+        iid=state.iid.index_copy(0, slots, iid),
+        sample_weight=state.sample_weight.index_copy(0, slots, sample_weight.to(state.sample_weight.dtype)),
+        cursor=(state.cursor + n) % capacity,
+        ignore_index=state.ignore_index,
+    )

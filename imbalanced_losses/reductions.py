@@ -1,0 +1,34 @@
+"""Masked and weighted means and sums. Every division by a count or a mass in the library happens here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Reduction", "mean_over_mass", "reduce_classes", "weighted_mean"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def mean_over_mass(total: Tensor, mass: Tensor) -> Tensor:
+    """``total / mass``; a mass of zero divides by one, so that nothing over nothing is 0."""
+    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0."""
+    return mean_over_mass((values * weights).sum(-1), weights.sum(-1))
+
+
+def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce per-class losses ``[C]`` over the valid classes.
+
+    ``"mean"`` and ``"sum"`` give a 0-dim tensor (0 if no class is valid), ``"none"`` gives ``[C]`` with ``nan`` at each
+    invalid class.
+    """
+    if reduction == "none":
+        return torch.where(valid, loss, torch.nan)
+    total = torch.where(valid, loss, 0).sum(-1)
+    return mean_over_mass(total, valid.sum(-1).to(total.dtype)) if reduction == "mean" else total
