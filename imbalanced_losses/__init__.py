@@ -1,7 +1,7 @@
 """Training losses for class-imbalanced classification and ranking metrics.
 
-A functional core, ``smooth_ap(logits, targets, queue_state, cfg) -> (loss, new_state)``, over immutable pytree states, and a
-thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
+A functional core, ``smooth_ap(logits, targets, queue_state, cfg) -> (loss, new_state)``, over immutable pytree states,
+and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 """
 
 from importlib.metadata import version

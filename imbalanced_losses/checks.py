@@ -1,8 +1,8 @@
 """Argument checks: every error says what was expected and what came.
 
-The checks in the first half look at shapes, dtypes, devices and Python values only: they cost nothing, never synchronise
-with a device, and run in the pure functions. Those named ``check_*_values`` read tensor data: only the module shells call
-them, in eager mode.
+Most checks look at shapes, dtypes, devices and Python values only: they cost nothing, never synchronise with a device,
+and run in the pure functions. Those named ``check_*_values`` read tensor data: only the module shells call them, in
+eager mode.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from torch import Tensor
 __all__ = [
     "can_read_values",
     "check_choice",
+    "check_class_id_values",
+    "check_class_ids",
+    "check_class_weights",
     "check_counter",
+    "check_element_targets",
+    "check_element_weights",
     "check_fraction",
     "check_integer",
     "check_logits",
+    "check_nonnegative",
     "check_positive",
+    "check_probability_values",
     "check_row_flags",
     "check_row_weights",
     "check_target_values",
@@ -58,6 +65,12 @@ def check_positive(name: str, value: float) -> None:
     """``value`` must be a finite number above zero."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"expected {name} to be a finite number above 0, got {value}")
+
+
+def check_nonnegative(name: str, value: float) -> None:
+    """``value`` must be a finite number of at least zero."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"expected {name} to be a finite number of at least 0, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -109,8 +122,56 @@ def check_row_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
     return _check_rows(name, weights, logits).detach()
 
 
+def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
+    """One label in [0, 1] of any real dtype for each of the logits, returned without gradient."""
+    _check_floating(logits)
+    if targets.is_complex():
+        raise TypeError(f"expected targets of a real dtype, got {targets.dtype}")
+    if targets.shape != logits.shape:
+        raise ValueError(f"expected targets of shape {list(logits.shape)} like the logits, got {list(targets.shape)}")
+    _check_device("targets", targets, logits)
+    return targets.detach()
+
+
+def check_class_ids(targets: Tensor, logits: Tensor) -> None:
+    """Class ids ``[N, ...]`` of an integer dtype for logits ``[N, C, ...]``."""
+    _check_floating(logits)
+    if logits.dim() < 2 or logits.shape[1] == 0:
+        raise ValueError(f"expected logits of shape [N, C, ...] with at least one class, got {list(logits.shape)}")
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"expected integer class ids as targets, got {targets.dtype}")
+    expected = [logits.shape[0], *logits.shape[2:]]
+    if list(targets.shape) != expected:
+        raise ValueError(
+            f"expected targets of shape {expected} for logits of shape {list(logits.shape)}, got {list(targets.shape)}"
+        )
+    _check_device("targets", targets, logits)
+
+
+def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
+    """A floating-point ``[C]`` for logits ``[N, C, ...]``, returned without gradient."""
+    if not weights.is_floating_point():
+        raise TypeError(f"expected floating-point {name}, got {weights.dtype}")
+    if list(weights.shape) != [logits.shape[1]]:
+        raise ValueError(f"expected {name} of shape {[logits.shape[1]]}, got {list(weights.shape)}")
+    _check_device(name, weights, logits)
+    return weights.detach()
+
+
+def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor:
+    """A real-valued ``[N]`` or weights of the targets' shape ``[N, ...]``, returned without gradient."""
+    if weights.is_complex() or weights.dtype == torch.bool:
+        raise TypeError(f"expected {name} of a real dtype, got {weights.dtype}")
+    allowed = [list(targets.shape[:1]), list(targets.shape)]
+    if list(weights.shape) not in allowed:
+        expected = " or ".join(map(str, allowed if targets.dim() > 1 else allowed[:1]))
+        raise ValueError(f"expected {name} of shape {expected}, got {list(weights.shape)}")
+    _check_device(name, weights, targets)
+    return weights.detach()
+
+
 def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
-    """A finite number above 0 or a 0-dim tensor, as a 0-dim tensor without gradient in the dtype and device of ``like``."""
+    """A finite number above 0 or a 0-dim tensor, as a 0-dim tensor without gradient of ``like``'s dtype and device."""
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
         return torch.full((), temperature, dtype=like.dtype, device=like.device)
@@ -136,11 +197,34 @@ def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *,
         raise ValueError(f"expected {expected} or ignore_index={ignore_index}, got {targets[wrong][0].item()}")
 
 
+def check_probability_values(targets: Tensor, ignore_index: int | None) -> None:
+    """Reads data: labels must lie in [0, 1] or equal ``ignore_index``."""
+    labels = targets if targets.is_floating_point() else targets.float()  # uint8 156 equals -100 if asked as it is
+    allowed = (labels >= 0) & (labels <= 1)
+    wrong = ~(allowed if ignore_index is None else allowed | (labels == ignore_index))
+    if wrong.any():
+        also = "" if ignore_index is None else f" or ignore_index={ignore_index}"
+        raise ValueError(f"expected targets in [0, 1]{also}, got {targets[wrong][0].item()}")
+
+
+def check_class_id_values(targets: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Reads data: class ids must lie in ``[0, C)`` or equal ``ignore_index``."""
+    wrong = ~(((targets >= 0) & (targets < num_classes)) | (targets == ignore_index))
+    if wrong.any():
+        expected = f"class ids in [0, {num_classes}) or ignore_index={ignore_index}"
+        raise ValueError(f"expected {expected}, got {targets[wrong][0].item()}")
+
+
 def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
     """Reads data: weights must be finite and not negative."""
     wrong = ~(weights.isfinite() & (weights >= 0))
     if wrong.any():
         raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
+
+
+def _check_floating(logits: Tensor) -> None:
+    if not logits.is_floating_point():
+        raise TypeError(f"expected floating-point logits, got {logits.dtype}")
 
 
 def _check_rows(name: str, value: Tensor, logits: Tensor) -> Tensor:

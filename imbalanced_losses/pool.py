@@ -188,7 +188,9 @@ def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tenso
     """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
     dtype = torch.promote_types(live.logits.dtype, torch.float32)
     n, q = live.logits.shape[0], queue.logits.shape[0]
-    parts = [(live.logits.to(dtype), live.targets, live.valid, live.iid, live.sample_weight.to(dtype))]
+    parts: list[tuple[Tensor, ...]] = [
+        (live.logits.to(dtype), live.targets, live.valid, live.iid, live.sample_weight.to(dtype))
+    ]
     if q > 0:
         parts.append((queue.logits.to(dtype), queue.targets, queue.valid, queue.iid, queue.sample_weight.to(dtype)))
     elif n == 0:
@@ -225,8 +227,8 @@ def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Te
 def _subsample(pool: Pool, size: int, generator: torch.Generator | None) -> Pool:
     """Keep ``size`` rows: up to ``size // (2 * observed classes)`` random ones of each class, the rest uniformly.
 
-    Rows are brought into random order (ignored ones last); the first of each class are protected; a stable sort moves the
-    protected to the front. Without ``generator`` torch's global one is used, as in ``torch.nn.functional.dropout``.
+    Rows are brought into random order (ignored ones last); the first of each class are protected; a stable sort moves
+    the protected to the front. Without ``generator`` torch's global one is used, as in ``functional.dropout``.
     """
     takes_part = pool.valid.any(0)
     groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [C + 1, M]: rest = label 0

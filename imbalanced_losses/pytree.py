@@ -21,6 +21,7 @@ else:  # typing has it from Python 3.11 on
     def dataclass_transform(**_):
         return lambda decorator: decorator
 
+
 __all__ = ["stack_states", "state_dataclass", "unstack_states"]
 
 T = TypeVar("T")

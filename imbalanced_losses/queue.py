@@ -31,8 +31,8 @@ class QueueState:
     cursor : Tensor [], int64
         The slot that the next row goes to; the oldest row once the ring is full.
     ignore_index : Tensor [], int64
-        The target that marks a slot as ignored. It travels with the state so that :func:`reset_queue` needs nothing else
-        and a loss with another ``ignore_index`` cannot take an unfilled slot for a row.
+        The target that marks a slot as ignored. It travels with the state so that :func:`reset_queue` needs nothing
+        else and a loss with another ``ignore_index`` cannot take an unfilled slot for a row.
     """
 
     logits: Tensor

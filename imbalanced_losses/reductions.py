@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Reduction", "mean_over_mass", "reduce_classes", "weighted_mean"]
+__all__ = ["Reduction", "mean_over_mass", "reduce_classes", "reduce_elements", "weighted_mean"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -32,3 +32,32 @@ def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
         return torch.where(valid, loss, torch.nan)
     total = torch.where(valid, loss, 0).sum(-1)
     return mean_over_mass(total, valid.sum(-1).to(total.dtype)) if reduction == "mean" else total
+
+
+def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None, reduction: Reduction) -> Tensor:
+    """Reduce a loss per element ``[N, ...]`` that is 0 where it does not count.
+
+    Parameters
+    ----------
+    loss : Tensor [N, ...]
+    counted : Tensor [N, ...], bool, optional
+        The elements whose number or mass ``"mean"`` divides by; all of them if left out.
+    weights : Tensor [N] or [N, ...], optional
+        Non-negative. Left out is the same as ones, to the last bit: both divide a sum by a mass.
+    reduction : {"mean", "sum", "none"}
+        ``"none"`` gives the weighted loss ``[N, ...]``.
+    """
+    if weights is not None:
+        weights = weights.reshape(weights.shape + (1,) * (loss.dim() - weights.dim())).to(loss.dtype)
+        loss = loss * weights
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    return mean_over_mass(total, _mass(loss, counted, weights)) if reduction == "mean" else total
+
+
+def _mass(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return loss.new_full((), loss.numel()) if counted is None else counted.sum().to(loss.dtype)
+    weights = weights.expand_as(loss)
+    return (weights if counted is None else torch.where(counted, weights, 0)).sum()

@@ -1,8 +1,9 @@
 """Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and the pairwise pAUC are made of.
 
-One interface, :func:`sigmoid_sums`; behind it a dense form with memory bounded by chunking. Under ``torch.compile`` it is
-one broadcast expression, which the compiler fuses into a reduction and differentiates to any order; in eager mode it is an
-``autograd.Function`` that keeps the scores and weights only and computes each chunk of pairs anew in the backward.
+One interface, :func:`sigmoid_sums`; behind it a dense form with memory bounded by chunking. Under ``torch.compile`` it
+is one broadcast expression, which the compiler fuses into a reduction and differentiates to any order; in eager mode it
+is an ``autograd.Function`` that keeps the scores and weights only and computes each chunk of pairs anew in the
+backward.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def sigmoid_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor
     temperature = temperature.detach().expand(scores.shape[0])
     if torch.compiler.is_compiling():
         return _fusible_sums(scores, weights, temperature)
-    return _SigmoidSums.apply(scores, weights, temperature, 0)  # type: ignore[no-any-return, no-untyped-call]
+    return _sums(scores, weights, temperature, 0)
 
 
 def _fusible_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class _SigmoidSums(torch.autograd.Function):
         ctx.save_for_forward(scores, weights, temperature)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, weights, temperature = ctx.saved_tensors
         order, sign = ctx.order, 1 if ctx.order % 2 else -1
         grad_scores = grad_weights = None
@@ -117,35 +118,40 @@ class _SigmoidSums(torch.autograd.Function):
             # first keeps it from drowning the rest in rounding.
             centred = grad if order % 2 else grad - weights * _projection(grad, weights)
             stacked = torch.cat([weights, centred], 1)
-            above, pull = _SigmoidSums.apply(scores, stacked, temperature, order + 1).chunk(2, 1)  # type: ignore[no-untyped-call]
+            above, pull = _sums(scores, stacked, temperature, order + 1).chunk(2, 1)
             grad_scores = (-sign * weights * pull - centred * above).sum(1) / temperature[:, None]
         if ctx.needs_input_grad[1]:
             # sigmoid^(n)(-x) = (-1)^(n+1) sigmoid^(n)(x), and 1 - sigmoid(x) for n = 0
-            transposed = _SigmoidSums.apply(scores, grad, temperature, order)  # type: ignore[no-untyped-call]
+            transposed = _sums(scores, grad, temperature, order)
             grad_weights = grad.sum(-1, keepdim=True) - grad - transposed if order == 0 else sign * transposed
         return grad_scores, grad_weights, None, None
 
     @staticmethod
-    def jvp(ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, *_: object) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, *_: object) -> Tensor:
         scores, weights, temperature = ctx.saved_tensors
         tangent = torch.zeros_like(weights)
         if weights_t is not None:
-            tangent = tangent + _SigmoidSums.apply(scores, weights_t, temperature, ctx.order)  # type: ignore[no-untyped-call]
+            tangent = tangent + _sums(scores, weights_t, temperature, ctx.order)
         if scores_t is not None:
             stacked = torch.cat([weights * scores_t[:, None], weights], 1)
-            others, own = _SigmoidSums.apply(scores, stacked, temperature, ctx.order + 1).chunk(2, 1)  # type: ignore[no-untyped-call]
+            others, own = _sums(scores, stacked, temperature, ctx.order + 1).chunk(2, 1)
             tangent = tangent + (others - scores_t[:, None] * own) / temperature[:, None, None]
         return tangent
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """A batch of problems is just more rows."""
-        batched = [
+        scores, weights, temperature = (
             arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
             for arg, dim in zip(args[:3], in_dims[:3], strict=True)
-        ]
-        sums = _SigmoidSums.apply(*(arg.flatten(0, 1) for arg in batched), args[3])  # type: ignore[no-untyped-call]
-        return sums.unflatten(0, (info.batch_size, -1)), 0
+        )
+        sums = _sums(scores.flatten(0, 1), weights.flatten(0, 1), temperature.flatten(0, 1), args[3])
+        return sums.reshape(weights.shape), 0
+
+
+def _sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
+    sums: Tensor = _SigmoidSums.apply(scores, weights, temperature, order)  # type: ignore[no-untyped-call]
+    return sums
 
 
 def _projection(grad: Tensor, weights: Tensor) -> Tensor:

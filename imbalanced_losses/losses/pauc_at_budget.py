@@ -91,8 +91,8 @@ def pauc_at_budget(
 ) -> tuple[Tensor, QueueState]:
     r"""Partial-AUC loss, one minus the soft, standardised area under the ROC curve on a band of budgets.
 
-    With the thresholds :math:`t_f = \operatorname{quantile}(\text{ref}, 1 - f)` of the detached reference population and
-    :math:`\tau = \text{temperature} \cdot \text{scale}`,
+    With the thresholds :math:`t_f = \operatorname{quantile}(\text{ref}, 1 - f)` of the detached reference population
+    and :math:`\tau = \text{temperature} \cdot \text{scale}`,
 
     .. math::
         \text{trapezoid:}\quad & \ell = 1 - \textstyle\sum_k c_k \operatorname{mean}_{i \in P}
@@ -101,8 +101,8 @@ def pauc_at_budget(
             \sigma\big((s_i - s_j)/\tau\big), \quad B = \{j \text{ negative}: t_\beta \le s_j \le t_\alpha\}
 
     where :math:`c_k` are the normalised trapezoid weights and means over positives are weighted by ``sample_weight``.
-    A class is invalid without positives (or positive weight) in the numerator, without iid negatives, with a scale of at
-    most 1e-12, and, pairwise, with an empty band.
+    A class is invalid without positives (or positive weight) in the numerator, without iid negatives, with a scale of
+    at most 1e-12, and, pairwise, with an empty band.
 
     Parameters
     ----------
@@ -112,8 +112,8 @@ def pauc_at_budget(
     temperature : float or Tensor [], optional
         Overrides ``cfg.temperature``, in units of the scale.
     iid_mask : Tensor [N], bool, optional
-        False for rows not drawn from the deployment distribution, such as oversampled or mined ones: they never shape the
-        reference, its thresholds and its scale. Default: all True.
+        False for rows not drawn from the deployment distribution, such as oversampled or mined ones: they never shape
+        the reference, its thresholds and its scale. Default: all True.
 
     Returns
     -------
@@ -128,8 +128,8 @@ def pauc_at_budget(
 
     Notes
     -----
-    Cost: one sort of the pool; pairwise adds O(C M^2) time, in O(C M) memory in eager mode. Shifting or positively scaling
-    all scores changes nothing.
+    Cost: one sort of the pool; pairwise adds O(C M^2) time, in O(C M) memory in eager mode. Shifting or positively
+    scaling all scores changes nothing.
 
     References
     ----------
@@ -174,9 +174,9 @@ def pauc_at_budget_per_class(
     """:func:`pauc_at_budget` before its reduction, with diagnostics.
 
     ``diagnostics`` holds detached ``[C]`` tensors: the thresholds ``t_alpha`` and ``t_beta``, the temperature in score
-    units ``tau_eff``, and ``pauc_var``, the population variance over positives of each one's own partial AUC (these four
-    are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and ``grad_pos_count``, the
-    live positives.
+    units ``tau_eff``, and ``pauc_var``, the population variance over positives of each one's own partial AUC (these
+    four are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and
+    ``grad_pos_count``, the live positives.
     """
     pool, new_state = build_pool(
         logits,
@@ -204,7 +204,7 @@ def pauc_at_budget_per_class(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Budget:
-    """Thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C], whether its scale is usable [C]."""
+    """Thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C], whether it has a scale [C]."""
 
     thresholds: Tensor
     tau: Tensor
@@ -230,7 +230,8 @@ def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
 def _within_band(pool: Pool, budget: _Budget) -> Tensor:
     """Bool [C, M]: ``t_beta <= s <= t_alpha``."""
     scores, thresholds = pool.scores.detach(), budget.thresholds.detach()
-    return (scores >= thresholds[:, -1:]) & (scores <= thresholds[:, :1])
+    # not two comparisons joined by "and": torch 2.8 compiles the gradient of those into code that corrupts memory
+    return scores.clamp(min=thresholds[:, -1:], max=thresholds[:, :1]) == scores
 
 
 def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:

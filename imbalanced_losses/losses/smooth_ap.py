@@ -159,5 +159,5 @@ def _one_minus_precision(pool: Pool) -> Tensor:
     above_positive, above_negative = sigmoid_sums(pool.scores, masks, pool.temperature).unbind(1)
     rank_among_positives = 1 + above_positive
     rank = rank_among_positives + above_negative
-    # R^-/R is exact for a small loss and 1 - R^+/R for a large one; the gradient of either alone cancels at the other end
+    # R^-/R is exact for a small loss, 1 - R^+/R for a large one; the gradient of either alone cancels at the other end
     return torch.where(above_negative < rank_among_positives, above_negative / rank, 1 - rank_among_positives / rank)

@@ -67,7 +67,7 @@ class _RankingLoss(nn.Module, ABC):
         return ", ".join(settings)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """``loss.temperature = x`` fills the buffer, so that a schedule costs no compilation and ``state_dict`` sees it."""
+        """``loss.temperature = x`` fills the buffer: no compilation for a schedule, and ``state_dict`` sees it."""
         if name == "temperature":
             with torch.no_grad():
                 self.temperature.copy_(check_temperature(value, self.temperature))
@@ -374,7 +374,7 @@ class PAUCAtBudgetLoss(_RankingLoss):
         *,
         sample_weight: Tensor | None = None,
     ) -> Tensor | tuple[Tensor | dict[str, Tensor], ...]:
-        """Give the loss; with the flags ``(loss, per_class, valid)``, ``(loss, stats)`` or ``(loss, per_class, valid, stats)``."""
+        """Give the loss, or the tuple of it, ``per_class`` and ``valid``, and ``stats``, as the flags ask for."""
         result = self._step(logits, targets, iid_mask, sample_weight)
         outputs = self._outputs(result, return_per_class)
         if return_diagnostics:

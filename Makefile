@@ -1,0 +1,57 @@
+# make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
+# make test         lint, then the whole suite against the installed package, with its coverage gate
+# make lint         style, format, types, layers
+# make bench        forward + backward of every loss beside torch.sort of the same scores
+# make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
+# make clean        removes the environments, caches and pictures
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PYTEST_FLAGS ?=
+# one process per core, so each needs one thread only
+PYTEST_WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# directories too, so that a removed file counts as a change
+SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
+
+.PHONY: demo test lint suite bench test-oldest clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
+
+test: lint
+	$(MAKE) --no-print-directory suite PYTEST_FLAGS='--cov --cov-report=term-missing $(PYTEST_FLAGS)'
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+suite: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PYTEST_WORKERS) $(PYTEST_FLAGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+
+test-oldest:
+	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+# Two stamps: the dependencies are looked at again only when their list changes, the package itself with every source file.
+$(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet 'hatchling>=1.27'
+	$(PIP) install --no-build-isolation --constraint $(CONSTRAINTS) '.[dev]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -f toy_demo.png
+	find imbalanced_losses tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

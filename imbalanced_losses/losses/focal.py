@@ -1,0 +1,234 @@
+"""The focal losses: cross-entropy times a power of the probability that the model gives to the wrong answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import (
+    check_choice,
+    check_class_ids,
+    check_class_weights,
+    check_element_targets,
+    check_element_weights,
+    check_fraction,
+    check_integer,
+    check_nonnegative,
+)
+from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal, precise_dtype
+from imbalanced_losses.reductions import Reduction, reduce_elements
+
+__all__ = ["SigmoidFocalConfig", "SoftmaxFocalConfig", "SoftmaxReduction", "sigmoid_focal", "softmax_focal"]
+
+SoftmaxReduction = Literal["mean", "sum", "none", "mean_positive"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigmoidFocalConfig:
+    """Configuration of :func:`sigmoid_focal`.
+
+    Parameters
+    ----------
+    alpha : float
+        Weight of the label 1 in [0, 1], against ``1 - alpha`` of the label 0; -1 switches the weights off.
+    gamma : float
+        At least 0. How fast well-classified elements lose influence; 0 is binary cross-entropy.
+    reduction : {"mean", "sum", "none"}
+        ``"mean"`` divides by the number (with weights: by the weight mass) of elements that are not ignored.
+    ignore_index : int, optional
+        Elements with this target take no part and get zero gradient.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+    reduction: Reduction = "mean"
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.alpha == -1 or 0 <= self.alpha <= 1):
+            raise ValueError(f"expected alpha in [0, 1], or -1 to switch it off, got {self.alpha}")
+        check_nonnegative("gamma", self.gamma)
+        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
+        if self.ignore_index is not None:
+            check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftmaxFocalConfig:
+    """Configuration of :func:`softmax_focal`.
+
+    Parameters
+    ----------
+    alpha : sequence of C floats, optional
+        Non-negative class weights; kept as a tuple.
+    gamma : float
+        At least 0. How fast well-classified positions lose influence; 0 is cross-entropy.
+    reduction : {"mean", "sum", "none", "mean_positive"}
+        ``"mean"`` divides by the number (with sample weights: by the mass) of positions that are not ignored, also with
+        ``alpha``. ``"mean_positive"`` divides the same sum by the number (mass) of those not of ``background_class``.
+    ignore_index : int
+        Positions with this target take no part and get zero gradient.
+    background_class : int
+        The class that ``"mean_positive"`` does not count.
+    label_smoothing : float
+        In [0, 1], as in ``torch.nn.functional.cross_entropy``.
+    """
+
+    alpha: tuple[float, ...] | None = None
+    gamma: float = 2.0
+    reduction: SoftmaxReduction = "mean"
+    ignore_index: int = -100
+    background_class: int = 0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", tuple(float(weight) for weight in self.alpha))
+            for weight in self.alpha:
+                check_nonnegative("every weight in alpha", weight)
+        check_nonnegative("gamma", self.gamma)
+        check_choice("reduction", self.reduction, ("mean", "sum", "none", "mean_positive"))
+        check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
+        check_integer("background_class", self.background_class, minimum=0)
+        check_fraction("label_smoothing", self.label_smoothing)
+
+
+def sigmoid_focal(
+    logits: Tensor, targets: Tensor, cfg: SigmoidFocalConfig, *, sample_weight: Tensor | None = None
+) -> Tensor:
+    r"""Focal loss of independent binary decisions.
+
+    With :math:`p = \sigma(z)` and the label :math:`y`,
+
+    .. math::
+        \ell = \alpha_t (1 - p_t)^\gamma \,\mathrm{CE}, \qquad
+        p_t = y p + (1 - y)(1 - p), \quad \alpha_t = y \alpha + (1 - y)(1 - \alpha), \quad
+        \mathrm{CE} = -y \log p - (1 - y) \log(1 - p)
+
+    For labels 0 and 1 this is the paper's loss, as then :math:`\mathrm{CE} = -\log p_t`. For labels between them the
+    cross-entropy stays the cross-entropy, so that :math:`\gamma = 0` is binary cross-entropy for any labels.
+
+    Parameters
+    ----------
+    logits : Tensor of any shape [N, ...], any floating dtype
+        Raw scores. Arithmetic runs in float32 (float64 for float64 logits), also under autocast.
+    targets : Tensor of the logits' shape, any real dtype
+        Labels in [0, 1], or ``cfg.ignore_index``. They carry no gradient.
+    cfg : SigmoidFocalConfig
+    sample_weight : Tensor [N] or of the logits' shape, optional
+        Non-negative, finite. It carries no gradient.
+
+    Returns
+    -------
+    Tensor [] or, with ``reduction="none"``, of the logits' shape
+        Not finite if a logit is not, unless it is ignored. 0 if there is nothing to count.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype or device does not fit. Values of labels and weights are checked by the module shell.
+
+    Notes
+    -----
+    Cost: O(1) per element. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest.
+
+    References
+    ----------
+    Lin, Goyal, Girshick, He, Dollar. Focal Loss for Dense Object Detection. ICCV 2017, eq. 5.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import SigmoidFocalConfig, sigmoid_focal
+    >>> logits, targets = torch.tensor([0.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, 0.0])
+    >>> cfg = SigmoidFocalConfig(alpha=-1, reduction="none")
+    >>> sigmoid_focal(logits, targets, cfg)  # 0.5^2 log 2, and little for the two that are right
+    tensor([0.1733, 0.0227, 0.0227])
+    """
+    targets = check_element_targets(targets, logits)
+    weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
+    loss = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)(logits, targets)
+    counted = None if cfg.ignore_index is None else targets.to(loss.dtype) != cfg.ignore_index
+    return reduce_elements(loss, counted, weights, cfg.reduction)
+
+
+def softmax_focal(
+    logits: Tensor,
+    targets: Tensor,
+    cfg: SoftmaxFocalConfig,
+    *,
+    alpha: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Focal loss of one decision between C classes.
+
+    With :math:`p = \mathrm{softmax}(z)`, the target class :math:`y` and the label smoothing :math:`\varepsilon`,
+
+    .. math::
+        \ell = (1 - p_y)^\gamma \Big[ -(1 - \varepsilon)\, \alpha_y \log p_y
+        - \frac{\varepsilon}{C} \sum_c \alpha_c \log p_c \Big]
+
+    The bracket is what ``torch.nn.functional.cross_entropy`` gives with ``weight=alpha`` and ``reduction="none"``.
+    Unlike there, ``"mean"`` divides by the number of positions, not by the sum of their class weights.
+
+    Parameters
+    ----------
+    logits : Tensor [N, C, ...], any floating dtype
+        Raw scores. Arithmetic runs in float32 (float64 for float64 logits), also under autocast.
+    targets : Tensor [N, ...], integer
+        Class ids in [0, C), or ``cfg.ignore_index``.
+    cfg : SoftmaxFocalConfig
+    alpha : Tensor [C], optional
+        Overrides ``cfg.alpha``: weights that already are on the device need no copy each step. It carries no gradient.
+    sample_weight : Tensor [N] or [N, ...], optional
+        Non-negative, finite. It carries no gradient.
+
+    Returns
+    -------
+    Tensor [] or, with ``reduction="none"``, [N, ...]
+        Not finite if a logit (of any class) is not, unless its position is ignored: to rule a class out give it a large
+        negative logit instead of ``-inf``. 0 if there is nothing to count.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype or device does not fit. Values of class ids and weights are checked by the module shell.
+
+    Notes
+    -----
+    Cost: O(C) per position. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest.
+
+    References
+    ----------
+    Lin, Goyal, Girshick, He, Dollar. Focal Loss for Dense Object Detection. ICCV 2017, eq. 5.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import SoftmaxFocalConfig, softmax_focal
+    >>> logits, targets = torch.tensor([[0.0, 0.0], [1.0, -1.0]]), torch.tensor([1, 0])
+    >>> softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=1.0, reduction="none"))  # 0.5 log 2, and little
+    tensor([0.3466, 0.0151])
+    """
+    check_class_ids(targets, logits)
+    if cfg.background_class >= logits.shape[1]:
+        raise ValueError(f"expected background_class in [0, {logits.shape[1]}), got {cfg.background_class}")
+    weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
+    focal = SoftmaxFocal(cfg.gamma, cfg.ignore_index, cfg.label_smoothing)
+    loss = focal(logits, targets, _class_weights(logits, cfg, alpha))
+    classes = targets.long()
+    counted = classes != cfg.ignore_index
+    if cfg.reduction == "mean_positive":
+        return reduce_elements(loss, counted & (classes != cfg.background_class), weights, "mean")
+    return reduce_elements(loss, counted, weights, cfg.reduction)
+
+
+def _class_weights(logits: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None) -> Tensor | None:
+    if alpha is None and cfg.alpha is None:
+        return None
+    dtype = precise_dtype(logits)
+    weights = torch.tensor(cfg.alpha, dtype=dtype, device=logits.device) if alpha is None else alpha
+    return check_class_weights("alpha", weights, logits).to(dtype)

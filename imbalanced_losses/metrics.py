@@ -1,0 +1,297 @@
+"""Exact metrics: what each ranking loss tends to as its temperature goes to zero.
+
+They take the losses' inputs, ties and all, and are pure torch functions of static shape: they run on any device, under
+``torch.compile`` and ``torch.func.vmap``, and never wait for the device. They carry no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from imbalanced_losses.checks import check_choice, check_fraction
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
+from imbalanced_losses.pool import Pool, RankingConfig, build_pool
+from imbalanced_losses.queue import init_queue
+from imbalanced_losses.reductions import weighted_mean
+
+__all__ = ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"]
+
+
+def average_precision(
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    multilabel: bool = False,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Average precision, the limit of one minus the Smooth-AP loss.
+
+    For the positives :math:`P` of a class, with :math:`n(s)` the rows that score at least :math:`s` and :math:`n^+(s)`
+    the positives among them,
+
+    .. math:: \mathrm{AP} = \frac{\sum_{i \in P} w_i \, n^+(s_i) / n(s_i)}{\sum_{i \in P} w_i}
+
+    which is scikit-learn's ``average_precision_score``. Among tied rows the loss's limit counts each row by half, this
+    metric in full.
+
+    Parameters
+    ----------
+    scores : Tensor [N, C] or [N] for one class, any floating dtype
+        Logits or probabilities: only their order counts.
+    targets : Tensor [N] or [N, 1], integer, or [N, C] in {0, 1} if ``multilabel``
+        Labels in {0, 1} for one column of scores, else class ids, one-vs-rest.
+    multilabel : bool
+        Targets are ``[N, C]`` labels in {0, 1}.
+    ignore_index : int
+        Rows (multi-label: elements) with this target take no part.
+    sample_weight : Tensor [N], optional
+        Non-negative, finite. Weighs the terms of the positives; ranks stay counts.
+
+    Returns
+    -------
+    Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
+        In [0, 1]; ``nan`` for a class without positives, or with scores that are not finite. Cost: O(C N log N).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype or device does not fit. Values of labels and weights are not looked at.
+
+    Examples
+    --------
+    >>> scores, targets = torch.tensor([0.9, 0.8, 0.4, 0.1]), torch.tensor([1, 0, 1, 0])
+    >>> average_precision(scores, targets)  # the positives have ranks 1 and 3: (1/1 + 2/3) / 2
+    tensor(0.8333)
+    """
+    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    groups = _ascending(pool.scores)
+    positives, rows = (_count_at_or_above(mask, *groups) for mask in (pool.positive, pool.valid))
+    precision = positives.to(pool.scores.dtype) / rows.clamp_min(1)
+    return _result(pool, weighted_mean(precision, pool.positive_weight), multilabel)
+
+
+def recall_at_quantile(
+    scores: Tensor,
+    targets: Tensor,
+    quantile: float = 0.005,
+    interpolation: Interpolation = "higher",
+    *,
+    multilabel: bool = False,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Recall at the threshold that the top ``quantile`` of all rows reach, the limit of one minus that loss.
+
+    .. math:: \theta = \mathrm{quantile}(s, 1 - q), \qquad
+        \mathrm{recall} = \frac{\sum_{i \in P} w_i \, [s_i \ge \theta]}{\sum_{i \in P} w_i}
+
+    The loss's limit counts a positive exactly at the threshold by half, this metric in full. With rows tied at the
+    threshold the share of alerts may exceed ``quantile``; :func:`coverage_at_budget` never exceeds its budget.
+
+    Parameters
+    ----------
+    scores, targets, multilabel, ignore_index, sample_weight
+        As in :func:`average_precision`.
+    quantile : float in [0, 1]
+        Share of all rows, of any class, above the threshold.
+    interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
+        Of the threshold between two scores, as in ``torch.quantile``.
+
+    Returns
+    -------
+    Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
+        In [0, 1]; ``nan`` for a class without positives, or with scores that are not finite. Cost: O(C N log N).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`average_precision`; also if ``quantile`` or ``interpolation`` is not one of the above.
+
+    Examples
+    --------
+    >>> scores, targets = torch.tensor([0.9, 0.8, 0.4, 0.1, 0.0]), torch.tensor([1, 0, 1, 0, 0])
+    >>> recall_at_quantile(scores, targets, quantile=0.25)  # the threshold is 0.8
+    tensor(0.5000)
+    """
+    check_fraction("quantile", quantile)
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
+    return _result(pool, _share_of_positives(pool, pool.scores >= threshold), multilabel)
+
+
+def partial_auc(
+    scores: Tensor,
+    targets: Tensor,
+    alpha: float = 0.0,
+    beta: float = 0.005,
+    *,
+    multilabel: bool = False,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Normalised area under the ROC curve between two false positive rates, the limit of one minus the pAUC loss.
+
+    .. math:: \mathrm{pAUC} = \frac{1}{\beta - \alpha} \int_\alpha^\beta \mathrm{TPR}(f) \, \mathrm{d}f
+
+    The curve is piecewise linear through the points of scikit-learn's ``roc_curve``; tied scores are a diagonal. The
+    area is the mean true positive rate in the band: 1 is perfect and ``(alpha + beta) / 2`` is chance, unlike in
+    McClish's standardisation, which scikit-learn applies in ``roc_auc_score(max_fpr=...)``.
+
+    Parameters
+    ----------
+    scores, targets, multilabel, ignore_index, sample_weight
+        As in :func:`average_precision`. Weights enter the true positive rate only.
+    alpha, beta : float
+        False positive rates, ``0 <= alpha < beta <= 1``.
+
+    Returns
+    -------
+    Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
+        In [0, 1]; ``nan`` for a class without positives or without negatives, or with scores that are not finite.
+        Cost: O(C N log N).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`average_precision`; also if the band is empty or leaves [0, 1].
+
+    Examples
+    --------
+    >>> scores, targets = torch.tensor([0.9, 0.8, 0.4, 0.1]), torch.tensor([1, 0, 1, 0])
+    >>> partial_auc(scores, targets, beta=0.5)  # the first negative comes after one of the two positives
+    tensor(0.5000)
+    """
+    if not 0 <= alpha < beta <= 1:
+        raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
+    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    negatives = pool.negative.sum(-1, keepdim=True)
+    area = _band_area(pool, negatives, alpha, beta) / (beta - alpha)
+    # the clamp takes off what rounding adds to a perfect curve
+    return _result(pool, torch.where(negatives[:, 0] > 0, area.clamp(0, 1), torch.nan), multilabel)
+
+
+def coverage_at_budget(
+    scores: Tensor,
+    targets: Tensor,
+    budget: float = 0.005,
+    budget_basis: Literal["population", "fpr"] = "population",
+    *,
+    multilabel: bool = False,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Share of the positives that the largest set of alerts within a budget captures.
+
+    .. math:: \mathrm{coverage} = \frac{\sum_{i \in P} w_i \, [n(s_i) \le b \, n]}{\sum_{i \in P} w_i}
+
+    with :math:`n(s)` the rows (``"population"``) or negatives (``"fpr"``) that score at least :math:`s`, out of
+    :math:`n`. A set of alerts is all rows above some threshold: of tied rows all or none are in it.
+
+    Parameters
+    ----------
+    scores, targets, multilabel, ignore_index, sample_weight
+        As in :func:`average_precision`.
+    budget : float in [0, 1]
+        50 basis points are 0.005. Rounding is forgiven: a budget of 0.29 of 100 rows is 29 rows.
+    budget_basis : {"population", "fpr"}
+        Alerts as a share of all rows, or false alerts as a share of the negatives.
+
+    Returns
+    -------
+    Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
+        In [0, 1]; ``nan`` for a class without positives (for ``"fpr"`` also without negatives), or with scores that are
+        not finite. Cost: O(C N log N).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`average_precision`; also if ``budget`` or ``budget_basis`` is not one of the above.
+
+    Examples
+    --------
+    >>> scores, targets = torch.tensor([0.9, 0.8, 0.4, 0.1]), torch.tensor([1, 0, 1, 0])
+    >>> coverage_at_budget(scores, targets, budget=0.5)  # two alerts: 0.9 and 0.8
+    tensor(0.5000)
+    """
+    check_fraction("budget", budget)
+    check_choice("budget_basis", budget_basis, ("population", "fpr"))
+    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    paid = pool.valid if budget_basis == "population" else pool.negative
+    total = paid.sum(-1, keepdim=True).to(pool.scores.dtype)
+    allowed = total * (budget * (1 + 4 * torch.finfo(pool.scores.dtype).eps))
+    covered = _share_of_positives(pool, _count_at_or_above(paid, *_ascending(pool.scores)) <= allowed)
+    return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
+
+
+def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, sample_weight: Tensor | None) -> Pool:
+    """One-vs-rest problems: the pool of one batch and no queue, so that masks mean here what they mean there."""
+    if scores.dim() not in (1, 2):
+        raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
+    num_classes = 1 if scores.dim() == 1 else scores.shape[1]
+    pool, _ = build_pool(
+        scores.detach(),
+        targets,
+        init_queue(0, num_classes, multilabel=multilabel, ignore_index=ignore_index, device=scores.device),
+        RankingConfig(num_classes=num_classes, multilabel=multilabel, ignore_index=ignore_index),
+        temperature=None,
+        iid_mask=None,
+        sample_weight=sample_weight,
+        update_queue=False,
+        generator=None,
+    )
+    return pool
+
+
+def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
+    """Put ``nan`` where there is nothing to find or a score is not finite; one class is 0-dim."""
+    metric = torch.where((pool.positive_weight > 0).any(-1), metric * pool.poison, torch.nan)
+    return metric if multilabel or metric.shape[0] > 1 else metric[0]
+
+
+def _share_of_positives(pool: Pool, chosen: Tensor) -> Tensor:
+    return weighted_mean(chosen.to(pool.scores.dtype), pool.positive_weight)
+
+
+def _count_at_or_above(counted: Tensor, order: Tensor, first: Tensor) -> Tensor:
+    """For each row the number of ``counted [C, M]`` rows that score at least as much."""
+    sorted_counted = counted.gather(-1, order).long()
+    below = (sorted_counted.cumsum(-1) - sorted_counted).gather(-1, first)
+    at_or_above = sorted_counted.sum(-1, keepdim=True) - below
+    return torch.zeros_like(at_or_above).scatter(-1, order, at_or_above)
+
+
+def _ascending(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort; returns the order, and for each sorted position the first position of its group of ties."""
+    ascending, order = scores.sort(-1)
+    positions = torch.arange(scores.shape[-1], device=scores.device)
+    is_first = functional.pad(ascending[..., 1:] != ascending[..., :-1], (1, 0), value=True)
+    return order, torch.where(is_first, positions, 0).cummax(-1).values
+
+
+def _band_area(pool: Pool, negatives: Tensor, alpha: float, beta: float) -> Tensor:
+    """Area under the ROC curve between two rates: one trapezoid, clipped to the band, per group of ties."""
+    order, first = _ascending(-pool.scores)
+    weight = pool.positive_weight
+    fpr_start, fpr = _curve(pool.negative.long(), negatives, order, first, pool.scores.dtype)
+    tpr_start, tpr = _curve(weight, weight.sum(-1, keepdim=True), order, first, pool.scores.dtype)
+    width = fpr - fpr_start
+    slope = (tpr - tpr_start) / torch.where(width > 0, width, 1)
+    left, right = fpr_start.clamp(alpha, beta), fpr.clamp(alpha, beta)
+    height = tpr_start + slope * ((left + right) / 2 - fpr_start)
+    is_last = functional.pad(first[..., 1:] != first[..., :-1], (0, 1), value=True)
+    return torch.where(is_last, (right - left) * height, 0).sum(-1)
+
+
+def _curve(counted: Tensor, total: Tensor, order: Tensor, first: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Share of ``counted [C, M]`` before each sorted position's group of ties, and up to the position itself."""
+    sorted_counted = counted.gather(-1, order)
+    upto = sorted_counted.cumsum(-1)
+    before = (upto - sorted_counted).gather(-1, first)
+    total = torch.where(total > 0, total, 1).to(dtype)
+    return before.to(dtype) / total, upto.to(dtype) / total

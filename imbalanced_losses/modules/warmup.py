@@ -1,0 +1,274 @@
+"""Warm-up on one loss, then another: :mod:`imbalanced_losses.schedule` as a module around two losses."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from imbalanced_losses import schedule
+from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
+
+__all__ = ["LossWarmupWrapper"]
+
+SCHEDULE_FIELDS = ("epoch", "step", "switch_step")
+
+
+@final
+class LossWarmupWrapper(nn.Module):
+    """Train on an easy loss first, blend over to a ranking loss, then anneal the ranking loss's temperature.
+
+    ``loss = (1 - w) * warmup_loss + w * main_loss`` with ``w`` from :func:`~imbalanced_losses.schedule.main_weight`: in
+    warm-up only ``warmup_loss`` runs, at ``w = 1`` only ``main_loss``. ``main_loss.temperature`` follows
+    :func:`~imbalanced_losses.schedule.temperature`, and ``main_loss.reset_queue()`` is called once, when warm-up ends.
+
+    The training loop calls :meth:`on_train_epoch_start` and :meth:`on_train_batch_start`. The schedule is part of
+    ``state_dict()``: a resumed run goes on as if it had never stopped.
+
+    Parameters
+    ----------
+    warmup_loss, main_loss : nn.Module
+        Called with ``(logits, targets)``. Keyword arguments go to ``main_loss`` whenever it runs, ``sample_weight``
+        also to a ``warmup_loss`` whose ``forward`` takes it.
+    warmup_epochs, temp_start, temp_end, temp_decay_steps, blend_epochs
+        As in :class:`~imbalanced_losses.schedule.ScheduleConfig`.
+    reset_queue_each_epoch : bool
+        Empty the queue also at the start of each epoch after warm-up.
+    gather_distributed : bool, optional
+        If not ``None``, overrides the attribute of that name of both losses.
+    warmup_steps, blend_steps, final_main_weight
+        As in :class:`~imbalanced_losses.schedule.ScheduleConfig`.
+
+    Attributes
+    ----------
+    config : ScheduleConfig
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the schedule is not a valid :class:`~imbalanced_losses.schedule.ScheduleConfig`.
+
+    Warns
+    -----
+    UserWarning
+        If ``main_loss`` has no ``temperature`` or no ``reset_queue``; and once, if the main loss trains without a call
+        of :meth:`on_train_batch_start`.
+
+    Notes
+    -----
+    No hook and no forward waits for a device: a copy of the schedule's state on the host, advanced by the same pure
+    functions, decides which losses run. That changes at most twice in a run, and with it a compiled graph.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import SmoothAPLoss
+    >>> loss_fn = LossWarmupWrapper(torch.nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1), warmup_epochs=1)
+    >>> logits, targets = torch.randn(8), torch.tensor([1.0, 0, 0, 0, 0, 1, 0, 0])
+    >>> for epoch in range(2):
+    ...     loss_fn.on_train_epoch_start(epoch)
+    ...     for step in range(3):
+    ...         loss_fn.on_train_batch_start(3 * epoch + step)
+    ...         loss = loss_fn(logits, targets)
+    ...     print(epoch, loss_fn.in_warmup, loss_fn.main_weight)
+    0 True 0.0
+    1 False 1.0
+    """
+
+    epoch: Tensor
+    step: Tensor
+    switch_step: Tensor
+
+    def __init__(
+        self,
+        warmup_loss: nn.Module,
+        main_loss: nn.Module,
+        warmup_epochs: int = 0,
+        temp_start: float = 0.05,
+        temp_end: float = 0.005,
+        temp_decay_steps: int = 10_000,
+        blend_epochs: int = 0,
+        reset_queue_each_epoch: bool = False,
+        gather_distributed: bool | None = None,
+        warmup_steps: int | None = None,
+        blend_steps: int | None = None,
+        final_main_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.config = ScheduleConfig(
+            warmup_epochs=warmup_epochs,
+            temp_start=temp_start,
+            temp_end=temp_end,
+            temp_decay_steps=temp_decay_steps,
+            blend_epochs=blend_epochs,
+            warmup_steps=warmup_steps,
+            blend_steps=blend_steps,
+            final_main_weight=final_main_weight,
+        )
+        self.warmup_loss = warmup_loss
+        self.main_loss = main_loss
+        self.reset_queue_each_epoch = reset_queue_each_epoch
+        self._weights_warmup = _takes(warmup_loss, "sample_weight")
+        self._awaits_batch_hook = True
+        _warn_of_missing_hooks(main_loss)
+        if gather_distributed is not None:
+            _override_gather(gather_distributed, warmup_loss, main_loss)
+        state = schedule.init_schedule(self.config)
+        for field in SCHEDULE_FIELDS:
+            self.register_buffer(field, getattr(state, field))
+        self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
+        self._follow(schedule.init_schedule(self.config, device="cpu"))
+
+    @property
+    def schedule_state(self) -> ScheduleState:
+        """The buffers as the state that the pure functions take (not a copy)."""
+        return ScheduleState(epoch=self.epoch, step=self.step, switch_step=self.switch_step)
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether only the warm-up loss runs."""
+        return self._phase == "warmup"
+
+    @property
+    def in_blend(self) -> bool:
+        """Whether the main loss's weight is rising."""
+        return self._phase == "blend"
+
+    @property
+    def main_weight(self) -> float:
+        """Weight of the main loss, in [0, 1]."""
+        return float(schedule.main_weight(self._host_state, self.config))
+
+    @property
+    def ap_weight(self) -> float:
+        """Another name of :attr:`main_weight`, from the library's predecessor."""
+        return self.main_weight
+
+    @property
+    def current_temperature(self) -> float | None:
+        """The schedule's temperature; ``None`` if the main loss has none."""
+        return float(schedule.temperature(self._host_state, self.config)) if self._has_temperature else None
+
+    def on_train_epoch_start(self, epoch: int) -> None:
+        """Call when a training epoch begins.
+
+        Parameters
+        ----------
+        epoch : int >= 0
+            From 0.
+        """
+        self._advance(schedule.start_epoch(self._host_state, self.config, epoch), reset=self.reset_queue_each_epoch)
+
+    def on_train_batch_start(self, global_step: int) -> None:
+        """Call before each training batch.
+
+        Parameters
+        ----------
+        global_step : int >= 0
+            From 0, counted over all epochs.
+        """
+        self._advance(schedule.start_step(self._host_state, self.config, global_step))
+        self._awaits_batch_hook = False
+
+    def forward(self, logits: Tensor, targets: Tensor, **kwargs: Any) -> Any:
+        """Give the loss of the phase that training is in.
+
+        Parameters
+        ----------
+        logits, targets : Tensor
+            As the two losses want them.
+        **kwargs
+            For the main loss; in warm-up all but ``sample_weight`` are dropped.
+
+        Returns
+        -------
+        Tensor or tuple
+            The loss. Where the main loss gives a tuple (``return_per_class=True``), its first element is the loss to be
+            mixed and the rest is passed on.
+        """
+        if self._phase == "warmup":
+            return self._run_warmup_loss(logits, targets, kwargs)
+        if not torch.compiler.is_compiling():
+            self._warn_if_standing_still()
+        if self._phase == "main" and self.config.final_main_weight == 1:
+            return self.main_loss(logits, targets, **kwargs)
+        # first the loss without a queue: if its inputs are wrong, the queue has not moved yet
+        warmup = self._run_warmup_loss(logits, targets, kwargs)
+        main = self.main_loss(logits, targets, **kwargs)
+        weight = schedule.main_weight(self.schedule_state, self.config)
+        if isinstance(main, tuple):
+            return schedule.blend(warmup, main[0], weight), *main[1:]
+        return schedule.blend(warmup, main, weight)
+
+    @property
+    def _has_temperature(self) -> bool:
+        return getattr(self.main_loss, "temperature", None) is not None
+
+    def _run_warmup_loss(self, logits: Tensor, targets: Tensor, kwargs: dict[str, Any]) -> Any:
+        if self._weights_warmup and "sample_weight" in kwargs:
+            return self.warmup_loss(logits, targets, sample_weight=kwargs["sample_weight"])
+        return self.warmup_loss(logits, targets)
+
+    def _advance(self, state: ScheduleState, reset: bool = False) -> None:
+        """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
+        was_in_warmup = self.in_warmup
+        self._follow(state)
+        for field in SCHEDULE_FIELDS:
+            # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
+            getattr(self, field).fill_(int(getattr(state, field)))
+        reset_queue = getattr(self.main_loss, "reset_queue", None)
+        if not self.in_warmup and (was_in_warmup or reset) and reset_queue is not None:
+            reset_queue()
+
+    def _follow(self, state: ScheduleState) -> None:
+        """Set what lives on the host, and the main loss's temperature, to a state on the host."""
+        self._host_state = state
+        self._phase = schedule.PHASES[int(schedule.phase(state, self.config))]
+        if self._has_temperature:
+            _set_temperature(self.main_loss, float(schedule.temperature(state, self.config)))
+
+    def _warn_if_standing_still(self) -> None:
+        moves_by_step = self._has_temperature or self.config.counts_steps
+        if self.training and self._awaits_batch_hook and moves_by_step:
+            self._awaits_batch_hook = False
+            warnings.warn(
+                "expected a call of on_train_batch_start before each training batch, got none: "
+                "temperature and step-wise blending stand still",
+                stacklevel=5,
+            )
+
+
+def _follow_loaded_state(wrapper: LossWarmupWrapper, _: object) -> None:
+    """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
+    state = {field: getattr(wrapper, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS}
+    wrapper._follow(ScheduleState(**state))
+
+
+def _takes(loss: nn.Module, keyword: str) -> bool:
+    parameters = inspect.signature(loss.forward).parameters
+    return keyword in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _warn_of_missing_hooks(main_loss: nn.Module) -> None:
+    missing = [name for name in ("temperature", "reset_queue") if getattr(main_loss, name, None) is None]
+    if missing:
+        names = " and no ".join(missing)
+        warnings.warn(f"{type(main_loss).__name__} has no {names}: the schedule goes without", stacklevel=3)
+
+
+def _override_gather(gather_distributed: bool, *losses: nn.Module) -> None:
+    for loss in losses:
+        if hasattr(loss, "gather_distributed"):
+            loss.gather_distributed = gather_distributed  # type: ignore[assignment]
+
+
+def _set_temperature(loss: nn.Module, value: float) -> None:
+    """Fill the tensor that ``loss.temperature`` is, else assign the number to the attribute or property."""
+    current = getattr(loss, "temperature", None)
+    if isinstance(current, Tensor) and not isinstance(getattr(type(loss), "temperature", None), property):
+        with torch.no_grad():
+            current.fill_(value)
+    else:
+        loss.temperature = value  # type: ignore[assignment]

@@ -1,0 +1,320 @@
+"""The training schedule: warm-up, blend, main phase and temperature decay as functions of an immutable state.
+
+A schedule is a function of two counters that the training loop advances, and of the step at which the main phase began.
+All of it is tensor arithmetic: one compilation serves every step, and an ensemble of schedules is a ``vmap``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import check_counter, check_fraction, check_integer, check_positive
+from imbalanced_losses.pytree import state_dataclass
+
+__all__ = [
+    "PHASES",
+    "ScheduleConfig",
+    "ScheduleState",
+    "blend",
+    "init_schedule",
+    "main_weight",
+    "phase",
+    "start_epoch",
+    "start_step",
+    "temperature",
+]
+
+PHASES = ("warmup", "blend", "main")
+"""Names of the phases, indexed by :func:`phase`."""
+
+_BEFORE_THE_SWITCH = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """What is chosen once: the lengths of the phases and the ends of the temperature decay.
+
+    Phases are counted in epochs, or in steps as soon as ``warmup_steps`` or ``blend_steps`` is given (the other one is
+    then 0). The main loss runs in the blend and in the main phase.
+
+    Parameters
+    ----------
+    warmup_epochs : int >= 0
+        Epochs on the warm-up loss alone.
+    temp_start, temp_end : float > 0
+        Temperature at the first step after warm-up, and ``temp_decay_steps`` steps later.
+    temp_decay_steps : int >= 1
+        Length of the geometric decay from ``temp_start`` to ``temp_end``.
+    blend_epochs : int >= 0
+        Epochs after warm-up over which the main loss's weight rises linearly to ``final_main_weight``.
+    warmup_steps, blend_steps : int >= 0, optional
+        The same in steps.
+    final_main_weight : float in (0, 1]
+        Weight of the main loss after the blend; below 1 the warm-up loss stays in the mix for good. 0 is refused: a
+        main loss that never counts is a mistake.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is out of range, or the phases are given both in epochs and in steps.
+
+    Examples
+    --------
+    >>> ScheduleConfig(warmup_epochs=2, blend_epochs=3).blend_length
+    3
+    >>> ScheduleConfig(warmup_epochs=2, blend_steps=100)
+    Traceback (most recent call last):
+    ValueError: expected phases in epochs or in steps, got warmup_epochs=2, blend_epochs=0 with blend_steps=100
+    """
+
+    warmup_epochs: int = 0
+    temp_start: float = 0.05
+    temp_end: float = 0.005
+    temp_decay_steps: int = 10_000
+    blend_epochs: int = 0
+    warmup_steps: int | None = None
+    blend_steps: int | None = None
+    final_main_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        in_steps = {name: getattr(self, name) for name in ("warmup_steps", "blend_steps")}
+        in_steps = {name: value for name, value in in_steps.items() if value is not None}
+        in_epochs = {"warmup_epochs": self.warmup_epochs, "blend_epochs": self.blend_epochs}
+        for name, length in (in_epochs | in_steps).items():
+            check_integer(name, length, minimum=0)
+        check_integer("temp_decay_steps", self.temp_decay_steps, minimum=1)
+        check_positive("temp_start", self.temp_start)
+        check_positive("temp_end", self.temp_end)
+        check_positive("final_main_weight", self.final_main_weight)
+        check_fraction("final_main_weight", self.final_main_weight)
+        if in_steps and any(in_epochs.values()):
+            epochs, steps = (", ".join(f"{k}={v}" for k, v in mode.items()) for mode in (in_epochs, in_steps))
+            raise ValueError(f"expected phases in epochs or in steps, got {epochs} with {steps}")
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether phases are counted in steps instead of epochs."""
+        return self.warmup_steps is not None or self.blend_steps is not None
+
+    @property
+    def warmup_length(self) -> int:
+        """Epochs or steps of warm-up."""
+        return (self.warmup_steps or 0) if self.counts_steps else self.warmup_epochs
+
+    @property
+    def blend_length(self) -> int:
+        """Epochs or steps of blend."""
+        return (self.blend_steps or 0) if self.counts_steps else self.blend_epochs
+
+
+@state_dataclass
+class ScheduleState:
+    """Where training stands.
+
+    Attributes
+    ----------
+    epoch : Tensor [], int64
+        The epoch under way, from 0.
+    step : Tensor [], int64
+        The step (batch) under way, from 0, counted over all epochs.
+    switch_step : Tensor [], int64
+        The first step after warm-up, from which the temperature decays; -1 before it.
+    """
+
+    epoch: Tensor
+    step: Tensor
+    switch_step: Tensor
+
+
+def init_schedule(cfg: ScheduleConfig, *, device: torch.device | str | None = None) -> ScheduleState:
+    """Make the state before training: epoch 0, step 0, not switched.
+
+    Parameters
+    ----------
+    cfg : ScheduleConfig
+        Not read: every schedule starts alike. Taken so that all functions of a schedule are called alike.
+    device : torch.device or str, optional
+
+    Examples
+    --------
+    >>> init_schedule(ScheduleConfig()).switch_step
+    tensor(-1)
+    """
+    return ScheduleState(
+        epoch=torch.zeros((), dtype=torch.int64, device=device),
+        step=torch.zeros((), dtype=torch.int64, device=device),
+        switch_step=torch.full((), _BEFORE_THE_SWITCH, dtype=torch.int64, device=device),
+    )
+
+
+def start_epoch(state: ScheduleState, cfg: ScheduleConfig, epoch: int | Tensor) -> ScheduleState:
+    """Move on to an epoch; call it when the epoch begins.
+
+    Parameters
+    ----------
+    state : ScheduleState
+    cfg : ScheduleConfig
+        Not read: an epoch's start never sets ``switch_step``, the step that follows it does.
+    epoch : int >= 0, or integer Tensor []
+        A tensor keeps a compiled loop at one compilation.
+
+    Returns
+    -------
+    ScheduleState
+        Structure, shapes, dtypes and device of ``state``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``epoch`` is not an integer, negative, or a tensor that is not 0-dim.
+
+    Examples
+    --------
+    >>> cfg = ScheduleConfig(warmup_epochs=1, blend_epochs=1)
+    >>> main_weight(start_epoch(init_schedule(cfg), cfg, 1), cfg)
+    tensor(0.5000)
+    """
+    epoch = _counter("epoch", epoch, like=state.epoch)
+    return ScheduleState(epoch=epoch, step=state.step, switch_step=state.switch_step)
+
+
+def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) -> ScheduleState:
+    """Move on to a step; call it before each training batch.
+
+    The first step after warm-up becomes ``switch_step``. A step inside warm-up takes it back: whoever rewinds the
+    counters starts a new run.
+
+    Parameters
+    ----------
+    state : ScheduleState
+    cfg : ScheduleConfig
+    step : int >= 0, or integer Tensor []
+        The global step, counted over all epochs. A tensor keeps a compiled loop at one compilation.
+
+    Returns
+    -------
+    ScheduleState
+        Structure, shapes, dtypes and device of ``state``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``step`` is not an integer, negative, or a tensor that is not 0-dim.
+
+    Examples
+    --------
+    >>> cfg = ScheduleConfig(warmup_steps=3)
+    >>> start_step(init_schedule(cfg), cfg, 2).switch_step, start_step(init_schedule(cfg), cfg, 3).switch_step
+    (tensor(-1), tensor(3))
+    """
+    step = _counter("step", step, like=state.step)
+    moved = ScheduleState(epoch=state.epoch, step=step, switch_step=state.switch_step)
+    switch_step = torch.where(state.switch_step < 0, step, state.switch_step)
+    in_warmup = _blend_count(moved, cfg) == 0
+    return ScheduleState(
+        epoch=state.epoch, step=step, switch_step=torch.where(in_warmup, _BEFORE_THE_SWITCH, switch_step)
+    )
+
+
+def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
+    """Index into :data:`PHASES`, a 0-dim int64: 0 in warm-up, 1 in the blend, 2 in the main phase.
+
+    Examples
+    --------
+    >>> cfg = ScheduleConfig(blend_epochs=1)
+    >>> PHASES[phase(init_schedule(cfg), cfg)]
+    'blend'
+    """
+    count = _blend_count(state, cfg)
+    return (count > 0).long() + (count > cfg.blend_length).long()
+
+
+def main_weight(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
+    """Weight of the main loss: ``final_main_weight * clamp((e - W + 1) / (B + 1), 0, 1)``.
+
+    ``e`` is the epoch (or step), ``W`` and ``B`` the lengths of warm-up and blend. Exactly 0 in warm-up and exactly
+    ``final_main_weight`` after the blend.
+
+    Parameters
+    ----------
+    state : ScheduleState
+    cfg : ScheduleConfig
+
+    Returns
+    -------
+    Tensor [], float32
+
+    Examples
+    --------
+    >>> cfg = ScheduleConfig(warmup_epochs=1, blend_epochs=1, final_main_weight=0.5)
+    >>> [main_weight(start_epoch(init_schedule(cfg), cfg, epoch), cfg).item() for epoch in range(4)]
+    [0.0, 0.25, 0.5, 0.5]
+    """
+    return cfg.final_main_weight * _ratio(_blend_count(state, cfg), cfg.blend_length + 1)
+
+
+def temperature(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
+    """Temperature of the main loss: ``temp_start * (temp_end / temp_start) ** min(1, elapsed / temp_decay_steps)``.
+
+    ``elapsed = step - switch_step``; before the switch the temperature is ``temp_start``. Exactly ``temp_start`` and
+    ``temp_end`` (in float32) at the ends.
+
+    Parameters
+    ----------
+    state : ScheduleState
+    cfg : ScheduleConfig
+
+    Returns
+    -------
+    Tensor [], float32
+
+    Examples
+    --------
+    >>> cfg = ScheduleConfig(temp_start=1.0, temp_end=0.25, temp_decay_steps=2)
+    >>> state = start_step(init_schedule(cfg), cfg, 10)
+    >>> [temperature(start_step(state, cfg, step), cfg).item() for step in range(10, 14)]
+    [1.0, 0.5, 0.25, 0.25]
+    """
+    elapsed = torch.where(state.switch_step < 0, 0, state.step - state.switch_step)
+    decayed = _ratio(elapsed.clamp(0, cfg.temp_decay_steps), cfg.temp_decay_steps)
+    # the product of powers is the formula above, and rounds to neither side of its ends
+    return torch.pow(cfg.temp_start, 1 - decayed) * torch.pow(cfg.temp_end, decayed)
+
+
+def blend(warmup_loss: Tensor, main_loss: Tensor, weight: Tensor) -> Tensor:
+    """Mix two losses: ``(1 - weight) * warmup_loss + weight * main_loss``.
+
+    Parameters
+    ----------
+    warmup_loss, main_loss : Tensor
+        Of shapes that broadcast.
+    weight : Tensor [], in [0, 1]
+        From :func:`main_weight`.
+
+    Examples
+    --------
+    >>> blend(torch.tensor(1.0), torch.tensor(3.0), torch.tensor(0.25))
+    tensor(1.5000)
+    """
+    return (1 - weight) * warmup_loss + weight * main_loss
+
+
+def _counter(name: str, value: int | Tensor, like: Tensor) -> Tensor:
+    check_counter(name, value)
+    # a sum is a new tensor: a caller who counts in place must not change our state
+    return torch.zeros_like(like) + value
+
+
+def _blend_count(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
+    """The ``k`` of ``k / (B + 1)``: 0 in warm-up, 1..B in the blend, B + 1 after it."""
+    position = state.step if cfg.counts_steps else state.epoch
+    return (position - cfg.warmup_length + 1).clamp(0, cfg.blend_length + 1)
+
+
+def _ratio(count: Tensor, total: int) -> Tensor:
+    """``count / total`` in float32 for ``0 <= count <= total``."""
+    # some backends divide by a constant as a product with its reciprocal, and 49 * (1 / 49) is not 1 in float32
+    return torch.where(count == total, 1.0, count.float() / total)

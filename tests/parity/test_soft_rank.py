@@ -1,0 +1,126 @@
+"""``sigmoid_sums`` against a double loop, and its derivatives against autograd through the plain formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from imbalanced_losses.kernels.soft_rank import sigmoid_sums
+from tests.strategies import few_examples, many_examples, matrices, scores
+
+CHUNK = "imbalanced_losses.kernels.soft_rank.CHUNK_PAIRS"
+
+Sums = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+chunks = pytest.mark.parametrize("chunk_pairs", [1, 7, 1 << 20])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)) if x > -700 else 0.0
+
+
+def loop(points: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+    """The definition, one pair at a time."""
+    sums = torch.zeros(weights.shape, dtype=torch.float64)
+    for r, row in enumerate(points.tolist()):
+        tau = temperature.expand(len(points))[r].item()
+        for k in range(weights.shape[1]):
+            for i in range(len(row)):
+                for j in range(len(row)):
+                    if j != i:
+                        sums[r, k, i] += weights[r, k, j] * sigmoid((row[j] - row[i]) / tau)
+    return sums
+
+
+def plain(points: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+    """The same as one differentiable expression."""
+    pairs = torch.sigmoid((points[:, None, :] - points[:, :, None]) / temperature.expand(len(points))[:, None, None])
+    return torch.einsum("rkj,rij->rki", weights, pairs * (1 - torch.eye(points.shape[1], dtype=points.dtype)))
+
+
+@st.composite
+def inputs(draw: st.DrawFn, extremes: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores ``[R, M]`` with ties, weights ``[R, K, M]`` of any sign, a temperature for all rows or one for each."""
+    r, k, m = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    points = draw(matrices(scores(extremes), r, m, torch.float64))
+    weights = draw(matrices(st.sampled_from([-1.5, 0.0, 0.0, 1.0, 1.0, 2.0]), r * k, m, torch.float64))
+    choices = [0.01, 0.5, 3.0] if extremes else [0.5, 3.0]
+    temperature = draw(matrices(st.sampled_from(choices), r, 1, torch.float64))[:, 0]
+    return points, weights.reshape(r, k, m), temperature if draw(st.booleans()) else temperature[0]
+
+
+@chunks
+@many_examples
+@given(drawn=inputs())
+def test_values(chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHUNK, chunk_pairs)
+        torch.testing.assert_close(sigmoid_sums(*drawn), loop(*drawn), rtol=0, atol=1e-12)
+
+
+def derivatives(function: Sums, points: Tensor, weights: Tensor, temperature: Tensor) -> list[Tensor]:
+    """First derivatives of a scalar that mixes all outputs, and second derivatives of a scalar of those."""
+    points, weights = points.clone().requires_grad_(), weights.clone().requires_grad_()
+    sums = function(points, weights, temperature)
+    mix = torch.linspace(-1, 2, sums.numel(), dtype=sums.dtype).reshape(sums.shape)
+    first = torch.autograd.grad((mix * sums + sums.square()).sum(), (points, weights), create_graph=True)
+    second = torch.autograd.grad((first[0].square().sum() + first[1].square().sum()), (points, weights))
+    return [*first, *second]
+
+
+@chunks
+@few_examples
+@given(drawn=inputs(extremes=False))
+def test_derivatives(chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The kernels of orders 1 and 2, with respect to scores and weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHUNK, chunk_pairs)
+        actual = derivatives(sigmoid_sums, *drawn)
+    for result, expected in zip(actual, derivatives(plain, *drawn), strict=True):
+        size = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-10 * size)
+
+
+@few_examples
+@given(drawn=inputs())
+def test_derivatives_at_extremes_are_finite(drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+    assert all(result.isfinite().all() for result in derivatives(sigmoid_sums, *drawn))
+
+
+@pytest.mark.parametrize("m", [1, 2, 1500])
+def test_large_rows_take_several_chunks(m: int) -> None:
+    """1500^2 pairs are more than one chunk of the default size."""
+    generator = torch.Generator().manual_seed(m)
+    points = torch.randn(1, m, generator=generator, dtype=torch.float64)
+    masks = (torch.rand(1, 2, m, generator=generator) < 0.5).double()
+    temperature = torch.tensor(0.1, dtype=torch.float64)
+    torch.testing.assert_close(
+        sigmoid_sums(points, masks, temperature), plain(points, masks, temperature), rtol=0, atol=1e-10
+    )
+
+
+def test_one_positive_among_ties() -> None:
+    """Equal scores count one another by half, themselves not at all."""
+    points, mask = torch.zeros(1, 5), torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]])
+    sums = sigmoid_sums(points, mask, torch.tensor(0.01))
+    assert sums.tolist() == [[[0.5, 0.5, 0.0, 0.5, 0.5]]]
+    assert sigmoid_sums(points, torch.ones(1, 1, 5), torch.tensor(0.01)).tolist() == [[[2.0] * 5]]
+
+
+def test_extreme_range_counts_exactly() -> None:
+    points = torch.tensor([[1e4, -1e4, 0.0, 3e38, -3e38]])
+    sums = sigmoid_sums(points, torch.ones(1, 1, 5), torch.tensor(0.01))
+    assert sums.tolist() == [[[1.0, 3.0, 2.0, 0.0, 4.0]]]
+
+
+def test_shift_does_not_cost_precision() -> None:
+    """Differences are taken before the temperature divides: at 4096 + s the sums are those at s, bit for bit."""
+    points = torch.tensor([[0.0, 0.25, 0.5, 2.0, -3.0]])
+    ones, temperature = torch.ones(1, 1, 5), torch.tensor(0.01)
+    assert torch.equal(sigmoid_sums(points + 4096, ones, temperature), sigmoid_sums(points, ones, temperature))

@@ -1,0 +1,51 @@
+"""Every example that a reader can see runs: the doctests of all modules and the README's Python blocks."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import imbalanced_losses
+
+README = Path(__file__).parents[1] / "README.md"
+SUBMODULES = pkgutil.walk_packages(imbalanced_losses.__path__, "imbalanced_losses.")
+MODULES = ["imbalanced_losses", *(module.name for module in SUBMODULES)]
+
+
+def readme_code() -> dict[str, str]:
+    """Python code by heading, at its line in the README, so that a traceback points there."""
+    text = README.read_text(encoding="utf-8")
+    code: defaultdict[str, str] = defaultdict(str)
+    heading = ""
+    for match in re.finditer(r"^#+ (?P<heading>[^\n]+)$|^```(?P<language>\w*)\n(?P<code>.*?)^```$", text, re.M | re.S):
+        if match["heading"]:
+            heading = match["heading"]
+        elif match["language"] == "python":
+            line = text.count("\n", 0, match.start("code"))
+            code[heading] += "\n" * (line - code[heading].count("\n")) + match["code"]
+    return dict(code)
+
+
+README_CODE = readme_code()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_doctests_are_found() -> None:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    examples = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
+    assert len(examples) >= 20
+
+
+@pytest.mark.parametrize("heading", README_CODE)
+def test_readme(heading: str) -> None:
+    exec(compile(README_CODE[heading], str(README), "exec"), {"__name__": "__main__"})

@@ -1,0 +1,214 @@
+"""The public surface: names, signatures, docstrings; the installed package is complete and its modules stand alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import imbalanced_losses
+
+PUBLIC_NAMES = [
+    "LossWarmupWrapper",
+    "PAUCAtBudgetConfig",
+    "PAUCAtBudgetLoss",
+    "PerClass",
+    "QueueState",
+    "RecallAtQuantileConfig",
+    "RecallAtQuantileLoss",
+    "ScheduleConfig",
+    "ScheduleState",
+    "SigmoidFocalConfig",
+    "SigmoidFocalLoss",
+    "SmoothAPConfig",
+    "SmoothAPLoss",
+    "SoftmaxFocalConfig",
+    "SoftmaxFocalLoss",
+    "__version__",
+    "init_queue",
+    "metrics",
+    "pauc_at_budget",
+    "pauc_at_budget_per_class",
+    "recall_at_quantile",
+    "recall_at_quantile_per_class",
+    "reset_queue",
+    "schedule",
+    "sigmoid_focal",
+    "smooth_ap",
+    "smooth_ap_per_class",
+    "softmax_focal",
+    "stack_states",
+    "unstack_states",
+]
+SUBMODULE_NAMES = {
+    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
+    "schedule": [
+        "PHASES",
+        "ScheduleConfig",
+        "ScheduleState",
+        "blend",
+        "init_schedule",
+        "main_weight",
+        "phase",
+        "start_epoch",
+        "start_step",
+        "temperature",
+    ],
+}
+
+RANKING = (
+    "(logits, targets, queue_state, cfg, *, temperature=None, iid_mask=None, sample_weight=None, "
+    "update_queue=True, generator=None)"
+)
+SIGNATURES = {
+    "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
+    "validate_targets=True)",
+    "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
+    "label_smoothing=0.0, gather_distributed=None, *, validate_targets=True)",
+    "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
+    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "validate_targets=True)",
+    "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
+    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
+    "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True)",
+    "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
+    "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
+    "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
+    "multilabel=False, *, threshold_gradient='stop', validate_targets=True)",
+    "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
+    "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
+    "blend_steps=None, final_main_weight=1.0)",
+    "SigmoidFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "SoftmaxFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, sample_weight=None)",
+    "RecallAtQuantileLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
+    "sample_weight=None)",
+    "PAUCAtBudgetLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, "
+    "return_diagnostics=False, *, sample_weight=None)",
+    "sigmoid_focal": "(logits, targets, cfg, *, sample_weight=None)",
+    "softmax_focal": "(logits, targets, cfg, *, alpha=None, sample_weight=None)",
+    "smooth_ap": RANKING,
+    "smooth_ap_per_class": RANKING,
+    "recall_at_quantile": RANKING,
+    "recall_at_quantile_per_class": RANKING,
+    "pauc_at_budget": RANKING,
+    "pauc_at_budget_per_class": RANKING,
+    "init_queue": "(queue_size, num_classes, *, multilabel=False, ignore_index=-100, dtype=torch.float32, device=None)",
+    "reset_queue": "(state)",
+    "stack_states": "(states)",
+    "unstack_states": "(stacked)",
+    "schedule.init_schedule": "(cfg, *, device=None)",
+    "schedule.start_epoch": "(state, cfg, epoch)",
+    "schedule.start_step": "(state, cfg, step)",
+    "schedule.phase": "(state, cfg)",
+    "schedule.main_weight": "(state, cfg)",
+    "schedule.blend": "(warmup_loss, main_loss, weight)",
+    "schedule.temperature": "(state, cfg)",
+    "metrics.average_precision": "(scores, targets, *, multilabel=False, ignore_index=-100, sample_weight=None)",
+    "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
+    "ignore_index=-100, sample_weight=None)",
+    "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+    "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
+    "ignore_index=-100, sample_weight=None)",
+}
+
+
+NOT_CALLABLE = {"__version__", "metrics", "schedule", "schedule.PHASES"}
+CALLABLES = [
+    name
+    for name in [*PUBLIC_NAMES, *(f"{module}.{name}" for module, names in SUBMODULE_NAMES.items() for name in names)]
+    if name not in NOT_CALLABLE
+]
+PLAIN_DATA = [name for name in CALLABLES if name.endswith(("Config", "State", "PerClass"))]
+
+
+def lookup(dotted: str) -> Any:
+    value: Any = imbalanced_losses
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def signature_of(function: Callable[..., Any]) -> str:
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+def test_the_suite_tests_what_is_installed() -> None:
+    """`make test` installs the package: a run on the checkout would not notice a file missing from the wheel."""
+    installed = importlib.metadata.distribution("imbalanced-losses").locate_file("imbalanced_losses")
+    assert Path(imbalanced_losses.__file__).parent == Path(str(installed))
+
+
+def test_the_package_is_typed() -> None:
+    assert (Path(imbalanced_losses.__file__).parent / "py.typed").is_file()
+
+
+def test_version() -> None:
+    assert imbalanced_losses.__version__ == importlib.metadata.version("imbalanced-losses")
+
+
+def test_public_names() -> None:
+    assert sorted(imbalanced_losses.__all__) == PUBLIC_NAMES
+    assert all(hasattr(imbalanced_losses, name) for name in PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize("module", SUBMODULE_NAMES)
+def test_public_names_of_submodules(module: str) -> None:
+    assert sorted(lookup(module).__all__) == SUBMODULE_NAMES[module]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    assert signature_of(lookup(name)) == SIGNATURES[name]
+
+
+def test_every_public_function_and_module_has_its_signature_pinned() -> None:
+    assert set(CALLABLES) - set(PLAIN_DATA) <= set(SIGNATURES)
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_docstrings(name: str) -> None:
+    """The thing itself and every public method and property that its class defines has one of its own."""
+    value = lookup(name)
+    own = vars(value).items() if inspect.isclass(value) else ()
+    members = [v for k, v in own if not k.startswith("_") and (inspect.isfunction(v) or isinstance(v, property))]
+    assert [v for v in (value, *members) if not inspect.getdoc(v)] == []
+    # what dataclasses write when there is none
+    assert not value.__doc__.startswith(f"{value.__name__}(")
+
+
+@pytest.mark.parametrize("name", [n for n in CALLABLES if n not in PLAIN_DATA and not n.endswith("_per_class")])
+def test_docstrings_have_an_example(name: str) -> None:
+    assert ">>>" in lookup(name).__doc__
+
+
+def test_every_module_can_be_imported_alone() -> None:
+    """Each in its own process and without the package's ``__init__``, so that none relies on what that has imported."""
+    script = """
+import os, sys, types
+import optree, torch  # slow, so once, before the forks
+
+for name in sys.argv[2:]:
+    if os.fork() == 0:
+        package = types.ModuleType("imbalanced_losses")
+        package.__path__ = [sys.argv[1]]
+        sys.modules["imbalanced_losses"] = package
+        __import__(name)
+        os._exit(0)
+    if os.wait()[1] != 0:
+        sys.exit(name)
+"""
+    modules = [module.name for module in pkgutil.walk_packages(imbalanced_losses.__path__, "imbalanced_losses.")]
+    command = [sys.executable, "-I", "-c", script, imbalanced_losses.__path__[0], *modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
