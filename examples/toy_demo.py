@@ -187,7 +187,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-3, help="of Adam (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 < args.pos_rate < 1:
+        parser.error(f"expected --pos-rate between 0 and 1, got {args.pos_rate}")
+    if args.total_epochs < 1:
+        parser.error(f"expected --total-epochs of at least 1, got {args.total_epochs}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> list[Epoch]:

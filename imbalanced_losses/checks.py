@@ -63,18 +63,21 @@ def check_counter(name: str, value: Tensor | int) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """``value`` must be a finite number above zero."""
-    if not (math.isfinite(value) and value > 0):
+    _check_number(name, value)
+    if not 0 < value < math.inf:
         raise ValueError(f"expected {name} to be a finite number above 0, got {value}")
 
 
 def check_nonnegative(name: str, value: float) -> None:
     """``value`` must be a finite number of at least zero."""
-    if not (math.isfinite(value) and value >= 0):
+    _check_number(name, value)
+    if not 0 <= value < math.inf:
         raise ValueError(f"expected {name} to be a finite number of at least 0, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
     """``value`` must lie in [0, 1]."""
+    _check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"expected {name} in [0, 1], got {value}")
 
@@ -177,7 +180,8 @@ def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
         return torch.full((), temperature, dtype=like.dtype, device=like.device)
     if temperature.dim() != 0:
         raise ValueError(f"expected temperature as a float or a 0-dim tensor, got shape {list(temperature.shape)}")
-    return temperature.detach().to(like)
+    # a copy: autograd keeps it, and the buffer that it may come from is filled anew before a late backward
+    return temperature.detach().to(like, copy=True)
 
 
 def can_read_values(tensor: Tensor) -> bool:
@@ -190,8 +194,8 @@ def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *,
     """Reads data: labels must be 0 or 1 (binary, multi-label) or class ids in ``[0, C)``, or ``ignore_index``."""
     binary = multilabel or num_classes == 1
     n_labels = 2 if binary else num_classes
-    allowed = (targets >= 0) & (targets < n_labels) & (targets == targets.long())
-    wrong = ~(allowed | (targets == ignore_index))
+    labels = targets.long()  # uint8 156 equals -100 if asked as it is
+    wrong = (targets != labels) | ~(((labels >= 0) & (labels < n_labels)) | (labels == ignore_index))
     if wrong.any():
         expected = "labels in {0, 1}" if binary else f"class ids in [0, {num_classes})"
         raise ValueError(f"expected {expected} or ignore_index={ignore_index}, got {targets[wrong][0].item()}")
@@ -220,6 +224,11 @@ def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
     wrong = ~(weights.isfinite() & (weights >= 0))
     if wrong.any():
         raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
 
 
 def _check_floating(logits: Tensor) -> None:

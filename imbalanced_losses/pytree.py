@@ -69,7 +69,7 @@ def stack_states(states: Sequence[T]) -> T:
     Raises
     ------
     ValueError
-        If ``states`` is empty or the states differ in structure.
+        If ``states`` is empty or the states differ in structure, shapes or dtypes.
 
     Examples
     --------
@@ -82,6 +82,10 @@ def stack_states(states: Sequence[T]) -> T:
     structures = {torch_pytree.tree_structure(state) for state in states}
     if len(structures) > 1:
         raise ValueError(f"expected states of one structure, got {len(structures)} different structures")
+    for leaves in zip(*map(torch_pytree.tree_leaves, states), strict=True):
+        layouts = {f"{list(leaf.shape)} of {leaf.dtype}" for leaf in leaves}
+        if len(layouts) > 1:
+            raise ValueError(f"expected states of the same shapes and dtypes, got {' and '.join(sorted(layouts))}")
     return torch_pytree.tree_map(lambda *leaves: torch.stack(leaves), *states)  # type: ignore[no-any-return]
 
 

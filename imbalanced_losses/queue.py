@@ -45,7 +45,7 @@ class QueueState:
     @property
     def valid(self) -> Tensor:
         """Bool ``[Q]`` or ``[Q, C]``: where a slot holds a row that counts."""
-        return self.targets != self.ignore_index.unsqueeze(-1)
+        return self.targets != self.ignore_index
 
 
 def init_queue(

@@ -49,13 +49,13 @@ LOGIT = st.one_of(FINITE, FINITE, FINITE, st.sampled_from([torch.inf, -torch.inf
 class QueueMachine(RuleBasedStateMachine):
     """Whatever is pushed, the queue holds what ``deque(maxlen=Q)`` holds, oldest to newest."""
 
-    @initialize(capacity=st.integers(0, 5), multilabel=st.booleans(), ignore_index=st.sampled_from([-100, -1, 255]))
+    @initialize(capacity=st.integers(0, 4), multilabel=st.booleans(), ignore_index=st.sampled_from([-100, -1, 255]))
     def start(self, capacity: int, multilabel: bool, ignore_index: int) -> None:
         self.multilabel, self.ignore_index = multilabel, ignore_index
         self.state = init_queue(capacity, NUM_CLASSES, multilabel=multilabel, ignore_index=ignore_index)
         self.model: deque[dict[str, Any]] = deque(maxlen=capacity)
 
-    @rule(data=st.data(), n=st.integers(0, 12))
+    @rule(data=st.data(), n=st.integers(0, 9))
     def push(self, data: st.DataObject, n: int) -> None:
         label = (
             st.sampled_from([0, 1, self.ignore_index])

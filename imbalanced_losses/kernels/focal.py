@@ -210,7 +210,9 @@ class SoftmaxFocal(Focal):
         at_target = z.gather(1, own_class)
         own, others = at_target.exp(), z.exp().scatter(1, own_class, 0)
         rest = others.sum(1, keepdim=True)
-        focus, miss = _power(rest / (rest + own), self.gamma)
+        total = rest + own
+        # autograd of either branch alone cancels at the other end
+        focus, miss = _power(torch.where(rest < own, rest / total, 1 - own / total), self.gamma)
         log_total = (rest + (own - 1)).log1p()  # own is 1 where the target leads: every digit of a small rest counts
         target_weight, share = self._weights(logits, own_class, alpha)
         cross_entropy = target_weight * (log_total - at_target)

@@ -1,9 +1,8 @@
 """Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and the pairwise pAUC are made of.
 
 One interface, :func:`sigmoid_sums`; behind it a dense form with memory bounded by chunking. Under ``torch.compile`` it
-is one broadcast expression, which the compiler fuses into a reduction and differentiates to any order; in eager mode it
-is an ``autograd.Function`` that keeps the scores and weights only and computes each chunk of pairs anew in the
-backward.
+is one broadcast expression, which the compiler fuses and differentiates to any order; in eager mode it is an
+``autograd.Function`` that keeps the scores and weights only and computes each chunk of pairs anew in the backward.
 """
 
 from __future__ import annotations
@@ -43,8 +42,9 @@ def sigmoid_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor
 
     Notes
     -----
-    Cost: O(R M^2) time; memory O(R K M) plus ``CHUNK_PAIRS`` in eager mode. Differentiable twice in eager mode, to any
-    order under ``torch.compile``.
+    Cost: O(R M^2) time. Memory in eager mode: O(R K M) plus ``CHUNK_PAIRS``; under ``torch.compile`` the compiler may
+    keep the O(R M^2) pairs. Differentiable three times in eager mode (once in forward mode: torch does not nest the
+    ``jvp`` of a Function), to any order under ``torch.compile``.
     """
     temperature = temperature.detach().expand(scores.shape[0])
     if torch.compiler.is_compiling():
@@ -53,7 +53,7 @@ def sigmoid_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor
 
 
 def _fusible_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
-    """One expression over [R, K, M, M], a reduction that the compiler never materialises."""
+    """One expression over [R, K, M, M], a reduction that the compiler fuses."""
     difference = (scores[:, None, :] - scores[:, :, None]) / temperature[:, None, None]
     other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
     pairs = torch.where(other, torch.sigmoid(difference), 0)
@@ -72,21 +72,21 @@ def _sigmoid_derivative(x: Tensor, order: int) -> Tensor:
         return bell * (2 * tail - 1) * torch.sign(x)
     if order == 3:
         return bell * (1 - 6 * bell)
-    raise NotImplementedError(f"soft ranks can be differentiated up to three times in eager mode, got order {order}")
+    raise NotImplementedError(f"soft ranks can be differentiated three times in eager mode, this is time {order}")
 
 
 def _chunked_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
     """``sum_{j != i} w_j sigmoid^(order)((s_j - s_i) / tau)``, as many rows i at a time as fit ``CHUNK_PAIRS``."""
     r, m = scores.shape
     rows = max(1, CHUNK_PAIRS // max(1, r * m))
-    chunks = []
+    sums = torch.empty_like(weights)  # written in place: small results between large temporaries fragment the heap
     with _full_precision(scores.device):  # autocast would run the matrix product in half precision
         for start in range(0, m, rows):
             own = scores[:, start : start + rows, None]
             pairs = _sigmoid_derivative((scores[:, None, :] - own) / temperature[:, None, None], order)
             pairs.diagonal(start, 1, 2).zero_()
-            chunks.append(weights @ pairs.mT)
-    return torch.cat(chunks, -1) if len(chunks) != 1 else chunks[0]
+            torch.matmul(weights, pairs.mT, out=sums[..., start : start + rows])
+    return sums
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -80,7 +80,8 @@ def smooth_ap(
     update_queue : bool
         Whether the live rows enter the new state.
     generator : torch.Generator, optional
-        For ``cfg.max_pool_size``.
+        Draws the rows that ``cfg.max_pool_size`` keeps; without one torch's global generator does. ``vmap`` then wants
+        its ``randomness``, and ``torch.compile`` takes the global generator only.
 
     Returns
     -------

@@ -9,7 +9,16 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from imbalanced_losses.checks import can_read_values, check_target_values, check_temperature, check_weight_values
+from imbalanced_losses.checks import (
+    can_read_values,
+    check_logits,
+    check_positive,
+    check_row_weights,
+    check_target_values,
+    check_targets,
+    check_temperature,
+    check_weight_values,
+)
 from imbalanced_losses.kernels.quantile import Interpolation
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
@@ -61,18 +70,21 @@ class _RankingLoss(nn.Module, ABC):
         self._store(reset_queue(self.queue_state))
 
     def extra_repr(self) -> str:
-        settings = [f"queue_size={self.queue_size}"]
-        for name in self.config.__dataclass_fields__:
-            settings.append(f"{name}={float(self.temperature):g}" if name == "temperature" else self._show(name))
-        return ", ".join(settings)
+        settings = {name: getattr(self.config, name) for name in self.config.__dataclass_fields__}
+        if can_read_values(self.temperature):
+            settings["temperature"] = round(float(self.temperature), 7)  # of float32, what was assigned
+        return ", ".join(f"{name}={value!r}" for name, value in {"queue_size": self.queue_size, **settings}.items())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """``loss.temperature = x`` fills the buffer: no compilation for a schedule, and ``state_dict`` sees it."""
-        if name == "temperature":
-            with torch.no_grad():
-                self.temperature.copy_(check_temperature(value, self.temperature))
-        else:
+        if name != "temperature" or self.temperature.is_meta:  # load_state_dict(assign=True) fills a module on meta
             super().__setattr__(name, value)
+            return
+        temperature = check_temperature(value, self.temperature)
+        if self.validate_targets and can_read_values(temperature):
+            check_positive("temperature", float(temperature))
+        with torch.no_grad():
+            self.temperature.copy_(temperature)
 
     @abstractmethod
     def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
@@ -80,8 +92,10 @@ class _RankingLoss(nn.Module, ABC):
 
     def _step(self, logits: Tensor, targets: Tensor, iid_mask: Tensor | None, sample_weight: Tensor | None) -> PerClass:
         """Check, compute, write the queue back."""
+        check_local(self.gather_distributed)
         if not torch.compiler.is_compiling():
-            self._check_eagerly(logits, targets, sample_weight)
+            self._check_values(logits, targets, sample_weight)
+            self._warn_of_subsampling(logits.shape[0] + self.queue_size)
         update_queue = self.training or self.update_queue_in_eval
         result, new_state = self._per_class(
             logits,
@@ -95,17 +109,21 @@ class _RankingLoss(nn.Module, ABC):
             self._store(new_state)
         return result
 
-    def _check_eagerly(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        check_local(self.gather_distributed)
-        if self.validate_targets and can_read_values(targets):
-            cfg = self.config
+    def _check_values(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
+        if not self.validate_targets:
+            return
+        cfg = self.config
+        columns = check_logits(logits, cfg.num_classes)
+        check_targets(targets, columns, multilabel=cfg.multilabel)
+        if can_read_values(targets):
             check_target_values(targets, cfg.num_classes, cfg.ignore_index, multilabel=cfg.multilabel)
-        if self.validate_targets and sample_weight is not None and can_read_values(sample_weight):
+        if sample_weight is not None and can_read_values(check_row_weights("sample_weight", sample_weight, columns)):
             check_weight_values(sample_weight)
+
+    def _warn_of_subsampling(self, pool_size: int) -> None:
         limit = self.config.max_pool_size
-        if limit is not None and not self._warned_of_subsampling and logits.shape[0] + self.queue_size > limit:
+        if limit is not None and not self._warned_of_subsampling and pool_size > limit:
             self._warned_of_subsampling = True
-            pool_size = logits.shape[0] + self.queue_size
             warnings.warn(
                 f"max_pool_size={limit} subsamples a pool of {pool_size} rows, which biases the loss", stacklevel=4
             )
@@ -119,9 +137,6 @@ class _RankingLoss(nn.Module, ABC):
     def _outputs(self, result: PerClass, return_per_class: bool) -> tuple[Tensor, ...]:
         loss = reduce(result, self.config)
         return (loss, result.loss, result.valid) if return_per_class else (loss,)
-
-    def _show(self, name: str) -> str:
-        return f"{name}={getattr(self.config, name)!r}"
 
 
 @final

@@ -1,0 +1,433 @@
+"""Values and gradients of the focal losses: the paper's formula, torch's cross-entropies, and every rule of reduction."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from imbalanced_losses import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
+from imbalanced_losses.kernels import focal as kernel
+from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case, paper_sigmoid, paper_softmax
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_loss = pytest.mark.parametrize("case", DEFAULTS, ids=str)
+every_gamma = pytest.mark.parametrize("gamma", GAMMAS)
+
+SHAPES = [(5, N_CLASSES), (3, N_CLASSES, 7), (2, N_CLASSES, 3, 5)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def gradient_of(case: Case, logits: Tensor, targets: Tensor, **changes: Any) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    loss = case.call(leaf, targets, **changes)
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def class_problem(shape: tuple[int, ...], ignored: bool = False) -> tuple[Tensor, Tensor]:
+    logits = 2 * torch.randn(shape, dtype=torch.float64)
+    targets = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    return logits, torch.where(torch.rand(targets.shape) < 0.3, -100, targets) if ignored else targets
+
+
+# --- the formula ------------------------------------------------------------------------------------------------------
+
+
+@every_gamma
+@pytest.mark.parametrize("alpha", [-1, 0.0, 0.25, 1.0])
+def test_sigmoid_is_the_papers_formula(gamma: float, alpha: float) -> None:
+    logits, targets = 3 * torch.randn(40, dtype=torch.float64), torch.randint(0, 2, (40,))
+    loss = sigmoid_focal(logits, targets, SigmoidFocalConfig(alpha=alpha, gamma=gamma, reduction="none"))
+    assert_close(loss, paper_sigmoid(logits, targets, gamma, alpha))
+
+
+@every_gamma
+@every_shape
+@pytest.mark.parametrize("alpha", [None, (1.0, 0.5, 0.0, 2.0)])
+def test_softmax_is_the_papers_formula(gamma: float, shape: tuple[int, ...], alpha: tuple[float, ...] | None) -> None:
+    logits, targets = class_problem(shape)
+    loss = softmax_focal(logits, targets, SoftmaxFocalConfig(alpha=alpha, gamma=gamma, reduction="none"))
+    weights = None if alpha is None else torch.tensor(alpha, dtype=torch.float64)
+    assert_close(loss, paper_softmax(logits, targets, gamma, weights))
+
+
+@every_gamma
+def test_soft_labels_focus_the_cross_entropy(gamma: float) -> None:
+    logits, targets = torch.randn(40, dtype=torch.float64), torch.rand(40, dtype=torch.float64)
+    p = logits.sigmoid()
+    p_t, alpha_t = p * targets + (1 - p) * (1 - targets), 0.3 * targets + 0.7 * (1 - targets)
+    expected = alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy(p, targets, reduction="none")
+    assert_close(sigmoid_focal(logits, targets, SigmoidFocalConfig(alpha=0.3, gamma=gamma, reduction="none")), expected)
+
+
+@every_gamma
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_label_smoothing_focuses_the_smoothed_cross_entropy(gamma: float, share: float) -> None:
+    logits, targets = class_problem((9, N_CLASSES))
+    focus = (1 - logits.softmax(1).gather(1, targets[:, None])[:, 0]) ** gamma
+    expected = focus * F.cross_entropy(logits, targets, label_smoothing=share, reduction="none")
+    cfg = SoftmaxFocalConfig(gamma=gamma, label_smoothing=share, reduction="none")
+    assert_close(softmax_focal(logits, targets, cfg), expected)
+
+
+@every_gamma
+def test_two_classes_are_a_sigmoid_of_the_difference(gamma: float) -> None:
+    logits, targets = class_problem((30, 2))
+    softmax = softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=gamma))
+    assert_close(softmax, sigmoid_focal(logits[:, 1] - logits[:, 0], targets, SigmoidFocalConfig(alpha=-1, gamma=gamma)))
+
+
+# --- torch's cross-entropies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64, None])
+def test_without_gamma_it_is_binary_cross_entropy(reduction: Any, dtype: torch.dtype | None) -> None:
+    """``None``: soft labels."""
+    logits, targets = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.rand(6, 5, dtype=torch.float64)
+    targets = targets if dtype is None else targets.round().to(dtype)
+    loss = sigmoid_focal(logits, targets, SigmoidFocalConfig(alpha=-1, gamma=0, reduction=reduction))
+    expected = F.binary_cross_entropy_with_logits(logits, targets.double(), reduction=reduction)
+    assert_close(loss, expected)
+    assert_close(torch.autograd.grad(loss.sum(), logits), torch.autograd.grad(expected.sum(), logits))
+
+
+@every_shape
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("alpha", [None, [1.0, 0.5, 0.0, 2.0]])
+def test_without_gamma_it_is_cross_entropy(
+    shape: tuple[int, ...], reduction: Any, ignored: bool, share: float, alpha: list[float] | None
+) -> None:
+    logits, targets = class_problem(shape, ignored)
+    logits.requires_grad_()
+    cfg = SoftmaxFocalConfig(gamma=0, reduction=reduction, label_smoothing=share)
+    weights = None if alpha is None else torch.tensor(alpha, dtype=torch.float64)
+    loss = softmax_focal(logits, targets, cfg, alpha=weights)
+    mean_by_count = reduction == "mean" and alpha is not None  # where torch divides by the class weights' sum
+    torch_reduction = "sum" if mean_by_count else reduction
+    expected = F.cross_entropy(logits, targets, weights, label_smoothing=share, reduction=torch_reduction)
+    expected = expected / (targets != -100).sum() if mean_by_count else expected
+    assert_close(loss, expected)
+    assert_close(torch.autograd.grad(loss.sum(), logits), torch.autograd.grad(expected.sum(), logits))
+
+
+# --- numbers of every size --------------------------------------------------------------------------------------------
+
+
+@every_gamma
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_extreme_logits_give_finite_values_and_two_finite_derivatives(
+    gamma: float, share: float, dtype: torch.dtype
+) -> None:
+    scores = [-1e4, -90.0, -50.0, -20.0, 0.0, 20.0, 50.0, 90.0, 1e4]
+    line = torch.tensor(scores, dtype=dtype, requires_grad=True)
+    plane = torch.cartesian_prod(*[torch.tensor(scores, dtype=dtype)] * 2).requires_grad_()
+    losses = [
+        (line, sigmoid_focal(line, torch.full((9,), label), SigmoidFocalConfig(gamma=gamma)))
+        for label in (0.0, 0.5, 1.0)
+    ]
+    cfg = SoftmaxFocalConfig(gamma=gamma, label_smoothing=share)
+    losses.append((plane, softmax_focal(plane, torch.zeros(81, dtype=torch.int64), cfg)))
+    for logits, loss in losses:
+        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.float().square().sum(), logits)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+        assert second.isfinite().all()
+
+
+@every_gamma
+@pytest.mark.parametrize("margin", [1e-3, 0.5, 5.0, 12.0, 17.0, 30.0])
+@pytest.mark.parametrize("right", [True, False])
+def test_float32_keeps_the_digits_of_small_losses(gamma: float, margin: float, right: bool) -> None:
+    """Against the formula in float64, which has digits to spare up to these margins."""
+    margin = margin if right else -margin
+    label = torch.ones(1, dtype=torch.int64)
+    for case, scores in zip(DEFAULTS, ([margin], [[3.0, 3.0 + margin, 1.0]]), strict=True):
+        logits = torch.tensor(scores)
+        value, gradient = gradient_of(case, logits, label, gamma=gamma)
+        exact = logits.double().requires_grad_()
+        miss = exact.softmax(1)[:, [0, 2]].sum(1) if case.is_softmax else (-exact).sigmoid()
+        log_p = exact.log_softmax(1)[:, 1] if case.is_softmax else F.logsigmoid(exact)
+        log_p = torch.log1p(-miss) if right else log_p  # each has its digits on one side
+        expected = (-(1 if case.is_softmax else 0.25) * miss**gamma * log_p).sum()
+        assert_close(value.double(), expected.detach(), rtol=2e-5, atol=torch.finfo(torch.float32).tiny)
+        expected_gradient = torch.autograd.grad(expected, exact)[0]
+        assert_close(gradient.double(), expected_gradient, rtol=2e-5, atol=torch.finfo(torch.float32).tiny)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every_case
+def test_half_precision_logits_are_worked_on_in_float32(case: Case, dtype: torch.dtype) -> None:
+    logits, targets = case.inputs(dtype=dtype)
+    value, gradient = gradient_of(case, logits, targets)
+    expected, expected_gradient = gradient_of(case, logits.float(), targets)
+    assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
+    assert_close(value, expected, rtol=0, atol=0)
+    assert_close(gradient, expected_gradient.to(dtype), rtol=0, atol=0)
+
+
+@every_case
+def test_autocast_changes_nothing(case: Case) -> None:
+    logits, targets = case.inputs(dtype=torch.float32)
+    expected = gradient_of(case, logits, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(gradient_of(case, logits, targets), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@every_gamma
+@every_case
+def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) -> None:
+    logits, targets = case.inputs(dtype=torch.float32)
+    expected, expected_gradient = gradient_of(case, logits, targets, gamma=gamma, reduction="none")
+    logits[-1].view(-1)[:1] = bad
+    loss, gradient = gradient_of(case, logits, targets, gamma=gamma, reduction="none")
+    assert not loss[-1].isfinite().all()
+    assert not gradient[-1].isfinite().all()
+    assert_close(loss[:-1], expected[:-1], rtol=0, atol=0)
+    assert_close(gradient[:-1], expected_gradient[:-1], rtol=0, atol=0)
+    assert not case.call(logits, targets, gamma=gamma, reduction="mean").isfinite()
+
+
+@every_case
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_of_rows_change_nothing(case: Case, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = case.inputs(n=11)
+    expected = gradient_of(case, *inputs, reduction="none")
+    monkeypatch.setattr(kernel, "BLOCK_SIZE", 2 * inputs[0][0].numel())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert_close(gradient_of(case, *inputs, reduction="none"), expected, rtol=1e-14, atol=1e-15)
+
+
+# --- ignored elements -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filler", [0.0, 1e4, torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.ignore_index is not None], ids=str)
+def test_ignored_elements_take_no_part(case: Case, reduction: str, filler: float) -> None:
+    """The first row is ignored throughout: loss and gradients are those of the others."""
+    logits, targets = case.inputs()
+    targets[0] = case.ignore_index
+    expected, expected_gradient = gradient_of(case, logits[1:], targets[1:], reduction=reduction)
+    logits[0] = filler
+    leaf = logits.clone().requires_grad_()
+    loss = case.call(leaf, targets, reduction=reduction)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), leaf)
+    assert_close(loss[1:] if reduction == "none" else loss, expected)
+    assert_close(gradient[1:], expected_gradient)
+    assert (gradient[0] == 0).all()
+    assert (second[0] == 0).all()
+    assert second.isfinite().all()
+    if reduction == "none":
+        assert (loss[0] == 0).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.ignore_index is not None], ids=str)
+def test_all_ignored_is_zero(case: Case, reduction: str) -> None:
+    logits, targets = case.inputs()
+    loss, gradient = gradient_of(case, logits, torch.full_like(targets, case.ignore_index), reduction=reduction)
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+def test_ignore_index_of_unsigned_targets_does_not_wrap_around() -> None:
+    """As uint8, 156 equals -100."""
+    logits, targets = torch.zeros(2, 200), torch.tensor([156, 0], dtype=torch.uint8)
+    assert (softmax_focal(logits, targets, SoftmaxFocalConfig(reduction="none")) > 0).all()
+
+
+# --- reductions -------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_empty_batch_is_a_connected_zero(case: Case, n: int, reduction: str) -> None:
+    """No row, or (where there is one) no position."""
+    rest = case.rest if n == 0 else (*case.rest[:-1], 0) if len(case.rest) > case.is_softmax else (*case.rest, 0)
+    logits = torch.zeros(n, *rest, requires_grad=True)
+    targets = torch.zeros((n, *rest[1:]) if case.is_softmax else (n, *rest), dtype=torch.int64)
+    loss = case.call(logits, targets, reduction=reduction, sample_weight=torch.ones(n))
+    assert loss.shape == (targets.shape if reduction == "none" else ())
+    assert loss.sum() == 0
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == logits.shape
+
+
+def test_mean_positive_divides_the_sum_over_all_by_the_foreground() -> None:
+    logits, targets = class_problem((4, N_CLASSES, 6), ignored=True)
+    targets[0, :3] = torch.tensor([0, 2, 3])
+    for background in (0, 2):
+        total = softmax_focal(logits, targets, SoftmaxFocalConfig(reduction="sum"))
+        cfg = SoftmaxFocalConfig(reduction="mean_positive", background_class=background)
+        n_foreground = ((targets != background) & (targets != -100)).sum()
+        assert_close(softmax_focal(logits, targets, cfg), total / n_foreground)
+
+
+def test_mean_positive_with_weights_and_without_foreground() -> None:
+    logits, targets = class_problem((6, N_CLASSES))
+    cfg, weights = SoftmaxFocalConfig(reduction="mean_positive"), torch.rand(6, dtype=torch.float64)
+    elements = softmax_focal(logits, targets, SoftmaxFocalConfig(reduction="none"))
+    expected = (weights * elements).sum() / weights[targets != 0].sum()
+    assert_close(softmax_focal(logits, targets, cfg, sample_weight=weights), expected)
+    background = torch.zeros_like(targets)
+    elements = softmax_focal(logits, background, SoftmaxFocalConfig(reduction="none"))
+    assert_close(softmax_focal(logits, background, cfg), elements.sum())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "default"])
+@pytest.mark.parametrize("per_row", [True, False])
+@every_case
+def test_weights_of_one_change_no_bit(case: Case, per_row: bool, reduction: str) -> None:
+    changes = {} if reduction == "default" else {"reduction": reduction}
+    logits, targets = case.inputs(n=37, dtype=torch.float32)
+    ones = torch.ones(37) if per_row else torch.ones(targets.shape)
+    expected = gradient_of(case, logits, targets, **changes)
+    assert_close(gradient_of(case, logits, targets, sample_weight=ones, **changes), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "default"])
+@every_case
+def test_a_weight_of_two_is_a_row_given_twice(case: Case, reduction: str) -> None:
+    changes = {} if reduction == "default" else {"reduction": reduction}
+    logits, targets = case.inputs()
+    once, twice = torch.arange(6), torch.tensor([0, 1, 2, 3, 4, 5, 4, 2])
+    weights = torch.tensor([1, 1, 2, 1, 2, 1])
+    weighted = case.call(logits[once], targets[once], sample_weight=weights, **changes)
+    assert_close(weighted, case.call(logits[twice], targets[twice], **changes))
+
+
+@every_case
+def test_weights_may_have_the_targets_shape(case: Case) -> None:
+    logits, targets = case.inputs()
+    weights = torch.rand(targets.shape, dtype=torch.float64)
+    elements = case.call(logits, targets, reduction="none")
+    valid = torch.ones_like(targets) if case.ignore_index is None else (targets != case.ignore_index)
+    assert_close(case.call(logits, targets, sample_weight=weights, reduction="none"), weights * elements)
+    expected = (weights * elements).sum() / (weights * valid).sum()
+    assert_close(case.call(logits, targets, sample_weight=weights, reduction="mean"), expected)
+
+
+@every_case
+def test_no_weight_at_all_is_zero(case: Case) -> None:
+    loss, gradient = gradient_of(case, *case.inputs(), sample_weight=torch.zeros(6))
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@every_case
+def test_only_logits_carry_gradient(case: Case) -> None:
+    logits, targets = case.inputs()
+    weights = torch.rand(6, requires_grad=True)
+    targets = targets if case.is_softmax else targets.requires_grad_()
+    assert not case.call(logits, targets, sample_weight=weights).requires_grad
+    if case.is_softmax:
+        alpha = torch.rand(N_CLASSES, requires_grad=True)
+        assert not softmax_focal(logits, targets, case.config(), alpha=alpha).requires_grad
+
+
+def test_alpha_as_a_tensor_overrides_the_configuration() -> None:
+    logits, targets = class_problem((6, N_CLASSES))
+    weights = (1.0, 0.5, 0.25, 2.0)
+    expected = softmax_focal(logits, targets, SoftmaxFocalConfig(alpha=weights))
+    for cfg in (SoftmaxFocalConfig(), SoftmaxFocalConfig(alpha=[9.0] * N_CLASSES)):  # type: ignore[arg-type]
+        assert_close(softmax_focal(logits, targets, cfg, alpha=torch.tensor(weights)), expected, rtol=0, atol=0)
+
+
+# --- configurations and errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [SigmoidFocalConfig, SoftmaxFocalConfig])
+def test_configurations_are_immutable_values(config: Any) -> None:
+    assert config(gamma=1.5) == config(gamma=1.5)
+    assert hash(config(gamma=1.5)) == hash(config(gamma=1.5))
+    assert dataclasses.replace(config(), gamma=3.0).gamma == 3.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().gamma = 1.0
+    with pytest.raises(TypeError):
+        config(0.25)
+
+
+def test_alpha_becomes_a_hashable_tuple() -> None:
+    assert SoftmaxFocalConfig(alpha=[1, 2]).alpha == (1.0, 2.0)  # type: ignore[arg-type]
+    assert hash(SoftmaxFocalConfig(alpha=[1, 2])) == hash(SoftmaxFocalConfig(alpha=(1.0, 2.0)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "error", "message"),
+    [
+        (SigmoidFocalConfig, {"alpha": 1.1}, ValueError, r"expected alpha in \[0, 1\], or -1 to switch it off, got 1.1"),
+        (SigmoidFocalConfig, {"alpha": -0.5}, ValueError, "got -0.5"),
+        (SigmoidFocalConfig, {"alpha": torch.nan}, ValueError, "got nan"),
+        (SigmoidFocalConfig, {"gamma": -1.0}, ValueError, "expected gamma to be a finite number of at least 0, got -1.0"),
+        (SigmoidFocalConfig, {"gamma": torch.inf}, ValueError, "got inf"),
+        (SigmoidFocalConfig, {"reduction": "mean_positive"}, ValueError, "expected reduction to be one of 'mean', 'sum'"),
+        (SigmoidFocalConfig, {"ignore_index": 0.5}, TypeError, "expected ignore_index to be an int, got 0.5"),
+        (SoftmaxFocalConfig, {"alpha": (1.0, -1.0)}, ValueError, "expected every weight in alpha to be .*, got -1.0"),
+        (SoftmaxFocalConfig, {"alpha": (1.0, torch.nan)}, ValueError, "got nan"),
+        (SoftmaxFocalConfig, {"gamma": torch.nan}, ValueError, "got nan"),
+        (SoftmaxFocalConfig, {"reduction": "median"}, ValueError, "'mean_positive', got 'median'"),
+        (SoftmaxFocalConfig, {"ignore_index": None}, TypeError, "expected ignore_index to be an int, got None"),
+        (SoftmaxFocalConfig, {"background_class": -1}, ValueError, "expected background_class to be at least 0, got -1"),
+        (SoftmaxFocalConfig, {"label_smoothing": 1.5}, ValueError, r"expected label_smoothing in \[0, 1\], got 1.5"),
+    ],
+)
+def test_settings_out_of_range(config: Any, settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"logits": torch.zeros(2, 3).long()}, TypeError, "expected floating-point logits, got torch.int64"),
+        ({"targets": torch.zeros(2)}, ValueError, r"expected targets of shape \[2, 3\] like the logits, got \[2\]"),
+        ({"targets": torch.zeros(2, 3) * 1j}, TypeError, "expected targets of a real dtype, got torch.complex64"),
+        ({"targets": torch.zeros(2, 3, device="meta")}, ValueError, "expected targets on cpu like the logits, got meta"),
+        ({"sample_weight": torch.ones(3)}, ValueError, r"sample_weight of shape \[2\] or \[2, 3\], got \[3\]"),
+        ({"sample_weight": torch.ones(2, 1)}, ValueError, r"got \[2, 1\]"),
+        ({"sample_weight": torch.ones(2) > 0}, TypeError, "expected sample_weight of a real dtype, got torch.bool"),
+        ({"sample_weight": torch.ones(2, device="meta")}, ValueError, "expected sample_weight on cpu .*, got meta"),
+    ],
+)
+def test_sigmoid_errors(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sigmoid_focal(**{"logits": torch.zeros(2, 3), "targets": torch.zeros(2, 3), "cfg": SigmoidFocalConfig(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"logits": torch.zeros(2, 3).int()}, TypeError, "expected floating-point logits, got torch.int32"),
+        ({"logits": torch.zeros(3)}, ValueError, r"expected logits of shape \[N, C, ...\] .*, got \[3\]"),
+        ({"logits": torch.zeros(2, 0)}, ValueError, r"at least one class, got \[2, 0\]"),
+        ({"targets": torch.zeros(2)}, TypeError, "expected integer class ids as targets, got torch.float32"),
+        ({"targets": torch.zeros(2) > 0}, TypeError, "got torch.bool"),
+        ({"targets": torch.zeros(2, 3).long()}, ValueError, r"expected targets of shape \[2\] for logits .*, got \[2, 3\]"),
+        ({"targets": torch.zeros(2, device="meta").long()}, ValueError, "expected targets on cpu .*, got meta"),
+        ({"targets": torch.tensor([0, 3])}, (RuntimeError, IndexError), "out of bounds"),
+        ({"sample_weight": torch.ones(3)}, ValueError, r"expected sample_weight of shape \[2\], got \[3\]"),
+        ({"alpha": torch.ones(2)}, ValueError, r"expected alpha of shape \[3\], got \[2\]"),
+        ({"alpha": torch.ones(3).long()}, TypeError, "expected floating-point alpha, got torch.int64"),
+        ({"alpha": torch.ones(3, device="meta")}, ValueError, "expected alpha on cpu like the logits, got meta"),
+        ({"cfg": SoftmaxFocalConfig(alpha=(1.0,))}, ValueError, r"expected alpha of shape \[3\], got \[1\]"),
+        ({"cfg": SoftmaxFocalConfig(background_class=3)}, ValueError, r"expected background_class in \[0, 3\), got 3"),
+    ],
+)
+def test_softmax_errors(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"logits": torch.zeros(2, 3), "targets": torch.zeros(2).long(), "cfg": SoftmaxFocalConfig()}
+    with pytest.raises(error, match=message):
+        softmax_focal(**{**arguments, **changes})
