@@ -213,7 +213,8 @@ def check_probability_values(targets: Tensor, ignore_index: int | None) -> None:
 
 def check_class_id_values(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     """Reads data: class ids must lie in ``[0, C)`` or equal ``ignore_index``."""
-    wrong = ~(((targets >= 0) & (targets < num_classes)) | (targets == ignore_index))
+    ids = targets.long()  # uint8 156 equals -100 if asked as it is
+    wrong = ~(((ids >= 0) & (ids < num_classes)) | (ids == ignore_index))
     if wrong.any():
         expected = f"class ids in [0, {num_classes}) or ignore_index={ignore_index}"
         raise ValueError(f"expected {expected}, got {targets[wrong][0].item()}")

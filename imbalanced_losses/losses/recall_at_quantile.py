@@ -69,7 +69,8 @@ def recall_at_quantile(
     As :math:`\tau \to 0` this is one minus the recall at the threshold (a positive exactly at it counts by half). With
     ``threshold_gradient="implicit"`` the threshold moves with the scores as the soft quantile
     :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}` does; without a queue the gradient then sums to zero over
-    the rows. That gradient is not the derivative of the returned value, and its own derivative is not defined. A class is valid if it has a positive with positive weight.
+    the rows. That gradient is not the derivative of the returned value, and its own derivative is not defined. A class
+    is valid if it has a positive with positive weight.
 
     Parameters
     ----------

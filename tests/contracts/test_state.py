@@ -73,10 +73,14 @@ def test_update_queue_false_returns_the_same_state(case: Case, kind: str) -> Non
 @over["cases"]
 @over["kinds"]
 def test_live_rows_are_pushed(case: Case, kind: str) -> None:
-    """Ignored rows too; a batch longer than the queue leaves its last rows."""
-    problem = example(kind, capacity=10)
-    expected = push(problem.state, problem.logits, problem.targets, problem.iid_mask, problem.sample_weight)
-    assert_same_state(case.run(problem).state, expected)
+    """In order, oldest first from the cursor on; a batch longer than the queue leaves its last rows."""
+    for capacity in (10, 16):
+        problem = example(kind, capacity=capacity)
+        state, n = case.run(problem).state, min(14, capacity)
+        pushed = {"logits": problem.logits, "targets": problem.targets, "iid": problem.iid_mask}
+        for name, rows in {**pushed, "sample_weight": problem.sample_weight}.items():
+            in_order = leaves(state)[name].roll(-int(state.cursor), 0)
+            assert torch.equal(in_order[-n:], rows[-n:]), name
 
 
 @over["cases"]

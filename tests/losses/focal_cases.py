@@ -48,9 +48,7 @@ class Case:
     def shell(self, **changes: Any) -> nn.Module:
         return (SoftmaxFocalLoss if self.is_softmax else SigmoidFocalLoss)(**{**self.options, **changes})
 
-    def call(
-        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, **changes: Any
-    ) -> Tensor:
+    def call(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, **changes: Any) -> Tensor:
         function = softmax_focal if self.is_softmax else sigmoid_focal
         return function(logits, targets, self.config(**changes), sample_weight=sample_weight)
 
