@@ -45,7 +45,8 @@ class SigmoidFocalLoss(nn.Module):
     ignore_index : int, optional
         Elements with this target take no part.
     gather_distributed : bool, optional
-        Gather over all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always.
+        Gather over all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always. This version
+        cannot gather yet: with several ranks it takes ``False`` only.
     validate_targets : bool
         Check the values of targets and weights in eager mode, at the cost of a device synchronisation.
 
@@ -79,8 +80,8 @@ class SigmoidFocalLoss(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
+        check_local(self.gather_distributed)
         if not torch.compiler.is_compiling():
-            check_local(self.gather_distributed)
             if self.validate_targets and can_read_values(targets):
                 check_probability_values(check_element_targets(targets, inputs), self.config.ignore_index)
             _check_weights(self.validate_targets, sample_weight)
@@ -160,8 +161,8 @@ class SoftmaxFocalLoss(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
+        check_local(self.gather_distributed)
         if not torch.compiler.is_compiling():
-            check_local(self.gather_distributed)
             if self.validate_targets and can_read_values(targets):
                 check_class_ids(targets, inputs)
                 check_class_id_values(targets, inputs.shape[1], self._settings.ignore_index)

@@ -158,7 +158,8 @@ class SmoothAPLoss(_RankingLoss):
     update_queue_in_eval : bool
         Whether rows enter the queue also in ``eval()`` mode.
     gather_distributed : bool, optional
-        Gather the rows of all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always.
+        Gather the rows of all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always. This
+        version cannot gather yet: with several ranks it takes ``False`` only.
     max_pool_size : int, optional
         Subsample larger pools (biased; warns once).
     multilabel : bool

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imbalanced_losses import PAUCAtBudgetLoss, RecallAtQuantileLoss
+from imbalanced_losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, SigmoidFocalLoss, SmoothAPLoss
 from tests.modules.ranking_shells import (
     assert_bits,
     called,
@@ -255,6 +255,14 @@ def test_gather_without_a_process_group(shell_class: type) -> None:
     assert_bits(snapshot(shell), snapshot(shell_class(1, queue_size=4)))
     for setting in (None, False):
         assert shell_class(1, queue_size=4, gather_distributed=setting)(logits, targets).isfinite()
+
+
+def test_compiled_shells_gather_no_less_than_eager_ones() -> None:
+    """A compiled shell must not quietly leave out what an eager one refuses to leave out."""
+    logits, targets = torch.randn(6), torch.arange(6) % 2
+    for shell in (SmoothAPLoss(1, gather_distributed=True), SigmoidFocalLoss(gather_distributed=True)):
+        with pytest.raises(Exception, match=r"initialised process group|Observed exception"):
+            torch.compile(shell, fullgraph=True, backend="eager")(logits, targets)
 
 
 @every_case
