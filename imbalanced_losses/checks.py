@@ -186,8 +186,9 @@ def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
 
 def can_read_values(tensor: Tensor) -> bool:
     """Whether ``tensor`` holds data that Python may look at: not while compiling, under ``vmap`` or on ``meta``."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return not (torch.compiler.is_compiling() or tensor.is_meta or wrapped)
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *, multilabel: bool) -> None:
