@@ -19,6 +19,7 @@ __all__ = [
     "check_class_id_values",
     "check_class_ids",
     "check_class_weights",
+    "check_config",
     "check_counter",
     "check_element_targets",
     "check_element_weights",
@@ -26,6 +27,7 @@ __all__ = [
     "check_integer",
     "check_logits",
     "check_nonnegative",
+    "check_number",
     "check_positive",
     "check_probability_values",
     "check_row_flags",
@@ -33,8 +35,23 @@ __all__ = [
     "check_target_values",
     "check_targets",
     "check_temperature",
+    "check_temperature_number",
+    "check_tensor",
+    "check_weight_sequence",
     "check_weight_values",
 ]
+
+
+def check_tensor(name: str, value: object) -> None:
+    """``value`` must be a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected {name} to be a Tensor, got {type(value).__name__}")
+
+
+def check_config(cfg: object, expected: type) -> None:
+    """``cfg`` must be of the class that the loss is configured with."""
+    if not isinstance(cfg, expected):
+        raise TypeError(f"expected cfg to be a {expected.__name__}, got {type(cfg).__name__}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -61,31 +78,56 @@ def check_counter(name: str, value: Tensor | int) -> None:
         raise ValueError(f"expected {name} as an int or a 0-dim tensor, got shape {list(value.shape)}")
 
 
+def check_number(name: str, value: object) -> None:
+    """``value`` must be a Python number (not a bool)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+
+
 def check_positive(name: str, value: float) -> None:
     """``value`` must be a finite number above zero."""
-    _check_number(name, value)
+    check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"expected {name} to be a finite number above 0, got {value}")
 
 
 def check_nonnegative(name: str, value: float) -> None:
     """``value`` must be a finite number of at least zero."""
-    _check_number(name, value)
+    check_number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"expected {name} to be a finite number of at least 0, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
     """``value`` must lie in [0, 1]."""
-    _check_number(name, value)
+    check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"expected {name} in [0, 1], got {value}")
 
 
+def check_temperature_number(name: str, value: float) -> None:
+    """``value`` must be a finite number above zero also in float32: losses divide by it there."""
+    check_positive(name, value)
+    float32 = torch.finfo(torch.float32)
+    if not float32.tiny <= value <= float32.max:
+        raise ValueError(f"expected {name} in [{float32.tiny:.2e}, {float32.max:.2e}] (normal in float32), got {value}")
+
+
+def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
+    """A sequence, or Tensor ``[C]``, of finite numbers of at least zero, as a tuple."""
+    if isinstance(weights, Tensor) and weights.dim() != 1:
+        raise ValueError(f"expected {name} of shape [C], got {list(weights.shape)}")
+    values = getattr(weights, "tolist", lambda: weights)()  # also NumPy's numbers become Python's
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(f"expected {name} to be a sequence of numbers, got {weights!r}")
+    for weight in values:
+        check_nonnegative(f"every weight in {name}", weight)
+    return tuple(float(weight) for weight in values)
+
+
 def check_logits(logits: Tensor, num_classes: int) -> Tensor:
     """Raw scores ``[N, C]`` (``[N]`` is taken as ``[N, 1]``), returned as ``[N, C]``."""
-    if not logits.is_floating_point():
-        raise TypeError(f"expected floating-point logits, got {logits.dtype}")
+    _check_floating(logits)
     columns = logits.unsqueeze(-1) if logits.dim() == 1 else logits
     if columns.dim() != 2 or columns.shape[1] != num_classes:
         raise ValueError(f"expected logits of shape [N, {num_classes}], got {list(logits.shape)}")
@@ -98,6 +140,7 @@ def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tenso
     Labels that can only be 0 or 1 (binary, multi-label) may be bool or float, so that the same targets feed
     ``BCEWithLogitsLoss``.
     """
+    check_tensor("targets", targets)
     n, num_classes = logits.shape
     if targets.is_complex():
         raise TypeError(f"expected integer targets, got {targets.dtype}")
@@ -113,6 +156,7 @@ def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tenso
 
 def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:
     """A bool ``[N]``."""
+    check_tensor(name, flags)
     if flags.dtype != torch.bool:
         raise TypeError(f"expected {name} of dtype torch.bool, got {flags.dtype}")
     return _check_rows(name, flags, logits)
@@ -120,6 +164,7 @@ def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:
 
 def check_row_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
     """A real-valued ``[N]``, returned without gradient."""
+    check_tensor(name, weights)
     if weights.is_complex() or weights.dtype == torch.bool:
         raise TypeError(f"expected {name} of a real dtype, got {weights.dtype}")
     return _check_rows(name, weights, logits).detach()
@@ -128,6 +173,7 @@ def check_row_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
 def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
     """One label in [0, 1] of any real dtype for each of the logits, returned without gradient."""
     _check_floating(logits)
+    check_tensor("targets", targets)
     if targets.is_complex():
         raise TypeError(f"expected targets of a real dtype, got {targets.dtype}")
     if targets.shape != logits.shape:
@@ -139,6 +185,7 @@ def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
 def check_class_ids(targets: Tensor, logits: Tensor) -> None:
     """Class ids ``[N, ...]`` of an integer dtype for logits ``[N, C, ...]``."""
     _check_floating(logits)
+    check_tensor("targets", targets)
     if logits.dim() < 2 or logits.shape[1] == 0:
         raise ValueError(f"expected logits of shape [N, C, ...] with at least one class, got {list(logits.shape)}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
@@ -153,6 +200,7 @@ def check_class_ids(targets: Tensor, logits: Tensor) -> None:
 
 def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
     """A floating-point ``[C]`` for logits ``[N, C, ...]``, returned without gradient."""
+    check_tensor(name, weights)
     if not weights.is_floating_point():
         raise TypeError(f"expected floating-point {name}, got {weights.dtype}")
     if list(weights.shape) != [logits.shape[1]]:
@@ -163,6 +211,7 @@ def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
 
 def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor:
     """A real-valued ``[N]`` or weights of the targets' shape ``[N, ...]``, returned without gradient."""
+    check_tensor(name, weights)
     if weights.is_complex() or weights.dtype == torch.bool:
         raise TypeError(f"expected {name} of a real dtype, got {weights.dtype}")
     allowed = [list(targets.shape[:1]), list(targets.shape)]
@@ -176,7 +225,7 @@ def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor
 def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
     """A finite number above 0 or a 0-dim tensor, as a 0-dim tensor without gradient of ``like``'s dtype and device."""
     if not isinstance(temperature, Tensor):
-        check_positive("temperature", temperature)
+        check_temperature_number("temperature", temperature)
         return torch.full((), temperature, dtype=like.dtype, device=like.device)
     if temperature.dim() != 0:
         raise ValueError(f"expected temperature as a float or a 0-dim tensor, got shape {list(temperature.shape)}")
@@ -184,9 +233,9 @@ def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
     return temperature.detach().to(like, copy=True)
 
 
-def can_read_values(tensor: Tensor) -> bool:
-    """Whether ``tensor`` holds data that Python may look at: not while compiling, under ``vmap`` or on ``meta``."""
-    if torch.compiler.is_compiling() or tensor.is_meta:
+def can_read_values(tensor: object) -> bool:
+    """Whether this is a Tensor that Python may look into: not while compiling, under ``vmap`` or on ``meta``."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
@@ -228,12 +277,8 @@ def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
         raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
-
-
 def _check_floating(logits: Tensor) -> None:
+    check_tensor("logits", logits)
     if not logits.is_floating_point():
         raise TypeError(f"expected floating-point logits, got {logits.dtype}")
 

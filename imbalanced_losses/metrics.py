@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.checks import check_choice, check_fraction
-from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
+from imbalanced_losses.checks import check_choice, check_fraction, check_number, check_tensor
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile, position_dtype
 from imbalanced_losses.pool import Pool, RankingConfig, build_pool
 from imbalanced_losses.queue import init_queue
 from imbalanced_losses.reductions import weighted_mean
@@ -167,6 +167,8 @@ def partial_auc(
     >>> partial_auc(scores, targets, beta=0.5)  # the first negative comes after one of the two positives
     tensor(0.5000)
     """
+    check_number("alpha", alpha)
+    check_number("beta", beta)
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
@@ -223,14 +225,15 @@ def coverage_at_budget(
     check_choice("budget_basis", budget_basis, ("population", "fpr"))
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
     paid = pool.valid if budget_basis == "population" else pool.negative
-    total = paid.sum(-1, keepdim=True).to(pool.scores.dtype)
-    allowed = total * (budget * (1 + 4 * torch.finfo(pool.scores.dtype).eps))
-    covered = _share_of_positives(pool, _count_at_or_above(paid, *_ascending(pool.scores)) <= allowed)
+    total = paid.sum(-1, keepdim=True)
+    within = _count_at_or_above(paid, *_ascending(pool.scores)) <= _allowed(total, budget)
+    covered = _share_of_positives(pool, within)
     return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
 
 
 def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, sample_weight: Tensor | None) -> Pool:
     """One-vs-rest problems: the pool of one batch and no queue, so that masks mean here what they mean there."""
+    check_tensor("scores", scores)
     if scores.dim() not in (1, 2):
         raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
     num_classes = 1 if scores.dim() == 1 else scores.shape[1]
@@ -256,6 +259,12 @@ def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
 
 def _share_of_positives(pool: Pool, chosen: Tensor) -> Tensor:
     return weighted_mean(chosen.to(pool.scores.dtype), pool.positive_weight)
+
+
+def _allowed(total: Tensor, budget: float) -> Tensor:
+    """The largest whole number within a budget of ``total``, up to the rounding of budget and product."""
+    dtype = position_dtype(total.device)
+    return (total.to(dtype) * (budget * (1 + 4 * torch.finfo(dtype).eps))).floor().long()
 
 
 def _count_at_or_above(counted: Tensor, order: Tensor, first: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from imbalanced_losses.checks import (
     check_choice,
     check_integer,
     check_logits,
-    check_positive,
     check_row_flags,
     check_row_weights,
     check_targets,
     check_temperature,
+    check_temperature_number,
 )
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
@@ -42,7 +42,7 @@ class RankingConfig:
 
     def __post_init__(self) -> None:
         check_integer("num_classes", self.num_classes, minimum=1)
-        check_positive("temperature", self.temperature)
+        check_temperature_number("temperature", self.temperature)
         check_choice("reduction", self.reduction, ("mean", "sum", "none"))
         check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
         if self.max_pool_size is not None:

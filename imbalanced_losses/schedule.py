@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_counter, check_fraction, check_integer, check_positive
+from imbalanced_losses.checks import (
+    check_counter,
+    check_fraction,
+    check_integer,
+    check_positive,
+    check_temperature_number,
+)
 from imbalanced_losses.pytree import state_dataclass
 
 __all__ = [
@@ -86,8 +92,8 @@ class ScheduleConfig:
         for name, length in (in_epochs | in_steps).items():
             check_integer(name, length, minimum=0)
         check_integer("temp_decay_steps", self.temp_decay_steps, minimum=1)
-        check_positive("temp_start", self.temp_start)
-        check_positive("temp_end", self.temp_end)
+        check_temperature_number("temp_start", self.temp_start)
+        check_temperature_number("temp_end", self.temp_end)
         check_positive("final_main_weight", self.final_main_weight)
         check_fraction("final_main_weight", self.final_main_weight)
         if in_steps and any(in_epochs.values()):

@@ -137,6 +137,19 @@ def test_a_budget_of_whole_rows_is_spent_in_full(dtype: torch.dtype) -> None:
     torch.testing.assert_close(torch.stack(spent), torch.arange(101, dtype=dtype) / 100)
 
 
+def test_a_budget_is_not_overspent_in_a_long_column() -> None:
+    """The one positive is the first row after the budget, and float32 is too coarse to tell the two apart."""
+    n, budget = 4_400_000, 0.5
+    scores, targets = torch.arange(n, 0, -1).float(), torch.zeros(n, dtype=torch.int64)
+    targets[int(budget * n)] = 1
+    assert exact.coverage_at_budget(scores, targets, budget) == 0
+
+
+@pytest.mark.parametrize(("total", "budget", "allowed"), [(10**7, 0.5, 5 * 10**6), (10**9 + 1, 0.29, 290_000_000)])
+def test_a_budget_is_a_whole_number_of_rows(total: int, budget: float, allowed: int) -> None:
+    assert exact._allowed(torch.tensor([total]), budget) == allowed
+
+
 @st.composite
 def columns(draw: st.DrawFn, multilabel: bool) -> tuple[Tensor, Tensor, Tensor]:
     n = draw(st.integers(0, 20))
@@ -307,6 +320,10 @@ BAD_CALLS = [
     (exact.average_precision, {"sample_weight": torch.ones(3)}, ValueError, r"sample_weight of shape \[4\], got \[3\]"),
     (exact.recall_at_quantile, {"quantile": 1.5}, ValueError, r"quantile in \[0, 1\], got 1.5"),
     (exact.recall_at_quantile, {"interpolation": "cubic"}, ValueError, "interpolation to be one of .* got 'cubic'"),
+    (exact.average_precision, {"scores": [0.5, 0.1]}, TypeError, "expected scores to be a Tensor, got list"),
+    (exact.average_precision, {"targets": [0, 1]}, TypeError, "expected targets to be a Tensor, got list"),
+    (exact.partial_auc, {"alpha": "a"}, TypeError, "expected alpha to be a number, got 'a'"),
+    (exact.partial_auc, {"beta": None}, TypeError, "expected beta to be a number, got None"),
     (exact.partial_auc, {"alpha": 0.5, "beta": 0.5}, ValueError, "0 <= alpha < beta <= 1, got alpha=0.5 and beta=0.5"),
     (exact.partial_auc, {"beta": 1.1}, ValueError, "0 <= alpha < beta <= 1, got alpha=0.0 and beta=1.1"),
     (exact.coverage_at_budget, {"budget": -0.1}, ValueError, r"budget in \[0, 1\], got -0.1"),

@@ -226,6 +226,8 @@ def test_blend_is_a_weighted_sum() -> None:
         ({"blend_steps": True}, TypeError, "blend_steps to be an int, got True"),
         ({"temp_decay_steps": 0}, ValueError, "temp_decay_steps to be at least 1, got 0"),
         ({"temp_start": 0.0}, ValueError, r"temp_start to be a finite number above 0, got 0\.0"),
+        ({"temp_end": 1e-60}, ValueError, r"expected temp_end in .* \(normal in float32\), got 1e-60"),
+        ({"temp_start": 1e39}, ValueError, r"expected temp_start in .* \(normal in float32\), got 1e\+39"),
         ({"temp_end": float("inf")}, ValueError, "temp_end to be a finite number above 0, got inf"),
         ({"temp_end": float("nan")}, ValueError, "temp_end to be a finite number above 0, got nan"),
         ({"final_main_weight": 0}, ValueError, "final_main_weight to be a finite number above 0, got 0"),

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["INTERPOLATIONS", "Interpolation", "follow_scores", "masked_quantile"]
+__all__ = ["INTERPOLATIONS", "Interpolation", "follow_scores", "masked_quantile", "position_dtype"]
 
 Interpolation = Literal["linear", "lower", "higher", "nearest", "midpoint"]
 INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
+
+
+def position_dtype(device: torch.device) -> torch.dtype:
+    """For counts and positions in a row: float32 cannot tell neighbours apart beyond 2^24. MPS has nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], interpolation: Interpolation) -> Tensor:
@@ -35,9 +40,7 @@ def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], int
     """
     count = mask.sum(-1, keepdim=True)
     ascending = torch.where(mask, values, torch.inf).sort(-1).values
-    # float32 cannot tell neighbouring positions apart in long rows; MPS has nothing wider
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    last = (count - 1).clamp_min(0).to(wide)
+    last = (count - 1).clamp_min(0).to(position_dtype(values.device))
     position = torch.cat([last * level for level in levels], -1)
     below, above, fraction = _neighbours(position, interpolation)
     quantiles = torch.lerp(ascending.gather(-1, below), ascending.gather(-1, above), fraction.to(values.dtype))

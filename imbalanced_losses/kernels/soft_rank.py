@@ -1,25 +1,42 @@
-"""Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and the pairwise pAUC are made of.
+r"""Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and the pairwise pAUC are made of.
 
-One interface, :func:`sigmoid_sums`; behind it a dense form with memory bounded by chunking. Under ``torch.compile`` it
-is one broadcast expression, which the compiler fuses and differentiates to any order; in eager mode it is an
-``autograd.Function`` that keeps the scores and weights only and computes each chunk of pairs anew in the backward.
+One interface, :func:`sigmoid_sums`, and one place that chooses between three evaluators: the rows that are asked for,
+pair by pair (few positives, on a CPU); all pairs (small pools); and short sums of exponentials over sorted scores (the
+rest, in near-linear time). In eager mode they sit behind an ``autograd.Function`` that keeps the inputs and computes
+pairs anew in the backward; ``torch.compile`` gets plain expressions, which it fuses and differentiates to any order.
+
+With the rows :math:`Q` that are asked for, everything here is a derivative of one bilinear form,
+
+.. math:: B_n(w, g) = \sum_{i \in Q} \sum_{j \neq i} g_i w_j\, \sigma^{(n)}\big((s_j - s_i) / \tau\big)
+
+``above`` is :math:`\partial B_n / \partial g` and ``pulled`` is :math:`\partial B_n / \partial w`; the derivative
+by the scores is made of the same two at ``n + 1``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["sigmoid_sums"]
+from imbalanced_losses.kernels.exponential_sums import sorted_sums
+from imbalanced_losses.kernels.pairs import PairSums, all_pairs, asked_pairs
 
-# Pairs of scores held at a time in eager mode: 2 MB of float32, about a core's share of the cache.
-CHUNK_PAIRS = 1 << 19
+__all__ = ["Method", "sigmoid_sums"]
+
+Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
+
+# Pool size from which sums of exponentials beat all pairs.
+NEAR_LINEAR_FROM = 1400
+# From there on, number of pairs of asked rows up to which these pairs beat them.
+FEW_PAIRS = 1 << 20
 
 
-def sigmoid_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+def sigmoid_sums(
+    scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor | None = None, method: Method = "auto"
+) -> Tensor:
     r"""Weighted soft count of the scores above each score.
 
     .. math:: y_{rki} = \sum_{j \neq i} w_{rkj}\, \sigma\big((s_{rj} - s_{ri}) / \tau_r\big)
@@ -31,10 +48,15 @@ def sigmoid_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor
     scores : Tensor [R, M], float32 or float64, finite
         R independent problems (classes, ensemble members) of M scores.
     weights : Tensor [R, K, M]
-        K weightings, such as a mask of positives and a mask of negatives; 0 takes a score out. The last one may be
+        K weightings, such as a mask of positives and a mask of negatives; 0 takes a score out. They may be
         differentiated, too.
     temperature : Tensor [R] or []
         Above 0; carries no gradient.
+    asked : Tensor [R, M], bool, optional
+        The rows i whose sums are of use; the others get 0.
+    method : {"auto", "all_pairs", "asked_pairs", "near_linear"}
+        Forces an evaluator, for tests. ``"asked_pairs"`` reads ``asked``, so that ``"auto"`` takes it in eager mode on
+        the CPU alone, where reading is free.
 
     Returns
     -------
@@ -42,118 +64,146 @@ def sigmoid_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor
 
     Notes
     -----
-    Cost: O(R M^2) time. Memory in eager mode: O(R K M) plus ``CHUNK_PAIRS``; under ``torch.compile`` the compiler may
-    keep the O(R M^2) pairs. Differentiable three times in eager mode (once in forward mode: torch does not nest the
-    ``jvp`` of a Function), to any order under ``torch.compile``.
+    Cost: O(R M log M) time and O(R K M) memory from M = 1,400 on, O(M) time for each row asked for where those are few.
+    Differentiable three times in eager mode (once in forward mode: torch does not nest the ``jvp`` of a Function), to
+    any order under ``torch.compile``.
     """
     temperature = temperature.detach().expand(scores.shape[0])
-    if torch.compiler.is_compiling():
-        return _fusible_sums(scores, weights, temperature)
-    return _sums(scores, weights, temperature, 0)
+    asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
+    if method != "near_linear" and (method != "auto" or scores.shape[1] < NEAR_LINEAR_FROM):
+        return _differentiable_sums(scores, weights, temperature, asked, _Plan(method, ascending=False))
+    ascending, order = scores.sort(-1)
+    by_rank = order[:, None].expand_as(weights)
+    plan = _Plan(method, ascending=True)
+    sums = _differentiable_sums(ascending, weights.gather(-1, by_rank), temperature, asked.gather(-1, order), plan)
+    return torch.zeros_like(sums).scatter(-1, by_rank, sums)
 
 
-def _fusible_sums(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
-    """One expression over [R, K, M, M], a reduction that the compiler fuses."""
+class _Plan(NamedTuple):
+    method: Method
+    ascending: bool
+
+
+def _differentiable_sums(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor, plan: _Plan) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return _pair_sums(scores, weights, weights[:, :0], temperature, asked, 0, plan)[0]
+    sums = sorted_sums(scores, weights, temperature, 0) if plan.ascending else _fusible(scores, weights, temperature)
+    return torch.where(asked[:, None], sums, 0)
+
+
+def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+    """All pairs as one expression over [R, K, M, M], a reduction that the compiler fuses."""
     difference = (scores[:, None, :] - scores[:, :, None]) / temperature[:, None, None]
     other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
     pairs = torch.where(other, torch.sigmoid(difference), 0)
     return (weights[:, :, None, :] * pairs[:, None]).sum(-1)
 
 
-def _sigmoid_derivative(x: Tensor, order: int) -> Tensor:
-    """The n-th derivative of the sigmoid, accurate in both tails."""
-    if order == 0:
-        return torch.sigmoid(x)
-    tail = torch.sigmoid(-x.abs())
-    bell = tail * (1 - tail)
-    if order == 1:
-        return bell
-    if order == 2:
-        return bell * (2 * tail - 1) * torch.sign(x)
-    if order == 3:
-        return bell * (1 - 6 * bell)
-    raise NotImplementedError(f"soft ranks can be differentiated three times in eager mode, this is time {order}")
+def _evaluate(
+    scores: Tensor, weights: Tensor, pulls: Tensor, temperature: Tensor, asked: Tensor, order: int, plan: _Plan
+) -> PairSums:
+    """The dispatch of eager mode."""
+    method = plan.method
+    if method == "asked_pairs" or (method == "auto" and _may_read(asked)):
+        rows = asked.nonzero()
+        if method == "asked_pairs" or not plan.ascending or len(rows) * scores.shape[1] <= FEW_PAIRS:
+            return asked_pairs(scores, weights, pulls, temperature, order, rows)
+    pulls = pulls * asked[:, None]
+    if plan.ascending:
+        sums = sorted_sums(scores, torch.cat([weights, pulls], 1), temperature, order)
+        above, pulled = sums.tensor_split([weights.shape[1]], 1)
+        # sigmoid^(n)(-x) = (-1)^(n+1) sigmoid^(n)(x), and 1 - sigmoid(x) for n = 0
+        pulled = pulls.sum(-1, keepdim=True) - pulls - pulled if order == 0 else pulled if order % 2 else -pulled
+    else:
+        above, pulled = all_pairs(scores, weights, pulls, temperature, order)
+    return torch.where(asked[:, None], above, 0), pulled
 
 
-def _chunked_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
-    """``sum_{j != i} w_j sigmoid^(order)((s_j - s_i) / tau)``, as many rows i at a time as fit ``CHUNK_PAIRS``."""
-    r, m = scores.shape
-    rows = max(1, CHUNK_PAIRS // max(1, r * m))
-    sums = torch.empty_like(weights)  # written in place: small results between large temporaries fragment the heap
-    with _full_precision(scores.device):  # autocast would run the matrix product in half precision
-        for start in range(0, m, rows):
-            own = scores[:, start : start + rows, None]
-            pairs = _sigmoid_derivative((scores[:, None, :] - own) / temperature[:, None, None], order)
-            pairs.diagonal(start, 1, 2).zero_()
-            torch.matmul(weights, pairs.mT, out=sums[..., start : start + rows])
+def _may_read(tensor: Tensor) -> bool:
+    """Whether reading data is free; a subclass of Tensor may hold none."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor
+
+
+def _pair_sums(*inputs: Any) -> PairSums:
+    with _full_precision(inputs[0].device):
+        sums: PairSums = _PairSums.apply(*inputs)  # type: ignore[no-untyped-call]
     return sums
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Autocast would run the matrix products in half precision."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
-class _SigmoidSums(torch.autograd.Function):
-    """Closed under differentiation: the derivative of the sums of order n is made of sums of order n + 1."""
+class _PairSums(torch.autograd.Function):
+    """``(above, pulled)`` of scores, weights w, pulls g, temperature, asked, order n and plan."""
 
     @staticmethod
-    def forward(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
-        return _chunked_sums(scores, weights, temperature, order)
+    def forward(*inputs: Any) -> PairSums:
+        return _evaluate(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scores, weights, temperature, ctx.order = inputs
-        ctx.save_for_backward(scores, weights, temperature)
-        ctx.save_for_forward(scores, weights, temperature)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: PairSums) -> None:
+        *tensors, ctx.order, ctx.plan = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, weights, temperature = ctx.saved_tensors
-        order, sign = ctx.order, 1 if ctx.order % 2 else -1
-        grad_scores = grad_weights = None
+    def backward(ctx: Any, grad_above: Tensor, grad_pulled: Tensor) -> tuple[Tensor | None, ...]:
+        scores, weights, pulls, temperature, asked = ctx.saved_tensors
+        rest = (temperature, asked)
+        grad_scores = grad_weights = grad_pulls = None
+        grad_above = grad_above * asked[:, None]
         if ctx.needs_input_grad[0]:
-            # Along the weights themselves an even kernel's gradient is exactly 0 (pairs cancel): taking that part out
-            # first keeps it from drowning the rest in rounding.
-            centred = grad if order % 2 else grad - weights * _projection(grad, weights)
-            stacked = torch.cat([weights, centred], 1)
-            above, pull = _sums(scores, stacked, temperature, order + 1).chunk(2, 1)
-            grad_scores = (-sign * weights * pull - centred * above).sum(1) / temperature[:, None]
-        if ctx.needs_input_grad[1]:
-            # sigmoid^(n)(-x) = (-1)^(n+1) sigmoid^(n)(x), and 1 - sigmoid(x) for n = 0
-            transposed = _sums(scores, grad, temperature, order)
-            grad_weights = grad.sum(-1, keepdim=True) - grad - transposed if order == 0 else sign * transposed
-        return grad_scores, grad_weights, None, None
+            masks = ctx.order % 2 == 0 and not ctx.needs_input_grad[1]
+            centred = _centre(grad_above, weights, asked) if masks else grad_above
+            w, g = torch.cat([weights, grad_pulled], 1), torch.cat([centred, pulls * asked[:, None]], 1)
+            above, pulled = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.plan)
+            grad_scores = (w * pulled - g * above).sum(1) / temperature[:, None]
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            grad_pulls, grad_weights = _pair_sums(scores, grad_pulled, grad_above, *rest, ctx.order, ctx.plan)
+        return grad_scores, grad_weights, grad_pulls, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, *_: object) -> Tensor:
-        scores, weights, temperature = ctx.saved_tensors
-        tangent = torch.zeros_like(weights)
-        if weights_t is not None:
-            tangent = tangent + _sums(scores, weights_t, temperature, ctx.order)
+    def jvp(
+        ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, pulls_t: Tensor | None, *_: object
+    ) -> PairSums:
+        scores, weights, pulls, temperature, asked = ctx.saved_tensors
+        rest = (temperature, asked)
+        above_t, pulled_t = torch.zeros_like(weights), torch.zeros_like(pulls)
+        if weights_t is not None or pulls_t is not None:
+            w = torch.zeros_like(weights) if weights_t is None else weights_t
+            g = torch.zeros_like(pulls) if pulls_t is None else pulls_t
+            above_t, pulled_t = _pair_sums(scores, w, g, *rest, ctx.order, ctx.plan)
         if scores_t is not None:
-            stacked = torch.cat([weights * scores_t[:, None], weights], 1)
-            others, own = _sums(scores, stacked, temperature, ctx.order + 1).chunk(2, 1)
-            tangent = tangent + (others - scores_t[:, None] * own) / temperature[:, None, None]
-        return tangent
+            shift = scores_t[:, None]
+            w, g = torch.cat([weights * shift, weights], 1), torch.cat([pulls * shift, pulls], 1)
+            above, pulled = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.plan)
+            (moved_above, above), (moved_pulled, pulled) = above.chunk(2, 1), pulled.chunk(2, 1)
+            above_t = above_t + (moved_above - shift * above) / temperature[:, None, None]
+            pulled_t = pulled_t + (shift * pulled - moved_pulled) / temperature[:, None, None]
+        return above_t, pulled_t
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[PairSums, tuple[int, int]]:
         """A batch of problems is just more rows."""
-        scores, weights, temperature = (
+        batched = [
             arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            for arg, dim in zip(args[:3], in_dims[:3], strict=True)
-        )
-        sums = _sums(scores.flatten(0, 1), weights.flatten(0, 1), temperature.flatten(0, 1), args[3])
-        return sums.reshape(weights.shape), 0
+            for arg, dim in zip(args[:5], in_dims[:5], strict=True)
+        ]
+        above, pulled = _pair_sums(*(arg.flatten(0, 1) for arg in batched), *args[5:])
+        return (above.reshape(batched[1].shape), pulled.reshape(batched[2].shape)), (0, 0)
 
 
-def _sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
-    sums: Tensor = _SigmoidSums.apply(scores, weights, temperature, order)  # type: ignore[no-untyped-call]
-    return sums
+def _centre(grad: Tensor, weights: Tensor, asked: Tensor) -> Tensor:
+    """``grad`` less its share along constant ``weights``, if these are 0 wherever nothing is asked.
 
-
-def _projection(grad: Tensor, weights: Tensor) -> Tensor:
+    Then the derivative of an even order along the weights is exactly 0, pair by pair: taking that share out first keeps
+    it from drowning the rest in rounding.
+    """
     norm = (weights * weights).sum(-1, keepdim=True)
-    return (grad * weights).sum(-1, keepdim=True) / torch.where(norm > 0, norm, 1)
+    share = (grad * weights).sum(-1, keepdim=True) / torch.where(norm > 0, norm, 1)
+    closed = ((weights == 0) | asked[:, None]).all(-1, keepdim=True)
+    return grad - torch.where(closed, share, 0) * weights

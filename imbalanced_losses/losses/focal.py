@@ -12,11 +12,14 @@ from imbalanced_losses.checks import (
     check_choice,
     check_class_ids,
     check_class_weights,
+    check_config,
     check_element_targets,
     check_element_weights,
     check_fraction,
     check_integer,
     check_nonnegative,
+    check_number,
+    check_weight_sequence,
 )
 from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal, precise_dtype
 from imbalanced_losses.reductions import Reduction, reduce_elements
@@ -49,6 +52,7 @@ class SigmoidFocalConfig:
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        check_number("alpha", self.alpha)
         if not (self.alpha == -1 or 0 <= self.alpha <= 1):
             raise ValueError(f"expected alpha in [0, 1], or -1 to switch it off, got {self.alpha}")
         check_nonnegative("gamma", self.gamma)
@@ -88,9 +92,7 @@ class SoftmaxFocalConfig:
 
     def __post_init__(self) -> None:
         if self.alpha is not None:
-            object.__setattr__(self, "alpha", tuple(float(weight) for weight in self.alpha))
-            for weight in self.alpha:
-                check_nonnegative("every weight in alpha", weight)
+            object.__setattr__(self, "alpha", check_weight_sequence("alpha", self.alpha))
         check_nonnegative("gamma", self.gamma)
         check_choice("reduction", self.reduction, ("mean", "sum", "none", "mean_positive"))
         check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
@@ -149,6 +151,7 @@ def sigmoid_focal(
     >>> sigmoid_focal(logits, targets, cfg)  # 0.5^2 log 2, and little for the two that are right
     tensor([0.1733, 0.0227, 0.0227])
     """
+    check_config(cfg, SigmoidFocalConfig)
     targets = check_element_targets(targets, logits)
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
     loss = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)(logits, targets)
@@ -213,6 +216,7 @@ def softmax_focal(
     >>> softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=1.0, reduction="none"))  # 0.5 log 2, and little
     tensor([0.3466, 0.0151])
     """
+    check_config(cfg, SoftmaxFocalConfig)
     check_class_ids(targets, logits)
     if cfg.background_class >= logits.shape[1]:
         raise ValueError(f"expected background_class in [0, {logits.shape[1]}), got {cfg.background_class}")

@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_fraction, check_integer
+from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
 from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
@@ -128,8 +128,8 @@ def pauc_at_budget(
 
     Notes
     -----
-    Cost: one sort of the pool; pairwise adds O(C M^2) time, in O(C M) memory in eager mode. Shifting or positively
-    scaling all scores changes nothing.
+    Cost: O(C M log M) time and O(C M) memory for a pool of M rows. Shifting or positively scaling all scores changes
+    nothing.
 
     References
     ----------
@@ -178,6 +178,7 @@ def pauc_at_budget_per_class(
     four are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and
     ``grad_pos_count``, the live positives.
     """
+    check_config(cfg, PAUCAtBudgetConfig)
     pool, new_state = build_pool(
         logits,
         targets,
@@ -244,7 +245,9 @@ def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
 def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor) -> Tensor:
     """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
     mask = band.to(pool.scores.dtype)
-    return mean_over_mass(sigmoid_sums(pool.scores, mask[:, None], tau)[:, 0], mask.sum(-1, keepdim=True))
+    return mean_over_mass(
+        sigmoid_sums(pool.scores, mask[:, None], tau, asked=pool.positive)[:, 0], mask.sum(-1, keepdim=True)
+    )
 
 
 def _diagnose(

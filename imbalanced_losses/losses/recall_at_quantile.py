@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_fraction
+from imbalanced_losses.checks import check_choice, check_config, check_fraction
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
@@ -134,6 +134,7 @@ def recall_at_quantile_per_class(
     generator: torch.Generator | None = None,
 ) -> tuple[PerClass, QueueState]:
     """:func:`recall_at_quantile` before its reduction: the loss and validity of each class."""
+    check_config(cfg, RecallAtQuantileConfig)
     pool, new_state = build_pool(
         logits,
         targets,

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from imbalanced_losses.checks import check_config
 from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
@@ -96,7 +97,7 @@ def smooth_ap(
 
     Notes
     -----
-    Cost: O(C M^2) time for a pool of M rows, O(C M) memory in eager mode.
+    Cost: O(C M log M) time and O(C M) memory for a pool of M rows, see :mod:`imbalanced_losses.kernels.soft_rank`.
 
     References
     ----------
@@ -138,6 +139,7 @@ def smooth_ap_per_class(
     generator: torch.Generator | None = None,
 ) -> tuple[PerClass, QueueState]:
     """:func:`smooth_ap` before its reduction: the loss and validity of each class."""
+    check_config(cfg, SmoothAPConfig)
     pool, new_state = build_pool(
         logits,
         targets,
@@ -157,7 +159,7 @@ def smooth_ap_per_class(
 def _one_minus_precision(pool: Pool) -> Tensor:
     """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
     masks = torch.stack([pool.positive, pool.negative], 1).to(pool.scores.dtype)
-    above_positive, above_negative = sigmoid_sums(pool.scores, masks, pool.temperature).unbind(1)
+    above_positive, above_negative = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive).unbind(1)
     rank_among_positives = 1 + above_positive
     rank = rank_among_positives + above_negative
     # R^-/R is exact for a small loss, 1 - R^+/R for a large one; the gradient of either alone cancels at the other end

@@ -15,6 +15,7 @@ from imbalanced_losses.checks import (
     check_class_ids,
     check_element_targets,
     check_probability_values,
+    check_weight_sequence,
     check_weight_values,
 )
 from imbalanced_losses.losses.focal import (
@@ -175,11 +176,7 @@ class SoftmaxFocalLoss(nn.Module):
 
 
 def _as_tuple(alpha: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
-    if alpha is None:
-        return None
-    if isinstance(alpha, Tensor) and alpha.dim() != 1:
-        raise ValueError(f"expected alpha of shape [C], got {list(alpha.shape)}")
-    return tuple(alpha.tolist() if isinstance(alpha, Tensor) else alpha)
+    return None if alpha is None else check_weight_sequence("alpha", alpha)
 
 
 def _as_buffer(alpha: Tensor | Sequence[float] | None, values: tuple[float, ...] | None) -> Tensor | None:

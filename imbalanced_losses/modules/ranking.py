@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from imbalanced_losses.checks import (
     can_read_values,
     check_logits,
-    check_positive,
     check_row_weights,
     check_target_values,
     check_targets,
     check_temperature,
+    check_temperature_number,
     check_weight_values,
 )
 from imbalanced_losses.kernels.quantile import Interpolation
@@ -82,7 +82,7 @@ class _RankingLoss(nn.Module, ABC):
             return
         temperature = check_temperature(value, self.temperature)
         if self.validate_targets and can_read_values(temperature):
-            check_positive("temperature", float(temperature))
+            check_temperature_number("temperature", float(temperature))
         with torch.no_grad():
             self.temperature.copy_(temperature)
 
@@ -110,10 +110,10 @@ class _RankingLoss(nn.Module, ABC):
         return result
 
     def _check_values(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        if not self.validate_targets:
-            return
         cfg = self.config
         columns = check_logits(logits, cfg.num_classes)
+        if not self.validate_targets:
+            return
         check_targets(targets, columns, multilabel=cfg.multilabel)
         if can_read_values(targets):
             check_target_values(targets, cfg.num_classes, cfg.ignore_index, multilabel=cfg.multilabel)

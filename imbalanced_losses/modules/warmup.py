@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses import schedule
+from imbalanced_losses.checks import check_counter
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
 __all__ = ["LossWarmupWrapper"]
@@ -49,13 +50,13 @@ class LossWarmupWrapper(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If the schedule is not a valid :class:`~imbalanced_losses.schedule.ScheduleConfig`.
+        If the schedule is not a valid :class:`~imbalanced_losses.schedule.ScheduleConfig`, or a loss no ``nn.Module``.
 
     Warns
     -----
     UserWarning
-        If ``main_loss`` has no ``temperature`` or no ``reset_queue``; and once, if the main loss trains without a call
-        of :meth:`on_train_batch_start`.
+        If ``main_loss`` has no ``temperature`` or no ``reset_queue``; and once for each of the two hooks, if training
+        goes on without a call of it and something stands still for that.
 
     Notes
     -----
@@ -97,6 +98,8 @@ class LossWarmupWrapper(nn.Module):
         final_main_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        _check_module("warmup_loss", warmup_loss)
+        _check_module("main_loss", main_loss)
         self.config = ScheduleConfig(
             warmup_epochs=warmup_epochs,
             temp_start=temp_start,
@@ -111,7 +114,7 @@ class LossWarmupWrapper(nn.Module):
         self.main_loss = main_loss
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self._weights_warmup = _takes(warmup_loss, "sample_weight")
-        self._awaits_batch_hook = True
+        self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
         _warn_of_missing_hooks(main_loss)
         if gather_distributed is not None:
             _override_gather(gather_distributed, warmup_loss, main_loss)
@@ -159,7 +162,9 @@ class LossWarmupWrapper(nn.Module):
         epoch : int >= 0
             From 0.
         """
-        self._advance(schedule.start_epoch(self._host_state, self.config, epoch), reset=self.reset_queue_each_epoch)
+        state = schedule.start_epoch(self._host_state, self.config, _read_counter("epoch", epoch))
+        self._advance(state, reset=self.reset_queue_each_epoch)
+        self._awaited_hooks.discard("on_train_epoch_start")
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training batch.
@@ -169,8 +174,8 @@ class LossWarmupWrapper(nn.Module):
         global_step : int >= 0
             From 0, counted over all epochs.
         """
-        self._advance(schedule.start_step(self._host_state, self.config, global_step))
-        self._awaits_batch_hook = False
+        self._advance(schedule.start_step(self._host_state, self.config, _read_counter("step", global_step)))
+        self._awaited_hooks.discard("on_train_batch_start")
 
     def forward(self, logits: Tensor, targets: Tensor, **kwargs: Any) -> Any:
         """Give the loss of the phase that training is in.
@@ -180,7 +185,8 @@ class LossWarmupWrapper(nn.Module):
         logits, targets : Tensor
             As the two losses want them.
         **kwargs
-            For the main loss; in warm-up all but ``sample_weight`` are dropped.
+            For the main loss; in warm-up all but ``sample_weight`` are dropped. So ``return_per_class`` and the like
+            have no effect there: what comes back is the bare warm-up loss.
 
         Returns
         -------
@@ -188,10 +194,10 @@ class LossWarmupWrapper(nn.Module):
             The loss. Where the main loss gives a tuple (``return_per_class=True``), its first element is the loss to be
             mixed and the rest is passed on.
         """
+        if not torch.compiler.is_compiling():
+            self._warn_of_uncalled_hooks()
         if self._phase == "warmup":
             return self._run_warmup_loss(logits, targets, kwargs)
-        if not torch.compiler.is_compiling():
-            self._warn_if_standing_still()
         if self._phase == "main" and self.config.final_main_weight == 1:
             return self.main_loss(logits, targets, **kwargs)
         # first the loss without a queue: if its inputs are wrong, the queue has not moved yet
@@ -229,21 +235,37 @@ class LossWarmupWrapper(nn.Module):
         if self._has_temperature:
             _set_temperature(self.main_loss, float(schedule.temperature(state, self.config)))
 
-    def _warn_if_standing_still(self) -> None:
-        moves_by_step = self._has_temperature or self.config.counts_steps
-        if self.training and self._awaits_batch_hook and moves_by_step:
-            self._awaits_batch_hook = False
-            warnings.warn(
-                "expected a call of on_train_batch_start before each training batch, got none: "
-                "temperature and step-wise blending stand still",
-                stacklevel=5,
-            )
+    def _warn_of_uncalled_hooks(self) -> None:
+        cfg = self.config
+        moves_by_epoch = not cfg.counts_steps and cfg.warmup_length + cfg.blend_length > 0
+        moves_by_step = cfg.counts_steps or (self._has_temperature and not self.in_warmup)
+        for hook, moves, unit, what in (
+            ("on_train_epoch_start", moves_by_epoch, "epoch", "epoch-wise warm-up and blend"),
+            ("on_train_batch_start", moves_by_step, "batch", "temperature and step-wise phases"),
+        ):
+            if self.training and moves and hook in self._awaited_hooks:
+                self._awaited_hooks.remove(hook)
+                warnings.warn(
+                    f"expected a call of {hook} before each training {unit}, got none: {what} stand still", stacklevel=5
+                )
 
 
 def _follow_loaded_state(wrapper: LossWarmupWrapper, _: object) -> None:
     """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
     state = {field: getattr(wrapper, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS}
     wrapper._follow(ScheduleState(**state))
+    wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
+
+
+def _check_module(name: str, loss: object) -> None:
+    if not isinstance(loss, nn.Module):
+        raise TypeError(f"expected {name} to be an nn.Module, got {type(loss).__name__}")
+
+
+def _read_counter(name: str, value: int | Tensor) -> int:
+    """Reads a tensor, which the pure functions cannot: they would let a negative one pass."""
+    check_counter(name, value)
+    return int(value)
 
 
 def _takes(loss: nn.Module, keyword: str) -> bool:

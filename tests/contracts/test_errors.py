@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbalanced_losses import init_queue
+from imbalanced_losses import SigmoidFocalConfig, init_queue
+from imbalanced_losses.pool import RankingConfig
 from tests.contracts.cases import Case, example, over
 from tests.strategies import KINDS, LOSSES
 
@@ -60,6 +61,10 @@ STRUCTURE: list[Mistake] = [
         TypeError,
         r"expected .*logits, got torch.complex64",
     ),
+    *[
+        ("binary", changed(name, lambda x: x.tolist()), TypeError, rf"expected {name} to be a Tensor, got list")
+        for name in ("logits", "targets", "iid_mask", "sample_weight")
+    ],
     ("binary", changed("targets", lambda x: x[:5]), ValueError, r"expected targets of shape \[14\], got \[5\]"),
     ("binary", changed("targets", lambda x: x[None]), ValueError, r"expected targets of shape \[14\], got \[1, 14\]"),
     ("multiclass", changed("targets", lambda x: x[:, None].expand(14, 3)), ValueError, r"shape \[14\], got \[14, 3\]"),
@@ -146,6 +151,8 @@ FUNCTION: list[Mistake] = [
     ("binary", replaced(temperature=0.0), ValueError, r"expected temperature .*above 0, got 0"),
     ("binary", replaced(temperature=-1.0), ValueError, r"expected temperature .*above 0, got -1"),
     ("binary", replaced(temperature=float("nan")), ValueError, r"expected temperature .*, got nan"),
+    ("binary", replaced(temperature=1e-60), ValueError, r"expected temperature .*float32.*, got 1e-60"),
+    ("binary", replaced(temperature=1e39), ValueError, r"expected temperature .*float32.*, got 1e\+39"),
     ("binary", replaced(temperature=torch.ones(2)), ValueError, r"expected temperature .*0-dim.*, got .*\[2\]"),
     ("multiclass", replaced(queue_state=init_queue(4, 2)), ValueError, r"expected .*3.*, got .*2"),
     (
@@ -157,6 +164,8 @@ FUNCTION: list[Mistake] = [
     ("multilabel", replaced(queue_state=init_queue(4, 3)), ValueError, r"expected .*queue.*, got "),
     ("binary", replaced(queue_state=init_queue(4, 1, device="meta")), ValueError, r"expected .*cpu.*, got .*meta"),
     ("binary", replaced(queue_state=None), TypeError, r"expected queue_state .*QueueState, got None"),
+    ("binary", replaced(cfg=SigmoidFocalConfig()), TypeError, r"expected cfg to be a .*, got SigmoidFocalConfig"),
+    ("binary", replaced(cfg=RankingConfig(num_classes=1)), TypeError, r"expected cfg to be a .*, got RankingConfig"),
 ]
 
 
@@ -208,6 +217,29 @@ def test_shell(
     shell(**good)  # and it still works
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("other", LOSSES)
+def test_each_loss_wants_its_own_config(loss: str, other: str) -> None:
+    problem = example("binary")
+    cfg = LOSSES[other].config(num_classes=1)
+    for function in (LOSSES[loss].function, LOSSES[loss].per_class):
+        if loss == other:
+            function(problem.logits, problem.targets, problem.state, cfg)
+        else:
+            expected = rf"expected cfg to be a {LOSSES[loss].config.__name__}, got {LOSSES[other].config.__name__}"
+            with pytest.raises(TypeError, match=expected):
+                function(problem.logits, problem.targets, problem.state, cfg)
+
+
+@over["losses"]
+def test_structure_is_checked_also_without_validation(case: Case) -> None:
+    problem = example("binary")
+    shell = case.shell(problem, validate_targets=False)
+    for logits, error in ((problem.logits.tolist(), TypeError), (torch.tensor(0.0), ValueError)):
+        with pytest.raises(error, match="expected logits"):
+            shell(logits, problem.targets)
+
+
 @over["losses"]
 def test_validation_can_be_switched_off(case: Case) -> None:
     problem = example("binary")
@@ -235,6 +267,7 @@ BAD_COMMON: list[tuple[str, Any, type[Exception]]] = [
     ("num_classes", 1.5, TypeError),
     ("temperature", 0.0, ValueError),
     ("temperature", -0.1, ValueError),
+    ("temperature", 1e-60, ValueError),
     ("temperature", float("nan"), ValueError),
     ("temperature", float("inf"), ValueError),
     ("reduction", "avg", ValueError),

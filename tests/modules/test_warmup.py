@@ -204,13 +204,22 @@ def test_the_reset_happens_once_across_a_checkpoint(cut: int) -> None:
     assert first.main_loss.resets + second.main_loss.resets == 1
 
 
+@pytest.mark.parametrize(
+    ("counter", "error", "message"),
+    [
+        (-1, ValueError, "at least 0, got -1"),
+        (torch.tensor(-3), ValueError, "at least 0, got -3"),
+        (torch.tensor(2.0), TypeError, "of an integer dtype, got torch.float32"),
+        (True, TypeError, "to be an int, got True"),
+    ],
+)
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_start"])
-def test_a_refused_counter_changes_nothing(hook: str) -> None:
+def test_a_refused_counter_changes_nothing(hook: str, counter: Any, error: type[Exception], message: str) -> None:
     wrapper = make(warmup_epochs=1)
     train(wrapper, range(2))
     before = bits(wrapper.schedule_state)
-    with pytest.raises(ValueError, match="at least 0, got -1"):
-        getattr(wrapper, hook)(-1)
+    with pytest.raises(error, match=message):
+        getattr(wrapper, hook)(counter)
     assert bits(wrapper.schedule_state) == before
     assert wrapper.in_warmup
 
@@ -238,8 +247,42 @@ def test_a_plain_main_loss_works_with_one_warning(main_loss: type[Recorder], mis
     assert [float(loss) for loss in train(wrapper, range(4), steps_per_epoch=2)] == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize("settings", [{"warmup_epochs": 1}, {"blend_epochs": 1}])
+def test_a_missing_epoch_hook_is_told_once(settings: dict[str, int]) -> None:
+    wrapper = make(**settings)
+    wrapper.eval()(LOGITS, TARGETS)
+    wrapper.train().on_train_batch_start(0)
+    with pytest.warns(
+        UserWarning, match="expected a call of on_train_epoch_start before each training epoch"
+    ) as caught:
+        wrapper(LOGITS, TARGETS)
+    assert [warning.filename for warning in caught] == [__file__]
+    wrapper(LOGITS, TARGETS)  # warnings are errors: it would raise if it warned again
+
+
+@pytest.mark.parametrize("settings", [{}, {"warmup_steps": 1, "blend_steps": 1}])
+def test_only_what_moves_by_epochs_wants_the_epoch_hook(settings: dict[str, int]) -> None:
+    wrapper = make(**settings)
+    wrapper.on_train_batch_start(0)
+    wrapper(LOGITS, TARGETS)
+
+
+def test_a_run_resumed_within_an_epoch_is_not_asked_for_the_epoch_hook() -> None:
+    first, second = make(warmup_epochs=1), make(warmup_epochs=1)
+    train(first, range(2))
+    second.load_state_dict(save_and_load(first))
+    second.on_train_batch_start(2)
+    second(LOGITS, TARGETS)
+
+
+def test_stepwise_warmup_without_the_batch_hook_is_told() -> None:
+    with pytest.warns(UserWarning, match="on_train_batch_start .* stand still"):
+        make(warmup_steps=1)(LOGITS, TARGETS)
+
+
 def test_a_missing_batch_hook_is_told_once() -> None:
     wrapper = make(warmup_epochs=1)
+    wrapper.on_train_epoch_start(0)
     wrapper(LOGITS, TARGETS)
     wrapper.on_train_epoch_start(1)
     wrapper.eval()(LOGITS, TARGETS)
@@ -265,9 +308,18 @@ def test_only_what_moves_by_steps_wants_the_batch_hook() -> None:
         by_epochs, by_steps = (
             make(main_loss=NoTemperature(MAIN_VALUE), **{mode: 1}) for mode in ("blend_epochs", "blend_steps")
         )
+    by_epochs.on_train_epoch_start(0)
     by_epochs(LOGITS, TARGETS)
     with pytest.warns(UserWarning, match="stand still"):
         by_steps(LOGITS, TARGETS)
+
+
+def test_losses_must_be_modules() -> None:
+    function = nn.functional.binary_cross_entropy_with_logits
+    with pytest.raises(TypeError, match=r"expected warmup_loss to be an nn\.Module, got function"):
+        LossWarmupWrapper(function, MainLoss())
+    with pytest.raises(TypeError, match=r"expected main_loss to be an nn\.Module, got function"):
+        LossWarmupWrapper(MainLoss(), function)
 
 
 def test_eval_mode_keeps_to_the_phase() -> None:

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imbalanced_losses.kernels.soft_rank import sigmoid_sums
-from tests.strategies import few_examples, many_examples, matrices, scores
+from imbalanced_losses.kernels.soft_rank import Method, sigmoid_sums
+from tests.strategies import few_examples, matrices, scores
 
-CHUNK = "imbalanced_losses.kernels.soft_rank.CHUNK_PAIRS"
+CHUNK = "imbalanced_losses.kernels.pairs.CHUNK_PAIRS"
 
 Sums = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 chunks = pytest.mark.parametrize("chunk_pairs", [1, 7, 1 << 20])
+methods = pytest.mark.parametrize("method", ["all_pairs", "asked_pairs", "near_linear"])
 
 
 def sigmoid(x: float) -> float:
@@ -56,12 +57,15 @@ def inputs(draw: st.DrawFn, extremes: bool = True) -> tuple[Tensor, Tensor, Tens
 
 
 @chunks
-@many_examples
-@given(drawn=inputs())
-def test_values(chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+@methods
+@few_examples
+@given(drawn=inputs(), data=st.data())
+def test_values(method: Method, chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor], data: st.DataObject) -> None:
+    asked = data.draw(matrices(st.booleans(), *drawn[0].shape, torch.bool))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CHUNK, chunk_pairs)
-        torch.testing.assert_close(sigmoid_sums(*drawn), loop(*drawn), rtol=0, atol=1e-12)
+        actual = sigmoid_sums(*drawn, asked, method)
+    torch.testing.assert_close(actual, loop(*drawn) * asked[:, None], rtol=0, atol=1e-12)
 
 
 def derivatives(function: Sums, points: Tensor, weights: Tensor, temperature: Tensor) -> list[Tensor]:
@@ -75,22 +79,29 @@ def derivatives(function: Sums, points: Tensor, weights: Tensor, temperature: Te
 
 
 @chunks
+@methods
 @few_examples
-@given(drawn=inputs(extremes=False))
-def test_derivatives(chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+@given(drawn=inputs(extremes=False), data=st.data())
+def test_derivatives(
+    method: Method, chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor], data: st.DataObject
+) -> None:
     """The kernels of orders 1 and 2, with respect to scores and weights."""
+    asked = data.draw(matrices(st.booleans(), *drawn[0].shape, torch.bool))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CHUNK, chunk_pairs)
-        actual = derivatives(sigmoid_sums, *drawn)
-    for result, expected in zip(actual, derivatives(plain, *drawn), strict=True):
+        actual = derivatives(lambda *inputs: sigmoid_sums(*inputs, asked, method), *drawn)
+    expectations = derivatives(lambda *inputs: plain(*inputs) * asked[:, None], *drawn)
+    for result, expected in zip(actual, expectations, strict=True):
         size = max(1.0, expected.abs().max().item())
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-10 * size)
 
 
+@methods
 @few_examples
 @given(drawn=inputs())
-def test_derivatives_at_extremes_are_finite(drawn: tuple[Tensor, Tensor, Tensor]) -> None:
-    assert all(result.isfinite().all() for result in derivatives(sigmoid_sums, *drawn))
+def test_derivatives_at_extremes_are_finite(method: Method, drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+    results = derivatives(lambda *inputs: sigmoid_sums(*inputs, method=method), *drawn)
+    assert all(result.isfinite().all() for result in results)
 
 
 @pytest.mark.parametrize("m", [1, 2, 1500])

@@ -1,0 +1,118 @@
+"""The near-linear soft ranks in float32, against all pairs in float64, through Smooth-AP and its gradient."""
+
+from __future__ import annotations
+
+import decimal
+import math
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+import torch
+from torch import Tensor
+
+from imbalanced_losses import SmoothAPConfig, init_queue, smooth_ap
+from imbalanced_losses.kernels.exponential_sums import DOUBLE, SINGLE, sorted_sums
+from imbalanced_losses.kernels.pairs import all_pairs, sigmoid_derivative
+
+SCORES: dict[str, Callable[[int], Tensor]] = {
+    "normal": torch.randn,
+    "ties": torch.zeros,
+    "few values": lambda m: torch.randint(0, 5, (m,)).float(),
+    "clusters": lambda m: torch.randn(m) * 1e-3 + 50.0 * (torch.rand(m) < 0.5),
+    "outliers": lambda m: torch.where(torch.rand(m) < 0.01, torch.randn(m).sign() * 1e4, torch.randn(m)),
+    "reversed": lambda m: torch.linspace(1, -1, m),
+}
+CONFIG = SmoothAPConfig(num_classes=1)
+
+
+def smooth_ap_and_gradient(scores: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    scores = scores.requires_grad_()
+    loss, _ = smooth_ap(scores, targets, init_queue(0, 1), CONFIG, temperature=temperature)
+    return loss.detach(), torch.autograd.grad(loss, scores)[0]
+
+
+def reference(scores: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Smooth-AP from the [positives, pool] matrix in float64, by autograd."""
+    valid, positive = targets >= 0, targets == 1
+    scores = scores.double().requires_grad_()
+    pool = scores[valid]
+    pairs = torch.sigmoid((pool[None] - scores[positive, None]) / temperature)
+    ranks = 0.5 + pairs.sum(1)
+    negatives = (pairs * (targets[valid] == 0)).sum(1)
+    loss = (negatives / ranks).mean()
+    return loss.detach(), torch.autograd.grad(loss, scores)[0]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+@pytest.fixture
+def near_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the sums of exponentials for every pool."""
+    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.NEAR_LINEAR_FROM", 0)
+    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.FEW_PAIRS", -1)
+
+
+@pytest.mark.usefixtures("near_linear")
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.3, 10.0])
+@pytest.mark.parametrize("m", [2, 33, 130, 1500, 5000])
+@pytest.mark.parametrize("kind", SCORES)
+def test_loss_and_gradient(kind: str, m: int, temperature: float) -> None:
+    scores, targets = SCORES[kind](m), (torch.rand(m) < 0.2).long()
+    targets[torch.rand(m) < 0.1] = -100
+    targets[0], targets[-1] = 1, 0
+    loss, gradient = smooth_ap_and_gradient(scores.clone(), targets, temperature)
+    expected_loss, expected_gradient = reference(scores, targets, temperature)
+    assert abs(loss - expected_loss) <= 1e-5 * expected_loss + torch.finfo(torch.float32).tiny
+    # where the exact gradient all but vanishes, what is left is measured against 1e-6 of what a pair can contribute
+    floor = 1e-6 / temperature / math.sqrt(m)
+    assert (gradient - expected_gradient).norm() <= 1e-4 * max(expected_gradient.norm().item(), floor)
+
+
+@pytest.mark.usefixtures("near_linear")
+@pytest.mark.parametrize("n_positives", [1, 2999])
+@pytest.mark.parametrize("spread", [1.0, 1e3, 1e5])
+def test_one_positive_and_one_negative(n_positives: int, spread: float) -> None:
+    scores, targets = torch.randn(3000) * spread * 0.01, (torch.randperm(3000) < n_positives).long()
+    loss, gradient = smooth_ap_and_gradient(scores.clone(), targets, 0.01)
+    expected_loss, expected_gradient = reference(scores, targets, 0.01)
+    assert abs(loss - expected_loss) <= 1e-5 * expected_loss + torch.finfo(torch.float32).tiny
+    assert (gradient - expected_gradient).norm() <= 1e-4 * max(expected_gradient.norm().item(), 1e-7)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+def test_large_rows(order: int, dtype: torch.dtype, bound: float) -> None:
+    """Three levels of the tree: 20,000 rows are 625 blocks."""
+    scores = torch.randn(1, 20_000, dtype=dtype).sort(-1).values
+    weights, temperature = (torch.rand(1, 2, 20_000) < 0.3).to(dtype), torch.tensor([0.05], dtype=dtype)
+    actual = sorted_sums(scores, weights, temperature, order)
+    some = slice(None, None, 37)
+    pairs = sigmoid_derivative((scores[0].double() - scores[0, some, None].double()) / temperature.double(), order)
+    pairs[torch.arange(len(pairs)), torch.arange(20_000)[some]] = 0
+    assert relative_error(actual[0, :, some].double(), weights[0].double() @ pairs.mT) < bound
+
+
+def test_all_problems_have_their_own_temperature() -> None:
+    scores = torch.randn(3, 700, dtype=torch.float64).sort(-1).values
+    weights, temperature = torch.rand(3, 1, 700, dtype=torch.float64), torch.tensor([1e-3, 0.1, 5.0]).double()
+    expected, _ = all_pairs(scores, weights, weights[:, :0], temperature, 0)
+    torch.testing.assert_close(sorted_sums(scores, weights, temperature, 0), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("table", "bounds"), [(SINGLE, (4.5e-8, 8.9e-8, 1.5e-7, 1e-6)), (DOUBLE, (5.8e-15, 3.7e-15, 1.6e-14, 4.2e-13))]
+)
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_coefficients(table: dict[int, tuple[float, ...]], bounds: tuple[float, ...], order: int) -> None:
+    """The error of each polynomial in exact arithmetic, relative to e^-x."""
+    with decimal.localcontext() as context:
+        context.prec = 50
+        for i in range(600):
+            u = (-Decimal(i * i) / 9000).exp()  # dense near 0, where the polynomial works hardest; up to e^-40
+            bell = u / (1 + u) ** 2
+            exact = (u / (1 + u), bell, bell * (1 - u) / (1 + u), bell * (1 - 6 * bell))[order]
+            polynomial = sum(Decimal(coefficient) * u**k for k, coefficient in enumerate(table[order], start=1))
+            assert abs(polynomial - exact) <= u * Decimal(bounds[order])
