@@ -4,11 +4,15 @@
 
 The data are scikit-learn's handwritten digits, one digit against the rest, thinned until it is rare; or, with
 ``--data generated``, a ``make_classification`` problem. A table shows what the schedule does in every epoch.
+
+The task is small and BCE alone (``--loss bce``) does about as well on it, so the demo shows how the phases work, not
+that a ranking loss wins. The defaults were chosen on seeds 100 to 107.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +86,7 @@ def load_data(name: str, positive_rate: float, seed: int) -> Split:
 def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrapper:
     """BCE first, then the loss that ``--loss`` names."""
     common = {"num_classes": 1, "queue_size": args.queue_size}
+    main_steps = (args.total_epochs - args.warmup_epochs) * steps_per_epoch
     main_losses: dict[str, Callable[[], nn.Module]] = {
         "smooth-ap": lambda: SmoothAPLoss(**common),
         "recall": lambda: RecallAtQuantileLoss(**common, quantile=args.pos_rate, threshold_gradient="implicit"),
@@ -99,7 +104,7 @@ def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrap
             blend_epochs=args.blend_epochs,
             temp_start=args.temp_start,
             temp_end=args.temp_end,
-            temp_decay_steps=max(1, (args.total_epochs - args.warmup_epochs) * steps_per_epoch),
+            temp_decay_steps=max(1, main_steps - 1),  # the last step, not the one after it, has temp_end
         )
 
 
@@ -118,7 +123,7 @@ def train(model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argpa
     """The usual loop, with the schedule's two hooks; one record per epoch."""
     rows = TensorDataset(data.train_features, data.train_labels)
     batches = DataLoader(rows, args.batch_size, shuffle=True, generator=torch.Generator().manual_seed(args.seed))
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     history: list[Epoch] = []
     step = 0
     for epoch in tqdm(range(args.total_epochs), desc=f"BCE -> {args.loss}", unit="epoch"):
@@ -174,25 +179,44 @@ def save_plot(path: Path, history: Sequence[Epoch], scores: Tensor, data: Split)
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loss", choices=["smooth-ap", "recall", "pauc", "focal", "bce"], default="smooth-ap")
-    parser.add_argument("--data", choices=["digits", "generated"], default="digits")
+    losses = ["smooth-ap", "recall", "pauc", "focal", "bce"]
+    parser.add_argument("--loss", choices=losses, default=losses[0], help="main loss (default %(default)s)")
+    data = ["digits", "generated"]
+    parser.add_argument("--data", choices=data, default=data[0], help="real or made up (default %(default)s)")
     parser.add_argument("--pos-rate", type=float, default=0.03, help="share of positives (default %(default)s)")
     parser.add_argument("--warmup-epochs", type=int, default=4, help="epochs of BCE (default %(default)s)")
     parser.add_argument("--blend-epochs", type=int, default=3, help="epochs of blending (default %(default)s)")
-    parser.add_argument("--total-epochs", type=int, default=20, help="default %(default)s")
-    parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
+    parser.add_argument("--total-epochs", type=int, default=20, help="all epochs (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows in a step (default %(default)s)")
     parser.add_argument("--queue-size", type=int, default=1024, help="past rows in the pool (default %(default)s)")
-    parser.add_argument("--temp-start", type=float, default=0.5, help="temperature at the switch (default %(default)s)")
-    parser.add_argument("--temp-end", type=float, default=0.1, help="temperature at the end (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="of Adam (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--temp-start", type=float, default=2.0, help="temperature at the switch (default %(default)s)")
+    parser.add_argument(
+        "--temp-end", type=float, default=1.0, help="temperature at the last step (default %(default)s)"
+    )
+    parser.add_argument("--lr", type=float, default=1e-2, help="of AdamW (default %(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of split, model and batches (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
     args = parser.parse_args(argv)
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop before any work if a flag's value makes no sense."""
+    at_least = {"warmup_epochs": 0, "blend_epochs": 0, "total_epochs": 1, "batch_size": 1, "queue_size": 0, "seed": 0}
+    for name, minimum in at_least.items():
+        if getattr(args, name) < minimum:
+            parser.error(f"expected --{name.replace('_', '-')} of at least {minimum}, got {getattr(args, name)}")
+    for name in ("temp_start", "temp_end", "lr"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"expected --{name.replace('_', '-')} above 0 and finite, got {getattr(args, name)}")
+    if not 0 <= args.weight_decay < math.inf:
+        parser.error(f"expected --weight-decay of at least 0, got {args.weight_decay}")
     if not 0 < args.pos_rate < 1:
         parser.error(f"expected --pos-rate between 0 and 1, got {args.pos_rate}")
-    if args.total_epochs < 1:
-        parser.error(f"expected --total-epochs of at least 1, got {args.total_epochs}")
-    return args
+    if args.plot and not args.plot.parent.is_dir():
+        parser.error(f"expected --plot in a folder that exists, got {args.plot}")
 
 
 def main(argv: Sequence[str] | None = None) -> list[Epoch]:
@@ -209,7 +233,11 @@ def main(argv: Sequence[str] | None = None) -> list[Epoch]:
     loss_fn = build_loss(args, steps_per_epoch=-(-n_train // args.batch_size))
     history = train(model, loss_fn, data, args)
     print_table(history)
-    print(f"\nfinal test AUCPR {history[-1].aucpr:.4f}")
+    print()
+    warmup = [epoch for epoch in history if epoch.phase == "warm-up"]
+    if warmup:
+        print(f"test AUCPR after the warm-up {warmup[-1].aucpr:.4f}")
+    print(f"final test AUCPR {history[-1].aucpr:.4f}")
     if args.plot:
         with torch.no_grad():
             save_plot(args.plot, history, model.eval()(data.test_features)[:, 0], data)

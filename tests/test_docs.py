@@ -6,7 +6,6 @@ import doctest
 import importlib
 import pkgutil
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,17 @@ MODULES = ["imbalanced_losses", *(module.name for module in SUBMODULES)]
 
 
 def readme_code() -> dict[str, str]:
-    """Python code by heading, at its line in the README, so that a traceback points there."""
+    """Each Python block by heading and line, moved to its line in the README so that a traceback points there."""
     text = README.read_text(encoding="utf-8")
-    code: defaultdict[str, str] = defaultdict(str)
+    code: dict[str, str] = {}
     heading = ""
     for match in re.finditer(r"^#+ (?P<heading>[^\n]+)$|^```(?P<language>\w*)\n(?P<code>.*?)^```$", text, re.M | re.S):
         if match["heading"]:
             heading = match["heading"]
         elif match["language"] == "python":
             line = text.count("\n", 0, match.start("code"))
-            code[heading] += "\n" * (line - code[heading].count("\n")) + match["code"]
-    return dict(code)
+            code[f"{heading}, line {line + 1}"] = "\n" * line + match["code"]
+    return code
 
 
 README_CODE = readme_code()
@@ -46,6 +45,10 @@ def test_doctests_are_found() -> None:
     assert len(examples) >= 20
 
 
-@pytest.mark.parametrize("heading", README_CODE)
-def test_readme(heading: str) -> None:
-    exec(compile(README_CODE[heading], str(README), "exec"), {"__name__": "__main__"})
+@pytest.mark.parametrize("block", README_CODE)
+def test_readme_block_runs_on_its_own(block: str) -> None:
+    exec(compile(README_CODE[block], str(README), "exec"), {"__name__": "__main__"})
+
+
+def test_readme_blocks_are_found() -> None:
+    assert len(README_CODE) == README.read_text(encoding="utf-8").count("\n```python\n") >= 4

@@ -13,10 +13,14 @@ DEMO = Path(__file__).parents[2] / "examples" / "toy_demo.py"
 QUICK = ("--total-epochs", "4", "--warmup-epochs", "2", "--blend-epochs", "1", "--queue-size", "128")
 
 
-def run_demo(*flags: str) -> str:
-    finished = subprocess.run(
+def start_demo(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, str(DEMO), *QUICK, *flags], capture_output=True, text=True, check=False, timeout=300
     )
+
+
+def run_demo(*flags: str) -> str:
+    finished = start_demo(*flags)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -31,16 +35,22 @@ def test_every_loss_trains_through_the_phases(loss: str) -> None:
     table = table_of(output)
     assert [row[1] for row in table] == ["warm-up", "warm-up", "blend", "main"]
     assert [float(row[2]) for row in table] == [0, 0, 0.5, 1]
-    first, last = float(table[0][-1]), float(table[-1][-1])
+    first, warmed_up, last = (float(table[epoch][-1]) for epoch in (0, 1, -1))
     assert last > first > 0.03  # better than at the start, which is better than chance: 3 percent are positive
-    assert f"final test AUCPR {last:.4f}" in output
+    assert f"test AUCPR after the warm-up {warmed_up:.4f}\nfinal test AUCPR {last:.4f}" in output
 
 
 def test_temperature_decays_from_start_to_end_after_the_warm_up() -> None:
     table = table_of(run_demo("--temp-start", "0.4", "--temp-end", "0.2"))
     temperatures = [float(row[3]) for row in table]
     assert temperatures[:2] == [0.4, 0.4]
-    assert 0.4 > temperatures[2] > temperatures[3] > 0.2
+    assert 0.4 > temperatures[2] > temperatures[3] == 0.2
+
+
+def test_without_warm_up_only_the_final_score_is_told() -> None:
+    output = run_demo("--warmup-epochs", "0", "--total-epochs", "2")
+    assert "after the warm-up" not in output
+    assert f"final test AUCPR {table_of(output)[-1][-1]}" in output
 
 
 def test_generated_data_and_picture(tmp_path: Path) -> None:
@@ -50,14 +60,55 @@ def test_generated_data_and_picture(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_generated_data_with_a_ranking_loss() -> None:
+    output = run_demo("--data", "generated", "--loss", "recall")
+    assert "generated: " in output
+    table = table_of(output)
+    assert [row[1] for row in table] == ["warm-up", "warm-up", "blend", "main"]
+    assert float(table[-1][-1]) > 0.1  # chance is 0.03
+
+
 def test_same_seed_same_table_other_seed_another() -> None:
     tables = [table_of(run_demo("--loss", "focal", "--seed", seed)) for seed in ("1", "1", "2")]
     assert tables[0] == tables[1] != tables[2]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--total-epochs", "0"), "expected --total-epochs of at least 1, got 0"),
+        (("--warmup-epochs", "-1"), "expected --warmup-epochs of at least 0, got -1"),
+        (("--blend-epochs", "-2"), "expected --blend-epochs of at least 0, got -2"),
+        (("--batch-size", "0"), "expected --batch-size of at least 1, got 0"),
+        (("--queue-size", "-1"), "expected --queue-size of at least 0, got -1"),
+        (("--seed", "-1"), "expected --seed of at least 0, got -1"),
+        (("--temp-start", "0"), "expected --temp-start above 0 and finite, got 0.0"),
+        (("--temp-end", "nan"), "expected --temp-end above 0 and finite, got nan"),
+        (("--lr", "inf"), "expected --lr above 0 and finite, got inf"),
+        (("--weight-decay", "-0.1"), "expected --weight-decay of at least 0, got -0.1"),
+        (("--pos-rate", "1"), "expected --pos-rate between 0 and 1, got 1.0"),
+        (("--plot", "no/such/folder/demo.png"), "expected --plot in a folder that exists, got no/such/folder/demo.png"),
+    ],
+)
+def test_bad_flags_say_what_was_expected(
+    flags: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(DEMO.parent)
+    from toy_demo import parse_args
+
+    with pytest.raises(SystemExit, match="2"):
+        parse_args([*QUICK, *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_a_bad_flag_stops_the_command_before_it_trains() -> None:
+    finished = start_demo("--batch-size", "0")
+    assert finished.returncode == 2
+    assert "expected --batch-size of at least 1" in finished.stderr
+    assert not finished.stdout
+
+
 def test_impossible_positive_rate_says_what_is_there() -> None:
-    finished = subprocess.run(
-        [sys.executable, str(DEMO), "--pos-rate", "0.9"], capture_output=True, text=True, check=False, timeout=120
-    )
+    finished = start_demo("--pos-rate", "0.9")
     assert finished.returncode != 0
     assert "--pos-rate 0.9 needs" in finished.stderr
