@@ -139,7 +139,8 @@ def test_structure_is_the_same_for_equal_states_and_differs_between_classes(make
 
 def test_key_paths_name_the_fields() -> None:
     paths = [_pytree.keystr(path) for path, _ in _pytree.tree_leaves_with_path(a_queue(0))]
-    assert paths == [f".{field.name}" for field in dataclasses.fields(QueueState)]
+    names = [path.strip(".[']") for path in paths]  # torch 2.8 shows a field as an item
+    assert names == [field.name for field in dataclasses.fields(QueueState)]
     assert [str(path[0]) for path in optree.tree_paths(a_queue(0))] == [f.name for f in dataclasses.fields(QueueState)]
 
 

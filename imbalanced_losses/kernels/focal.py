@@ -103,7 +103,7 @@ class _SigmoidTerms(NamedTuple):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are there
 class SigmoidFocal(Focal):
     """``alpha_t (1 - p_t)^gamma CE`` for logits of any shape and labels in [0, 1].
 
@@ -164,7 +164,7 @@ class _SoftmaxTerms(NamedTuple):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are there
 class SoftmaxFocal(Focal):
     """``(1 - p_y)^gamma CE`` for logits ``[N, C, ...]`` and class ids ``[N, ...]``, with class weights ``alpha [C]``.
 

@@ -198,7 +198,7 @@ def test_double_backward_through_a_compiled_loss_raises(case: Case) -> None:
     leaf = logits.clone().requires_grad_()
     loss, _ = compiled(case.call)(leaf, *rest)
     (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
+    with pytest.raises(RuntimeError, match=r"double backward|does not require grad"):  # the latter by torch 2.8
         first.square().sum().backward()
 
 
