@@ -80,7 +80,7 @@ def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
     """
     (r, m), k = scores.shape, weights.shape[1]
     size = _block_size(r * m)
-    n = -(-m // size)
+    n = (m + size - 1) // size
     if padding := n * size - m:  # of no weight, at the last score
         scores = torch.cat([scores, scores[:, -1:].expand(r, padding)], 1)
         weights = functional.pad(weights, (0, padding))
@@ -150,7 +150,7 @@ def _carry(
     """
     (r, n), (k, terms) = first.shape, to_last.shape[-2:]
     group = n if n <= 2 * FAN_OUT else FAN_OUT
-    groups = -(-n // group)
+    groups = (n + group - 1) // group
     if padding := groups * group - n:
         end = last[:, -1:].expand(r, padding)
         first, last = torch.cat([first, end], 1), torch.cat([last, end], 1)

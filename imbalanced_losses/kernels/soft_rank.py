@@ -88,11 +88,12 @@ class _Plan(NamedTuple):
 def _differentiable_sums(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor, plan: _Plan) -> Tensor:
     if not torch.compiler.is_compiling():
         return _pair_sums(scores, weights, weights[:, :0], temperature, asked, 0, plan)[0]
-    sums = sorted_sums(scores, weights, temperature, 0) if plan.ascending else _fusible(scores, weights, temperature)
-    return torch.where(asked[:, None], sums, 0)
+    with _full_precision(scores.device):
+        evaluate = sorted_sums if plan.ascending else _fusible
+        return torch.where(asked[:, None], evaluate(scores, weights, temperature, 0), 0)
 
 
-def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, order: Literal[0]) -> Tensor:
     """All pairs as one expression over [R, K, M, M], a reduction that the compiler fuses."""
     difference = (scores[:, None, :] - scores[:, :, None]) / temperature[:, None, None]
     other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
