@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,9 +69,19 @@ class PerClass:
     diagnostics: dict[str, Tensor]
 
 
+class _Rows(NamedTuple):
+    """Checked rows: logits [N, C], targets [N] or [N, C], valid like targets, iid [N], sample_weight [N]."""
+
+    logits: Tensor
+    targets: Tensor
+    valid: Tensor
+    iid: Tensor
+    sample_weight: Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """M = N live rows, then Q queue rows, as C one-vs-rest problems.
+    """M = N live rows, then Q queue rows, as C one-vs-rest problems. What not every loss needs is made when asked for.
 
     Attributes
     ----------
@@ -80,42 +91,46 @@ class Pool:
         Rows that take part.
     positive : Tensor [C, M], bool
         Valid rows of the class.
-    iid, live : Tensor [M], bool
-    sample_weight : Tensor [M]
     poison : Tensor [C]
-        1, or ``nan`` with ``nan`` gradients for a class whose valid live logits are not all finite.
+        1, or ``nan`` for a class whose valid logits are not all finite.
     temperature : Tensor []
+    parts : tuple of _Rows
+        The live rows, and the queue's if there are any.
+    kept : Tensor [M], int64, optional
+        Which rows of the parts are in the pool; all of them if left out.
     """
 
     scores: Tensor
     valid: Tensor
     positive: Tensor
-    iid: Tensor
-    live: Tensor
-    sample_weight: Tensor
     poison: Tensor
     temperature: Tensor
+    parts: tuple[_Rows, ...]
+    kept: Tensor | None = None
 
     @property
     def negative(self) -> Tensor:
         """Bool ``[C, M]``: valid rows of the other classes."""
-        return self.valid & ~self.positive
+        return self.valid ^ self.positive
+
+    @property
+    def iid(self) -> Tensor:
+        """Bool ``[M]``: rows drawn from the deployment distribution."""
+        return self._join([part.iid for part in self.parts])
+
+    @property
+    def live(self) -> Tensor:
+        """Bool ``[M]``: rows of the batch."""
+        return self._join([torch.full_like(part.iid, i == 0) for i, part in enumerate(self.parts)])
 
     @property
     def positive_weight(self) -> Tensor:
         """``[C, M]``: the sample weight at positives, 0 elsewhere."""
-        return torch.where(self.positive, self.sample_weight, 0)
+        return self.positive * self._join([part.sample_weight.to(self.scores.dtype) for part in self.parts])
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
-    """Checked rows: logits [N, C], targets [N] or [N, C], valid like targets, iid [N], sample_weight [N]."""
-
-    logits: Tensor
-    targets: Tensor
-    valid: Tensor
-    iid: Tensor
-    sample_weight: Tensor
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        rows = torch.cat(parts)
+        return rows if self.kept is None else rows[self.kept]
 
 
 def build_pool(
@@ -138,18 +153,17 @@ def build_pool(
     live = _check_rows(logits, targets, cfg, iid_mask, sample_weight)
     _check_queue(queue_state, live, cfg)
     pool = _join(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
-    if cfg.max_pool_size is not None and pool.live.shape[0] > cfg.max_pool_size:
+    if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
         pool = _subsample(pool, cfg.max_pool_size, generator)
     if not update_queue:
         return pool, queue_state
-    stored_targets = torch.where(live.valid, live.targets, queue_state.ignore_index)
-    return pool, push(queue_state, live.logits, stored_targets, live.iid, live.sample_weight)
+    return pool, push(queue_state, live.logits, live.targets, live.iid, live.sample_weight, live.valid)
 
 
 def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
-    """The loss of each class, ``nan`` where invalid or where a live logit was not finite (then the class is valid)."""
+    """The loss of each class, ``nan`` where invalid or where a logit was not finite (then the class is valid)."""
     valid = valid | pool.poison.isnan()
-    loss = torch.where(valid, loss * pool.poison, torch.nan)
+    loss = torch.where(valid, loss.to(pool.scores.dtype) * pool.poison, torch.nan)
     return PerClass(loss=loss, valid=valid, diagnostics=diagnostics or {})
 
 
@@ -163,13 +177,17 @@ def _check_rows(
 ) -> _Rows:
     logits = check_logits(logits, cfg.num_classes)
     targets = check_targets(targets, logits, multilabel=cfg.multilabel)
-    ones = torch.ones(logits.shape[0], device=logits.device)
+    n, device = logits.shape[0], logits.device
     return _Rows(
         logits=logits,
         targets=targets,
         valid=targets != cfg.ignore_index,
-        iid=ones.bool() if iid_mask is None else check_row_flags("iid_mask", iid_mask, logits),
-        sample_weight=ones if sample_weight is None else check_row_weights("sample_weight", sample_weight, logits),
+        iid=torch.ones(n, dtype=torch.bool, device=device)
+        if iid_mask is None
+        else check_row_flags("iid_mask", iid_mask, logits),
+        sample_weight=torch.ones(n, device=device)
+        if sample_weight is None
+        else check_row_weights("sample_weight", sample_weight, logits),
     )
 
 
@@ -187,30 +205,23 @@ def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
 def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
     """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
     dtype = torch.promote_types(live.logits.dtype, torch.float32)
-    n, q = live.logits.shape[0], queue.logits.shape[0]
-    parts: list[tuple[Tensor, ...]] = [
-        (live.logits.to(dtype), live.targets, live.valid, live.iid, live.sample_weight.to(dtype))
-    ]
-    if q > 0:
-        parts.append((queue.logits.to(dtype), queue.targets, queue.valid, queue.iid, queue.sample_weight.to(dtype)))
-    elif n == 0:
-        parts.append(tuple(rows.new_zeros(1, *rows.shape[1:]) for rows in parts[0]))
-    logits, targets, valid, iid, sample_weight = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    parts = [live]
+    if queue.logits.shape[0] > 0:
+        parts.append(_Rows(queue.logits, queue.targets, queue.valid, queue.iid, queue.sample_weight))
+    elif live.logits.shape[0] == 0:
+        parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
+    targets, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "valid"))
     valid, positive = _one_vs_rest(targets, valid, cfg)
-    scores = logits.mT
-    finite = scores.isfinite()
-    overflow = valid & ~finite
-    # a product, not a where: its gradient is nan at the overflow, too, so that a GradScaler sees it and skips the step
-    poison = torch.where(overflow, scores, 0) * torch.where(overflow, torch.nan, 0)
+    scores = torch.cat([part.logits.to(dtype) for part in parts]).mT
+    scores = torch.where(valid, scores, 0)  # not masked_fill: torch 2.13 compiles its gradient wrong
+    known = scores.detach()
     return Pool(
-        scores=torch.where(valid & finite, scores, 0),
+        scores=scores,
         valid=valid,
         positive=positive,
-        iid=iid,
-        live=torch.arange(len(logits), device=logits.device) < n,
-        sample_weight=sample_weight,
-        poison=1 + poison.sum(-1),
-        temperature=check_temperature(temperature, logits),
+        poison=1 + (known - known).sum(-1),  # inf - inf is nan, and any nan in a loss makes its gradient nan, too
+        temperature=check_temperature(temperature, scores),
+        parts=tuple(parts),
     )
 
 
@@ -233,10 +244,10 @@ def _subsample(pool: Pool, size: int, generator: torch.Generator | None) -> Pool
     takes_part = pool.valid.any(0)
     groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [C + 1, M]: rest = label 0
     quota = size // (2 * groups.any(-1).sum().clamp_min(1))
-    noise = torch.rand(pool.live.shape, generator=generator, device=pool.live.device)
+    noise = torch.rand(takes_part.shape, generator=generator, device=takes_part.device)
     shuffled = torch.where(takes_part, noise, 2).argsort()
     members = groups[:, shuffled]
     protected = (members & (members.cumsum(-1) <= quota)).any(0)
     kept = shuffled[(~protected).to(torch.uint8).argsort(stable=True)][:size]
-    row_fields = ("scores", "valid", "positive", "iid", "live", "sample_weight")
-    return dataclasses.replace(pool, **{name: getattr(pool, name)[..., kept] for name in row_fields})
+    by_class = {name: getattr(pool, name)[:, kept] for name in ("scores", "valid", "positive")}
+    return dataclasses.replace(pool, kept=kept, **by_class)

@@ -117,7 +117,14 @@ def reset_queue(state: QueueState) -> QueueState:
     )
 
 
-def push(state: QueueState, logits: Tensor, targets: Tensor, iid: Tensor, sample_weight: Tensor) -> QueueState:
+def push(
+    state: QueueState,
+    logits: Tensor,
+    targets: Tensor,
+    iid: Tensor,
+    sample_weight: Tensor,
+    valid: Tensor | None = None,
+) -> QueueState:
     """Replace the oldest rows by new ones, detached and in the queue's dtypes.
 
     A batch longer than the queue leaves its last ``Q`` rows. A row with a logit that is not finite in the queue's dtype
@@ -128,31 +135,33 @@ def push(state: QueueState, logits: Tensor, targets: Tensor, iid: Tensor, sample
     state : QueueState
     logits : Tensor [N, C]
     targets : Tensor [N] or [N, C], int64
-        Rows to be ignored carry ``state.ignore_index``.
     iid : Tensor [N], bool
     sample_weight : Tensor [N]
+    valid : Tensor like targets, bool, optional
+        False where a target is to be ignored, besides those that equal ``state.ignore_index``.
 
     Returns
     -------
     QueueState
-        Structure, shapes, dtypes and device of ``state``.
+        Structure, shapes, dtypes and device of ``state``; a field that does not change is the same tensor.
     """
     capacity = state.logits.shape[0]
     n = min(logits.shape[0], capacity)
     if n == 0:
         return state
-    # repeated indices in index_copy are undefined, so the batch is cut (statically) before it is written
-    logits, targets, iid, sample_weight = (rows.detach()[-n:] for rows in (logits, targets, iid, sample_weight))
-    logits = logits.to(state.logits.dtype)
-    finite = logits.isfinite()
-    row_is_finite = finite.all(-1, keepdim=True) if targets.dim() == 2 else finite.all(-1)
-    targets = torch.where(row_is_finite, targets, state.ignore_index)
+    if n < logits.shape[0]:  # repeated indices in index_copy are undefined
+        logits, targets, iid, sample_weight = (rows[-n:] for rows in (logits, targets, iid, sample_weight))
+        valid = None if valid is None else valid[-n:]
+    logits = logits.detach().to(state.logits.dtype)
+    stored = (logits - logits).sum(-1, keepdim=targets.dim() == 2) == 0  # inf - inf is nan
+    if valid is not None:
+        stored = stored & valid
     slots = (state.cursor + torch.arange(n, device=state.cursor.device)) % capacity
     return QueueState(
-        logits=state.logits.index_copy(0, slots, torch.where(finite, logits, 0)),
-        targets=state.targets.index_copy(0, slots, targets),
+        logits=state.logits.index_copy(0, slots, logits.nan_to_num(0, 0, 0)),
+        targets=state.targets.index_copy(0, slots, torch.where(stored, targets, state.ignore_index)),
         iid=state.iid.index_copy(0, slots, iid),
-        sample_weight=state.sample_weight.index_copy(0, slots, sample_weight.to(state.sample_weight.dtype)),
+        sample_weight=state.sample_weight.index_copy(0, slots, sample_weight.detach().to(state.sample_weight.dtype)),
         cursor=(state.cursor + n) % capacity,
         ignore_index=state.ignore_index,
     )

@@ -14,7 +14,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 def mean_over_mass(total: Tensor, mass: Tensor) -> Tensor:
     """``total / mass``; a mass of zero divides by one, so that nothing over nothing is 0."""
-    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+    return total / (mass + (mass == 0))
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return torch.where(valid, loss, torch.nan)
     total = torch.where(valid, loss, 0).sum(-1)
-    return mean_over_mass(total, valid.sum(-1).to(total.dtype)) if reduction == "mean" else total
+    return mean_over_mass(total, valid.sum(-1, dtype=total.dtype)) if reduction == "mean" else total
 
 
 def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None, reduction: Reduction) -> Tensor:
@@ -58,6 +58,6 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
 
 def _mass(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
     if weights is None:
-        return loss.new_full((), loss.numel()) if counted is None else counted.sum().to(loss.dtype)
+        return loss.new_full((), loss.numel()) if counted is None else counted.sum(dtype=loss.dtype)
     weights = weights.expand_as(loss)
     return (weights if counted is None else torch.where(counted, weights, 0)).sum()

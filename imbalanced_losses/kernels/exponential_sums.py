@@ -12,6 +12,7 @@ translations are diagonal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -160,12 +161,12 @@ def _carry(
         t.reshape(r, groups, group, k, terms).permute(0, 1, 4, 3, 2) for t in (to_last, to_first)
     )  # [R, G, T, K, group]
     gap = (last[..., :, None] - first[..., None, :]) / temperature[:, None, None, None]
-    hop = gap.clamp_max(0).exp().triu(1)  # from block c' to a later block c; clamped, or vmap under compile gives nan
+    hop = _exp(gap.clamp_max(0)).triu(1)  # from block c' to a later block c; clamped, or vmap under compile gives nan
     hops = _powers(hop.flatten(-2), terms).reshape(r, groups, terms, group, group)
     earlier, later = to_last @ hops, to_first @ hops.mT
     if groups > 1:
         to_end, to_start = (
-            _powers(((edge - score) * sign / temperature[:, None, None]).exp(), terms)[..., None, :]
+            _powers(_exp((edge - score) * sign / temperature[:, None, None]), terms)[..., None, :]
             for edge, score, sign in ((last[..., -1:], last, -1), (first[..., :1], first, 1))
         )
         above = _carry(
@@ -185,7 +186,12 @@ def _decays(scores: Tensor, temperature: Tensor, terms: int) -> tuple[Tensor, Te
     """``e^-t(last - s)/tau`` and ``e^-t(s - first)/tau`` for t = 1 .. T: scores [R, N, B] -> twice [R, N, T, B]."""
     first, last = scores[..., :1], scores[..., -1:]
     scale = temperature[:, None, None]
-    return _powers(((scores - last) / scale).exp(), terms), _powers(((first - scores) / scale).exp(), terms)
+    return _powers(_exp((scores - last) / scale), terms), _powers(_exp((first - scores) / scale), terms)
+
+
+def _exp(x: Tensor) -> Tensor:
+    """On a CPU torch's ``exp2`` is twice as fast as its ``exp``, eight times where that underflows."""
+    return torch.exp2(x * math.log2(math.e))
 
 
 def _powers(base: Tensor, terms: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["PairSums", "all_pairs", "asked_pairs", "sigmoid_derivative"]
+__all__ = ["PairSums", "all_pairs", "asked_pairs", "few_pairs", "sigmoid_derivative"]
 
 PairSums = tuple[Tensor, Tensor]
 """``above [R, K, M]`` and ``pulled [R, L, M]``, see :mod:`imbalanced_losses.kernels.soft_rank`."""
@@ -50,20 +50,35 @@ def all_pairs(scores: Tensor, weights: Tensor, pulls: Tensor, temperature: Tenso
 def asked_pairs(
     scores: Tensor, weights: Tensor, pulls: Tensor, temperature: Tensor, order: int, asked: Tensor
 ) -> PairSums:
-    """Only the rows ``asked [P, 2]``, problem and position, against every other; the rest of ``above`` is 0."""
+    """Only the rows ``asked [P, 2]``, problem and position in ascending order, against every other of their problem.
+
+    The rest of ``above`` is 0. Reads ``asked``.
+    """
     r, m = scores.shape
     rows = max(1, CHUNK_PAIRS // m)
     above, pulled = torch.zeros_like(weights), torch.zeros_like(pulls)
-    for start in range(0, len(asked), rows):
-        problem, position = asked[start : start + rows].unbind(1)
-        number = torch.arange(len(position), device=position.device)
-        pairs = scores.index_select(0, problem) - scores[problem, position, None]
-        pairs = sigmoid_derivative(pairs.div_(temperature[problem, None]), order)
-        pairs[number, position] = 0
-        # one product with the weights of all problems is faster than a small product for each row
-        sums = pairs @ weights.flatten(0, 1).mT
-        above[problem, :, position] = sums.reshape(len(number), r, -1)[number, problem]
-        own_pulls = pulls.new_zeros(len(number), r, pulls.shape[1])
-        own_pulls[number, problem] = pulls[problem, :, position]
-        pulled += (own_pulls.flatten(1).mT @ pairs).reshape(pulled.shape)
+    problem, position = asked.unbind(1)
+    counts = problem.bincount(minlength=r).tolist() if r > 1 else [len(asked)]
+    for k, positions in enumerate(position.split(counts)):
+        own_scores, own_temperature, own_weights = scores[k], temperature[k], weights[k]
+        for part in positions.split(rows) if len(positions) else ():
+            pairs = own_scores - own_scores.index_select(0, part).unsqueeze(1)
+            pairs = sigmoid_derivative(pairs.div_(own_temperature), order)
+            pairs.scatter_(1, part.unsqueeze(1), 0)
+            above[k].index_copy_(1, part, own_weights @ pairs.mT)
+            if pulls.shape[1]:
+                pulled[k].addmm_(pulls[k].index_select(1, part), pairs)
     return above, pulled
+
+
+def few_pairs(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor) -> Tensor:
+    """``above [1, K, M]`` of one problem and the positions ``asked [P]``, for autograd to differentiate.
+
+    In float64, where both a pair's share above and its derivative keep their digits without a formula for each.
+    """
+    wide = scores.double()
+    own = wide.index_select(1, asked)
+    pairs = (wide - own.mT).div_(temperature)
+    pairs = pairs.scatter_(1, asked.unsqueeze(1), -torch.inf).sigmoid()
+    sums = weights[0].double() @ pairs.mT
+    return torch.zeros_like(weights, dtype=sums.dtype).index_copy(2, asked, sums.unsqueeze(0))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.kernels.exponential_sums import sorted_sums
-from imbalanced_losses.kernels.pairs import PairSums, all_pairs, asked_pairs
+from imbalanced_losses.kernels.pairs import PairSums, all_pairs, asked_pairs, few_pairs
 
 __all__ = ["Method", "sigmoid_sums"]
 
@@ -32,7 +32,9 @@ Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 # of exponentials 5.2; 16,384 rows as 1.2M pairs 6.8, as 5.6M pairs 17, as sums 10. Below some 1,400 rows all pairs cost
 # no more than the sums' many small operators.
 NEAR_LINEAR_FROM = 1400  # rows
-FEW_PAIRS = 1 << 20  # of the rows asked for
+PLAIN_PAIRS = 1 << 17
+FEW_ROWS = 256  # asked for, on average over the problems
+PROBLEM_PAIRS = 1 << 14  # pairs that take as long as one problem's operators
 
 
 def sigmoid_sums(
@@ -61,7 +63,7 @@ def sigmoid_sums(
 
     Returns
     -------
-    Tensor [R, K, M]
+    Tensor [R, K, M], at least as wide as the scores
 
     Notes
     -----
@@ -71,29 +73,27 @@ def sigmoid_sums(
     """
     temperature = temperature.detach().expand(scores.shape[0])
     asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
-    if method != "near_linear" and (method != "auto" or scores.shape[1] < NEAR_LINEAR_FROM):
-        return _differentiable_sums(scores, weights, temperature, asked, _Plan(method, ascending=False))
-    ascending, order = scores.sort(-1)
-    by_rank = order[:, None].expand_as(weights)
-    plan = _Plan(method, ascending=True)
-    sums = _differentiable_sums(ascending, weights.gather(-1, by_rank), temperature, asked.gather(-1, order), plan)
+    if not torch.compiler.is_compiling():
+        if method == "auto" and len(scores) == 1 and _may_read(asked) and not _transforms_are_active():
+            rows = asked.nonzero()
+            if len(rows) * scores.shape[1] <= PLAIN_PAIRS:
+                return few_pairs(scores, weights, temperature, rows[:, 1])
+        return _pair_sums(scores, weights, weights[:, :0], temperature, asked, None, 0, method)[0]
+    with _full_precision(scores.device):
+        near_linear = method == "near_linear" or (method == "auto" and scores.shape[1] >= NEAR_LINEAR_FROM)
+        return torch.where(
+            asked[:, None], (_sort_and_sum if near_linear else _fusible)(scores, weights, temperature), 0
+        )
+
+
+def _sort_and_sum(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+    ascending, ranking = scores.sort(-1)
+    by_rank = ranking[:, None].expand_as(weights)
+    sums = sorted_sums(ascending, weights.gather(-1, by_rank), temperature, 0)
     return torch.zeros_like(sums).scatter(-1, by_rank, sums)
 
 
-class _Plan(NamedTuple):
-    method: Method
-    ascending: bool
-
-
-def _differentiable_sums(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor, plan: _Plan) -> Tensor:
-    if not torch.compiler.is_compiling():
-        return _pair_sums(scores, weights, weights[:, :0], temperature, asked, 0, plan)[0]
-    with _full_precision(scores.device):
-        evaluate = sorted_sums if plan.ascending else _fusible
-        return torch.where(asked[:, None], evaluate(scores, weights, temperature, 0), 0)
-
-
-def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, order: Literal[0]) -> Tensor:
+def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
     """All pairs as one expression over [R, K, M, M], a reduction that the compiler fuses."""
     difference = (scores[:, None, :] - scores[:, :, None]) / temperature[:, None, None]
     other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
@@ -102,23 +102,42 @@ def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, order: Litera
 
 
 def _evaluate(
-    scores: Tensor, weights: Tensor, pulls: Tensor, temperature: Tensor, asked: Tensor, order: int, plan: _Plan
-) -> PairSums:
-    """The dispatch of eager mode."""
-    method = plan.method
+    scores: Tensor,
+    weights: Tensor,
+    pulls: Tensor,
+    temperature: Tensor,
+    asked: Tensor,
+    ranking: Tensor | None,
+    order: int,
+    method: Method,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The dispatch of eager mode: ``(above, pulled, ranking)``, see :class:`_PairSums`."""
+    r, m = scores.shape
     if method == "asked_pairs" or (method == "auto" and _may_read(asked)):
         rows = asked.nonzero()
-        if method == "asked_pairs" or not plan.ascending or len(rows) * scores.shape[1] <= FEW_PAIRS:
-            return asked_pairs(scores, weights, pulls, temperature, order, rows)
+        few = FEW_ROWS * r if m >= NEAR_LINEAR_FROM else r * m - r * PROBLEM_PAIRS // m
+        if method == "asked_pairs" or len(rows) < few:
+            return *asked_pairs(scores, weights, pulls, temperature, order, rows), scores.new_empty(r, 0)
     pulls = pulls * asked[:, None]
-    if plan.ascending:
-        sums = sorted_sums(scores, torch.cat([weights, pulls], 1), temperature, order)
-        above, pulled = sums.tensor_split([weights.shape[1]], 1)
-        # sigmoid^(n)(-x) = (-1)^(n+1) sigmoid^(n)(x), and 1 - sigmoid(x) for n = 0
-        pulled = pulls.sum(-1, keepdim=True) - pulls - pulled if order == 0 else pulled if order % 2 else -pulled
-    else:
+    if method == "all_pairs" or (method == "auto" and m < NEAR_LINEAR_FROM):
         above, pulled = all_pairs(scores, weights, pulls, temperature, order)
-    return torch.where(asked[:, None], above, 0), pulled
+        return torch.where(asked[:, None], above, 0), pulled, scores.new_empty(r, 0)
+    if ranking is None or ranking.shape[1] == 0:
+        ranking = scores.argsort(-1)
+    else:
+        ranking = ranking.view_as(ranking)  # autograd saves no input that is returned as it is
+    by_rank = ranking[:, None].expand(r, weights.shape[1] + pulls.shape[1], m)
+    summands = torch.cat([weights, pulls], 1).gather(-1, by_rank)
+    sums = sorted_sums(scores.gather(-1, ranking), summands, temperature, order)
+    above, pulled = torch.empty_like(sums).scatter_(-1, by_rank, sums).tensor_split([weights.shape[1]], 1)
+    # sigmoid^(n)(-x) = (-1)^(n+1) sigmoid^(n)(x), and 1 - sigmoid(x) for n = 0
+    pulled = pulls.sum(-1, keepdim=True) - pulls - pulled if order == 0 else pulled if order % 2 else -pulled
+    return torch.where(asked[:, None], above, 0), pulled, ranking
+
+
+def _transforms_are_active() -> bool:
+    """Whether this runs under a transform of ``torch.func``, which wraps tensors that then are not to be read."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _may_read(tensor: Tensor) -> bool:
@@ -126,77 +145,85 @@ def _may_read(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) is Tensor
 
 
-def _pair_sums(*inputs: Any) -> PairSums:
+def _pair_sums(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     with _full_precision(inputs[0].device):
-        sums: PairSums = _PairSums.apply(*inputs)  # type: ignore[no-untyped-call]
-    return sums
+        if not torch.is_grad_enabled() and not _transforms_are_active():
+            return _evaluate(*inputs)
+        return _PairSums.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would run the matrix products in half precision."""
-    if torch.amp.is_autocast_available(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
 class _PairSums(torch.autograd.Function):
-    """``(above, pulled)`` of scores, weights w, pulls g, temperature, asked, order n and plan."""
+    """``(above, pulled)`` of scores, weights w, pulls g, temperature, asked, ranking, order n and method.
+
+    The third output is the ranking that the sums of exponentials sorted by, [R, 0] if none: derivatives sort no more.
+    """
 
     @staticmethod
-    def forward(*inputs: Any) -> PairSums:
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         return _evaluate(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: PairSums) -> None:
-        *tensors, ctx.order, ctx.plan = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        scores, weights, pulls, temperature, asked, _, ctx.order, ctx.method = inputs
+        tensors = (scores, weights, pulls, temperature, asked, output[2])
+        ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad_above: Tensor, grad_pulled: Tensor) -> tuple[Tensor | None, ...]:
-        scores, weights, pulls, temperature, asked = ctx.saved_tensors
-        rest = (temperature, asked)
+    def backward(ctx: Any, grad_above: Tensor, grad_pulled: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scores, weights, pulls, *rest = ctx.saved_tensors
         grad_scores = grad_weights = grad_pulls = None
-        grad_above = grad_above * asked[:, None]
         if ctx.needs_input_grad[0]:
             masks = ctx.order % 2 == 0 and not ctx.needs_input_grad[1]
-            centred = _centre(grad_above, weights, asked) if masks else grad_above
-            w, g = torch.cat([weights, grad_pulled], 1), torch.cat([centred, pulls * asked[:, None]], 1)
-            above, pulled = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.plan)
-            grad_scores = (w * pulled - g * above).sum(1) / temperature[:, None]
+            g = _centre(grad_above, weights, rest[1]) if masks else grad_above
+            w = weights
+            if pulls.shape[1]:
+                w, g = torch.cat([weights, grad_pulled], 1), torch.cat([g, pulls], 1)
+            above, pulled, _ = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.method)
+            grad_scores = (w * pulled - g * above).sum(1) / rest[0][:, None]
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            grad_pulls, grad_weights = _pair_sums(scores, grad_pulled, grad_above, *rest, ctx.order, ctx.plan)
-        return grad_scores, grad_weights, grad_pulls, None, None, None, None
+            grad_pulls, grad_weights, _ = _pair_sums(scores, grad_pulled, grad_above, *rest, ctx.order, ctx.method)
+        return grad_scores, grad_weights, grad_pulls, None, None, None, None, None
 
     @staticmethod
     def jvp(
         ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, pulls_t: Tensor | None, *_: object
-    ) -> PairSums:
-        scores, weights, pulls, temperature, asked = ctx.saved_tensors
-        rest = (temperature, asked)
+    ) -> tuple[Tensor, Tensor, None]:
+        scores, weights, pulls, *rest = ctx.saved_tensors
+        temperature = rest[0]
         above_t, pulled_t = torch.zeros_like(weights), torch.zeros_like(pulls)
         if weights_t is not None or pulls_t is not None:
             w = torch.zeros_like(weights) if weights_t is None else weights_t
             g = torch.zeros_like(pulls) if pulls_t is None else pulls_t
-            above_t, pulled_t = _pair_sums(scores, w, g, *rest, ctx.order, ctx.plan)
+            above_t, pulled_t, _ = _pair_sums(scores, w, g, *rest, ctx.order, ctx.method)
         if scores_t is not None:
             shift = scores_t[:, None]
             w, g = torch.cat([weights * shift, weights], 1), torch.cat([pulls * shift, pulls], 1)
-            above, pulled = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.plan)
+            above, pulled, _ = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.method)
             (moved_above, above), (moved_pulled, pulled) = above.chunk(2, 1), pulled.chunk(2, 1)
             above_t = above_t + (moved_above - shift * above) / temperature[:, None, None]
             pulled_t = pulled_t + (shift * pulled - moved_pulled) / temperature[:, None, None]
-        return above_t, pulled_t
+        return above_t, pulled_t, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[PairSums, tuple[int, int]]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
         """A batch of problems is just more rows."""
         batched = [
-            arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            for arg, dim in zip(args[:5], in_dims[:5], strict=True)
+            arg if arg is None else arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            for arg, dim in zip(args[:6], in_dims[:6], strict=True)
         ]
-        above, pulled = _pair_sums(*(arg.flatten(0, 1) for arg in batched), *args[5:])
-        return (above.reshape(batched[1].shape), pulled.reshape(batched[2].shape)), (0, 0)
+        sums = _pair_sums(*(arg if arg is None else arg.flatten(0, 1) for arg in batched), *args[6:])
+        return tuple(total.unflatten(0, (info.batch_size, -1)) for total in sums), (0, 0, 0)  # type: ignore[return-value]
 
 
 def _centre(grad: Tensor, weights: Tensor, asked: Tensor) -> Tensor:

@@ -245,9 +245,8 @@ def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
 def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor) -> Tensor:
     """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
     mask = band.to(pool.scores.dtype)
-    return mean_over_mass(
-        sigmoid_sums(pool.scores, mask[:, None], tau, asked=pool.positive)[:, 0], mask.sum(-1, keepdim=True)
-    )
+    above = sigmoid_sums(pool.scores, mask[:, None], tau, asked=pool.positive)[:, 0].to(mask.dtype)
+    return mean_over_mass(above, mask.sum(-1, keepdim=True))
 
 
 def _diagnose(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_config
+from imbalanced_losses.kernels.quantile import position_dtype
 from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
@@ -151,16 +152,15 @@ def smooth_ap_per_class(
         update_queue=update_queue,
         generator=generator,
     )
-    weight = pool.positive_weight
-    valid = (weight > 0).any(-1) & pool.negative.any(-1)
-    return per_class_result(pool, weighted_mean(_one_minus_precision(pool), weight), valid), new_state
+    weight, negative = pool.positive_weight, pool.negative
+    loss = weighted_mean(_one_minus_precision(pool, negative), weight)
+    return per_class_result(pool, loss, (weight.sum(-1) > 0) & negative.any(-1)), new_state
 
 
-def _one_minus_precision(pool: Pool) -> Tensor:
+def _one_minus_precision(pool: Pool, negative: Tensor) -> Tensor:
     """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
-    masks = torch.stack([pool.positive, pool.negative], 1).to(pool.scores.dtype)
-    above_positive, above_negative = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive).unbind(1)
-    rank_among_positives = 1 + above_positive
-    rank = rank_among_positives + above_negative
-    # R^-/R is exact for a small loss, 1 - R^+/R for a large one; the gradient of either alone cancels at the other end
-    return torch.where(above_negative < rank_among_positives, above_negative / rank, 1 - rank_among_positives / rank)
+    masks = torch.stack([pool.positive, negative], 1).to(pool.scores.dtype)
+    sums = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive)
+    above_positive, above_negative = sums.to(position_dtype(sums.device)).unbind(1)
+    # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
+    return above_negative / (above_negative + above_positive + 1)

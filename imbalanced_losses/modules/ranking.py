@@ -132,7 +132,9 @@ class _RankingLoss(nn.Module, ABC):
         """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
         with torch.no_grad():
             for field in QUEUE_FIELDS:
-                getattr(self, f"queue_{field}").copy_(getattr(state, field))
+                buffer, value = getattr(self, f"queue_{field}"), getattr(state, field)
+                if value is not buffer:
+                    buffer.copy_(value)
 
     def _outputs(self, result: PerClass, return_per_class: bool) -> tuple[Tensor, ...]:
         loss = reduce(result, self.config)

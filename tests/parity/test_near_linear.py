@@ -52,7 +52,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 def near_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the sums of exponentials for every pool."""
     monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.NEAR_LINEAR_FROM", 0)
-    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.FEW_PAIRS", -1)
+    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.FEW_ROWS", -1)
 
 
 @pytest.mark.usefixtures("near_linear")

@@ -129,7 +129,8 @@ def test_the_cpu_reads_nothing_but_which_ranks_are_asked_for(case: Case) -> None
     with ReadsData() as counter:
         forward(case, inputs)[0].backward()
     has_ranks = "smooth_ap" in case.name or case.options.get("surrogate") == "pairwise"
-    assert counter.calls == (["aten.nonzero.default"] * 2 if has_ranks else [])
+    assert set(counter.calls) == ({"aten.nonzero.default"} if has_ranks else set())
+    assert len(counter.calls) <= 2
 
 
 @pytest.mark.usefixtures("as_on_an_accelerator")
