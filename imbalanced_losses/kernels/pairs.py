@@ -20,9 +20,9 @@ def sigmoid_derivative(x: Tensor, order: int) -> Tensor:
         return x.sigmoid_()
     sign = torch.sign(x) if order == 2 else None
     tail = x.abs_().neg_().sigmoid_()
-    bell = tail * (1 - tail)
     if order == 1:
-        return bell
+        return tail.addcmul_(tail, tail, value=-1)
+    bell = tail * (1 - tail)
     if sign is not None:
         return bell.mul_(tail.mul_(2).sub_(1)).mul_(sign)
     if order == 3:
@@ -55,14 +55,15 @@ def asked_pairs(
     The rest of ``above`` is 0. Reads ``asked``.
     """
     r, m = scores.shape
-    rows = max(1, CHUNK_PAIRS // m)
     above, pulled = torch.zeros_like(weights), torch.zeros_like(pulls)
     problem, position = asked.unbind(1)
     counts = problem.bincount(minlength=r).tolist() if r > 1 else [len(asked)]
-    for k, positions in enumerate(position.split(counts)):
+    # written over and over: fresh memory costs more than what is computed in it
+    block = scores.new_empty(min(max(counts), max(1, CHUNK_PAIRS // m)), m)
+    for k, positions in enumerate(torch.split(position, counts)):
         own_scores, own_temperature, own_weights = scores[k], temperature[k], weights[k]
-        for part in positions.split(rows) if len(positions) else ():
-            pairs = own_scores - own_scores.index_select(0, part).unsqueeze(1)
+        for part in torch.split(positions, len(block)) if len(positions) else ():
+            pairs = torch.sub(own_scores, own_scores.index_select(0, part).unsqueeze(1), out=block[: len(part)])
             pairs = sigmoid_derivative(pairs.div_(own_temperature), order)
             pairs.scatter_(1, part.unsqueeze(1), 0)
             above[k].index_copy_(1, part, own_weights @ pairs.mT)

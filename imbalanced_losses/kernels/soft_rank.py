@@ -16,13 +16,13 @@ by the scores is made of the same two at ``n + 1``.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from imbalanced_losses.kernels.exponential_sums import sorted_sums
-from imbalanced_losses.kernels.pairs import PairSums, all_pairs, asked_pairs, few_pairs
+from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs
 
 __all__ = ["Method", "sigmoid_sums"]
 
@@ -78,12 +78,12 @@ def sigmoid_sums(
             rows = asked.nonzero()
             if len(rows) * scores.shape[1] <= PLAIN_PAIRS:
                 return few_pairs(scores, weights, temperature, rows[:, 1])
-        return _pair_sums(scores, weights, weights[:, :0], temperature, asked, None, 0, method)[0]
+        unsorted = asked.new_empty(len(scores), 0, dtype=torch.int64)
+        return _pair_sums(scores, weights, weights[:, :0], temperature, asked, unsorted, 0, method)[0]
     with _full_precision(scores.device):
         near_linear = method == "near_linear" or (method == "auto" and scores.shape[1] >= NEAR_LINEAR_FROM)
-        return torch.where(
-            asked[:, None], (_sort_and_sum if near_linear else _fusible)(scores, weights, temperature), 0
-        )
+        evaluate = _sort_and_sum if near_linear else _fusible
+        return torch.where(asked[:, None], evaluate(scores, weights, temperature), 0)
 
 
 def _sort_and_sum(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _evaluate(
     pulls: Tensor,
     temperature: Tensor,
     asked: Tensor,
-    ranking: Tensor | None,
+    ranking: Tensor,
     order: int,
     method: Method,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,15 +117,13 @@ def _evaluate(
         rows = asked.nonzero()
         few = FEW_ROWS * r if m >= NEAR_LINEAR_FROM else r * m - r * PROBLEM_PAIRS // m
         if method == "asked_pairs" or len(rows) < few:
-            return *asked_pairs(scores, weights, pulls, temperature, order, rows), scores.new_empty(r, 0)
+            return *asked_pairs(scores, weights, pulls, temperature, order, rows), ranking.view_as(ranking)
     pulls = pulls * asked[:, None]
     if method == "all_pairs" or (method == "auto" and m < NEAR_LINEAR_FROM):
         above, pulled = all_pairs(scores, weights, pulls, temperature, order)
-        return torch.where(asked[:, None], above, 0), pulled, scores.new_empty(r, 0)
-    if ranking is None or ranking.shape[1] == 0:
-        ranking = scores.argsort(-1)
-    else:
-        ranking = ranking.view_as(ranking)  # autograd saves no input that is returned as it is
+        return torch.where(asked[:, None], above, 0), pulled, ranking.view_as(ranking)
+    # a view: autograd does not save an input that is returned as it is
+    ranking = ranking.view_as(ranking) if ranking.shape[1] > 0 else scores.argsort(-1)
     by_rank = ranking[:, None].expand(r, weights.shape[1] + pulls.shape[1], m)
     summands = torch.cat([weights, pulls], 1).gather(-1, by_rank)
     sums = sorted_sums(scores.gather(-1, ranking), summands, temperature, order)
@@ -162,7 +160,7 @@ def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[o
 class _PairSums(torch.autograd.Function):
     """``(above, pulled)`` of scores, weights w, pulls g, temperature, asked, ranking, order n and method.
 
-    The third output is the ranking that the sums of exponentials sorted by, [R, 0] if none: derivatives sort no more.
+    The ranking [R, M] is what the sums of exponentials sort by, [R, 0] before they did: derivatives sort no more.
     """
 
     @staticmethod
@@ -171,24 +169,25 @@ class _PairSums(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        scores, weights, pulls, temperature, asked, _, ctx.order, ctx.method = inputs
-        tensors = (scores, weights, pulls, temperature, asked, output[2])
+        *tensors, _, ctx.order, ctx.method = inputs
+        tensors.append(output[2])
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad_above: Tensor, grad_pulled: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scores, weights, pulls, *rest = ctx.saved_tensors
+        scores, weights, pulls, temperature, asked, ranking = ctx.saved_tensors
+        rest = (temperature, asked, ranking)
         grad_scores = grad_weights = grad_pulls = None
         if ctx.needs_input_grad[0]:
             masks = ctx.order % 2 == 0 and not ctx.needs_input_grad[1]
-            g = _centre(grad_above, weights, rest[1]) if masks else grad_above
+            g = _centre(grad_above, weights, asked) if masks else grad_above
             w = weights
             if pulls.shape[1]:
                 w, g = torch.cat([weights, grad_pulled], 1), torch.cat([g, pulls], 1)
             above, pulled, _ = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.method)
-            grad_scores = (w * pulled - g * above).sum(1) / rest[0][:, None]
+            grad_scores = (w * pulled - g * above).sum(1) / temperature[:, None]
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             grad_pulls, grad_weights, _ = _pair_sums(scores, grad_pulled, grad_above, *rest, ctx.order, ctx.method)
         return grad_scores, grad_weights, grad_pulls, None, None, None, None, None
@@ -197,8 +196,8 @@ class _PairSums(torch.autograd.Function):
     def jvp(
         ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, pulls_t: Tensor | None, *_: object
     ) -> tuple[Tensor, Tensor, None]:
-        scores, weights, pulls, *rest = ctx.saved_tensors
-        temperature = rest[0]
+        scores, weights, pulls, temperature, asked, ranking = ctx.saved_tensors
+        rest = (temperature, asked, ranking)
         above_t, pulled_t = torch.zeros_like(weights), torch.zeros_like(pulls)
         if weights_t is not None or pulls_t is not None:
             w = torch.zeros_like(weights) if weights_t is None else weights_t
@@ -218,12 +217,14 @@ class _PairSums(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], *args: Any
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
         """A batch of problems is just more rows."""
+        size = info.batch_size
         batched = [
-            arg if arg is None else arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
             for arg, dim in zip(args[:6], in_dims[:6], strict=True)
         ]
-        sums = _pair_sums(*(arg if arg is None else arg.flatten(0, 1) for arg in batched), *args[6:])
-        return tuple(total.unflatten(0, (info.batch_size, -1)) for total in sums), (0, 0, 0)  # type: ignore[return-value]
+        sums = _pair_sums(*(arg.flatten(0, 1) for arg in batched), *args[6:])
+        above, pulled, ranking = (total.reshape(size, len(total) // size, *total.shape[1:]) for total in sums)
+        return (above, pulled, ranking), (0, 0, 0)
 
 
 def _centre(grad: Tensor, weights: Tensor, asked: Tensor) -> Tensor:
