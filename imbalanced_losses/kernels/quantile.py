@@ -5,16 +5,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
+
 __all__ = ["INTERPOLATIONS", "Interpolation", "follow_scores", "masked_quantile", "position_dtype"]
 
 Interpolation = Literal["linear", "lower", "higher", "nearest", "midpoint"]
 INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
+ROUNDINGS = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}
+
+# Of a row. Measured on 2 CPU cores, in ms: the largest 1.5% / 5% / 25% of 262,144 values 2.3 / 3.6 / 7.5, sorting all
+# by integers 1.5; of 100 x 2,048 values 0.18 / 1.0 / 2.0, sorting 2.3 to 3.7.
+LARGE_SHARE = 1 / 16
 
 
 def position_dtype(device: torch.device) -> torch.dtype:
@@ -36,28 +45,43 @@ def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], int
     Returns
     -------
     Tensor [R, K]
-        0 in rows without a kept element. Cost: one sort, O(R M log M), for any number of levels.
+        0 in rows without a kept element. Detached. Cost: O(R M) for levels in the upper tail, else one sort for any
+        number of levels.
     """
     count = mask.sum(-1, keepdim=True)
-    ascending = torch.where(mask, values, torch.inf).sort(-1).values
+    kept = torch.where(mask, values.detach().to(torch.promote_types(values.dtype, torch.float32)), -torch.inf)
+    descending = _argsort_largest(kept, min(levels))
     last = (count - 1).clamp_min(0).to(position_dtype(values.device))
-    position = torch.cat([last * level for level in levels], -1)
-    below, above, fraction = _neighbours(position, interpolation)
-    quantiles = torch.lerp(ascending.gather(-1, below), ascending.gather(-1, above), fraction.to(values.dtype))
-    return torch.where(count > 0, quantiles, 0)
+    position = last * levels[0] if len(levels) == 1 else torch.cat([last * level for level in levels], -1)
+
+    def element(position: Tensor) -> Tensor:
+        return kept.gather(-1, descending.gather(-1, (last - position).long()))
+
+    quantiles = _interpolate(element, position, interpolation)
+    return torch.where(count > 0, quantiles, 0).to(values.dtype)
 
 
-def _neighbours(position: Tensor, interpolation: Interpolation) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the two elements beside a position, and how far the quantile lies from the first to the second."""
-    below, above = position.floor(), position.ceil()
-    if interpolation == "lower":
-        above = below
-    elif interpolation == "higher":
-        below = above
-    elif interpolation == "nearest":
-        below = above = position.round()
-    fraction = torch.full_like(position, 0.5) if interpolation == "midpoint" else position - below
-    return below.long(), above.long(), fraction
+def _argsort_largest(values: Tensor, level: float) -> Tensor:
+    """Indices of each row in descending order, down to its quantile at ``level`` however many -inf it ends with.
+
+    Among n <= M elements that quantile is at most ``ceil((1 - level) * (n - 1))`` elements from the top: a static bound.
+    """
+    size = values.shape[1]
+    needed = min(size, math.ceil((1 - level) * (size - 1)) + 2)  # one for the element itself, one for rounding
+    if needed > LARGE_SHARE * size and sorts_by_integers(values):
+        return argsort_rows(-values)
+    return values.topk(needed, -1).indices
+
+
+def _interpolate(element: Callable[[Tensor], Tensor], position: Tensor, interpolation: Interpolation) -> Tensor:
+    """The elements at positions, rounded or in between."""
+    rounding = ROUNDINGS.get(interpolation)
+    if rounding is not None:
+        return element(rounding(position))
+    whole = position.floor()
+    below, above = element(whole), element(position.ceil())
+    fraction = torch.full_like(below, 0.5) if interpolation == "midpoint" else (position - whole).to(below.dtype)
+    return torch.lerp(below, above, fraction)
 
 
 def follow_scores(thresholds: Tensor, scores: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
@@ -87,7 +111,8 @@ def follow_scores(thresholds: Tensor, scores: Tensor, mask: Tensor, temperature:
         Cost: O(R K M).
     """
     distance = (scores.detach()[:, None, :] - thresholds.detach()[:, :, None]) / temperature.detach()[:, None, None]
-    log_bell = functional.logsigmoid(distance) + functional.logsigmoid(-distance)
+    away = -distance.abs()
+    log_bell = away - 2 * functional.softplus(away)  # log(sigma(x) sigma(-x)) with one transcendental pass
     lowest = torch.finfo(log_bell.dtype).min
     share = torch.where(mask[:, None], torch.where(mask[:, None], log_bell, lowest).softmax(-1), 0)
     movement = (share * (scores - scores.detach())[:, None, :]).sum(-1)
