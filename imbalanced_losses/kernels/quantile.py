@@ -64,7 +64,7 @@ def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], int
 def _argsort_largest(values: Tensor, level: float) -> Tensor:
     """Indices of each row in descending order, down to its quantile at ``level`` however many -inf it ends with.
 
-    Among n <= M elements that quantile is at most ``ceil((1 - level) * (n - 1))`` elements from the top: a static bound.
+    Of n <= M elements at most ``ceil((1 - level) * (n - 1))`` lie above that quantile: M gives a static bound.
     """
     size = values.shape[1]
     needed = min(size, math.ceil((1 - level) * (size - 1)) + 2)  # one for the element itself, one for rounding

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
+from imbalanced_losses.kernels.crossing import crossing_sums
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
-from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_mass, weighted_mean
@@ -244,9 +244,8 @@ def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
 
 def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor) -> Tensor:
     """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
-    mask = band.to(pool.scores.dtype)
-    above = sigmoid_sums(pool.scores, mask[:, None], tau, asked=pool.positive)[:, 0].to(mask.dtype)
-    return mean_over_mass(above, mask.sum(-1, keepdim=True))
+    above = crossing_sums(pool.scores, pool.positive, band, tau)
+    return mean_over_mass(above, band.sum(-1, keepdim=True).to(above.dtype))
 
 
 def _diagnose(

@@ -1,0 +1,52 @@
+"""Sums of sigmoids of some scores against some others: all that the pairwise pAUC needs of the soft ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import can_read_values
+from imbalanced_losses.kernels import soft_rank
+
+__all__ = ["crossing_sums"]
+
+FEW_PAIRS_A_ROW = 16
+
+
+def crossing_sums(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor) -> Tensor:
+    r"""Soft count, for each row asked for, of the counted rows above it.
+
+    .. math:: y_{ri} = \sum_{j \in \text{counted}_r} \sigma\big((s_{rj} - s_{ri}) / \tau_r\big)
+
+    Parameters
+    ----------
+    scores : Tensor [R, M], float32 or float64, finite
+    asked, counted : Tensor [R, M], bool
+        Disjoint.
+    temperature : Tensor [R]
+        Above 0; carries no gradient.
+
+    Returns
+    -------
+    Tensor [R, M]
+        0 where nothing is asked. Cost: that of :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`, or in eager
+        mode on the CPU, where counts may be read, O(R M) if there are few pairs.
+    """
+    if can_read_values(asked) and soft_rank._may_read(asked):
+        width = int(counted.sum(-1).max())
+        if width * int(asked.sum()) <= FEW_PAIRS_A_ROW * asked.numel():
+            return _pair_by_pair(scores, asked, counted, temperature.detach(), width)
+    weights = counted.to(scores.dtype)
+    return soft_rank.sigmoid_sums(scores, weights[:, None], temperature, asked=asked)[:, 0]
+
+
+def _pair_by_pair(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, width: int) -> Tensor:
+    """Rows asked for [P] against their problem's counted rows, padded to the same number of them."""
+    others = counted.to(torch.uint8).topk(width, -1).indices
+    weights = counted.gather(-1, others).to(scores.dtype)
+    place = asked.flatten().nonzero()[:, 0]
+    problem = place // asked.shape[1]
+    difference = scores.gather(-1, others).index_select(0, problem) - scores.flatten().index_select(0, place)[:, None]
+    pairs = torch.sigmoid(difference / temperature.index_select(0, problem)[:, None])
+    sums = (pairs * weights.index_select(0, problem)).sum(-1)
+    return torch.zeros_like(scores).flatten().index_copy(0, place, sums).view_as(scores)
