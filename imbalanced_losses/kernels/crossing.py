@@ -10,7 +10,9 @@ from imbalanced_losses.kernels import soft_rank
 
 __all__ = ["crossing_sums"]
 
-FEW_PAIRS_A_ROW = 16
+# Bounds the memory by some 160 bytes a row. In time it would pay for longer: measured on 2 CPU cores, in ms forward +
+# backward by pairs / by soft ranks, 128 pairs a row: 10 x 2,048 rows 36 / 48, 1 x 16,384 rows 17 / 25.
+FEW_PAIRS_A_ROW = 8
 
 
 def crossing_sums(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor) -> Tensor:
@@ -32,7 +34,7 @@ def crossing_sums(scores: Tensor, asked: Tensor, counted: Tensor, temperature: T
         0 where nothing is asked. Cost: that of :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`, or in eager
         mode on the CPU, where counts may be read, O(R M) if there are few pairs.
     """
-    if can_read_values(asked) and soft_rank._may_read(asked):
+    if all(can_read_values(tensor) and soft_rank._may_read(tensor) for tensor in (scores, asked, counted)):
         width = int(counted.sum(-1).max())
         if width * int(asked.sum()) <= FEW_PAIRS_A_ROW * asked.numel():
             return _pair_by_pair(scores, asked, counted, temperature.detach(), width)

@@ -58,6 +58,10 @@ def test_under_transforms() -> None:
         return crossing_sums(s[None], a[None], c[None], t[None])[0]
 
     torch.testing.assert_close(torch.vmap(each)(scores, asked, counted, temperature), expected)
+    for mapped in range(4):
+        dims = tuple(0 if k == mapped else None for k in range(4))
+        stacked = [t[None] if k == mapped else t for k, t in enumerate((scores, asked, counted, temperature))]
+        torch.testing.assert_close(torch.vmap(crossing_sums, in_dims=dims)(*stacked)[0], expected)
     compiled = torch.compile(crossing_sums, fullgraph=True)
     torch.testing.assert_close(compiled(scores, asked, counted, temperature), expected)
     (gradient,) = torch.func.grad(lambda s: crossing_sums(s, asked, counted, temperature).sum(), argnums=(0,))(scores)
