@@ -53,11 +53,9 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     if reduction == "none":
         return loss
     total = loss.sum()
-    return mean_over_mass(total, _mass(loss, counted, weights)) if reduction == "mean" else total
-
-
-def _mass(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return loss.new_full((), loss.numel()) if counted is None else counted.sum(dtype=loss.dtype)
+    if reduction == "sum":
+        return total
+    if weights is None:  # a number, which needs no choice between itself and one
+        return total / (max(1, loss.numel()) if counted is None else counted.sum().clamp_min(1))
     weights = weights.expand_as(loss)
-    return (weights if counted is None else torch.where(counted, weights, 0)).sum()
+    return mean_over_mass(total, (weights if counted is None else torch.where(counted, weights, 0)).sum())

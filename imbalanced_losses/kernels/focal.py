@@ -6,6 +6,7 @@ In eager mode an ``autograd.Function`` keeps the inputs only and computes the re
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal", "precise_dtype"]
 # Logits per thread that are worked on at a time on the CPU, where some twenty intermediate results of all of them would
 # not fit the cache. Enough of them hide the cost of a call.
 BLOCK_SIZE = 1 << 17
+FEW_CLASSES = 0
 
 
 def precise_dtype(logits: Tensor) -> torch.dtype:
@@ -79,27 +81,40 @@ class _ClosedForm(torch.autograd.Function):
 def _by_blocks(function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
     """``function(*rows, alpha)``, on the CPU by as many rows at a time as fit ``BLOCK_SIZE``."""
     shape, device = rows[-2].shape, rows[-2].device
-    size = BLOCK_SIZE * torch.get_num_threads() // max(1, shape[1:].numel())
-    if device.type != "cpu" or not shape or not 0 < size < shape[0]:
+    if device.type != "cpu" or shape.numel() <= BLOCK_SIZE * torch.get_num_threads():
         return function(*rows, alpha)
+    size = max(1, BLOCK_SIZE * torch.get_num_threads() // shape[1:].numel())
     blocks = zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
-    return torch.cat([function(*block, alpha) for block in blocks])
+    if len(shape) != 2 or shape[1] > FEW_CLASSES:
+        return torch.cat([function(*block, alpha) for block in blocks])
+    return torch.cat([_rows_last(function, *block, alpha=alpha) for block in blocks])
 
 
-def _power(base: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """``base^gamma`` and the base: no less than what leaves two finite derivatives to any power."""
-    base = base.clamp_min(torch.finfo(base.dtype).tiny ** 0.5)
-    return base.pow(gamma), base
+def _rows_last(function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
+    """``function(*rows, alpha)`` as that of one row of many positions: reductions over a short last axis are slow."""
+    result = function(*(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows), alpha)
+    return result.squeeze(0).movedim(-1, 0)
+
+
+def _floored(base: Tensor, gamma: float) -> Tensor:
+    """The base: where ``base^gamma`` has no two finite derivatives at 0, no less than what leaves it two."""
+    if gamma in (0, 1) or gamma >= 2:
+        return base
+    return base.clamp_min(torch.finfo(base.dtype).tiny ** 0.5)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(x, threshold=40)  # above it the identity, also in float64
 
 
 class _SigmoidTerms(NamedTuple):
-    side: Tensor  # of the decision: 1 or -1
-    lean: Tensor  # of the label towards that side: 1/2 if it is right, -1/2 if it is wrong
-    wrong: Tensor  # 1/2 - lean
-    tail: Tensor  # probability of the other side, at most 1/2
+    away: Tensor  # from the label's side: 1 or -1
+    hardness: Tensor  # of the label: 1/2 if it is 0 or 1
+    softness: Tensor  # 1/2 - hardness
+    wrong: Tensor  # probability of the other side than the label's
     miss: Tensor  # 1 - p_t
-    log_likelihood: Tensor  # minus the cross-entropy
-    weight: Tensor  # minus alpha_t (1 - p_t)^gamma
+    cross_entropy: Tensor
+    weight: Tensor | float  # alpha_t
 
 
 @final
@@ -107,8 +122,7 @@ class _SigmoidTerms(NamedTuple):
 class SigmoidFocal(Focal):
     """``alpha_t (1 - p_t)^gamma CE`` for logits of any shape and labels in [0, 1].
 
-    One formula for both labels, in terms of the decision ``z > 0`` and the probability of its opposite, keeps the
-    digits of a small loss. The decision is a constant to autograd: either is right at 0, so the formula is smooth.
+    In terms of the probability of the side that the label is not on, every digit of a small loss is kept.
     """
 
     balance: float
@@ -118,13 +132,14 @@ class SigmoidFocal(Focal):
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
-        return self._unless_ignored(terms.weight * terms.log_likelihood, targets)
+        return self._unless_ignored(terms.weight * _floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy, targets)
 
     def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        side, lean, wrong, tail, miss, log_likelihood, weight = self._terms(logits, targets)
-        spread = tail * (1 - tail) / miss
-        slope = torch.addcmul(tail - wrong, lean * log_likelihood, spread, value=-2 * self.gamma)
-        return self._unless_ignored(grad * side * weight * slope, targets)
+        away, hardness, softness, wrong, miss, cross_entropy, weight = self._terms(logits, targets)
+        miss = _floored(miss, self.gamma - 1)
+        spread = hardness * wrong * (1 - wrong)
+        slope = torch.addcmul(miss * (wrong - softness), spread, cross_entropy, value=2 * self.gamma)
+        return self._unless_ignored(grad * away * (weight * miss.pow(self.gamma - 1)) * slope, targets)
 
     def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         return self._pullback(tangent, logits, targets, alpha)  # elements do not mix: the derivative is diagonal
@@ -134,17 +149,14 @@ class SigmoidFocal(Focal):
         z = self._unless_ignored(logits.to(dtype), targets)
         if torch.compiler.is_compiling():  # autograd of the formula would give a finite gradient where the loss is not
             z = z * torch.where(z.isfinite(), 1.0, torch.nan)
-        half = self._unless_ignored(targets.to(dtype), targets) - 0.5
-        side = z.new_ones(()).copysign(z.detach())
-        lean, confidence = side * half, side * z
-        wrong = 0.5 - lean
-        tail = (-confidence).sigmoid()
-        focus, miss = _power(torch.addcmul(wrong, lean, tail, value=2), self.gamma)
-        log_likelihood = torch.addcmul((-tail).log1p(), confidence, wrong, value=-1)
-        return _SigmoidTerms(side, lean, wrong, tail, miss, log_likelihood, self._minus_alpha(half) * focus)
-
-    def _minus_alpha(self, half: Tensor) -> Tensor | float:
-        return -1.0 if self.balance == -1 else (1 - 2 * self.balance) * half - 0.5
+        half = 0.5 - self._unless_ignored(targets.to(dtype), targets)
+        away = half.new_ones(()).copysign(half)
+        hardness, x = away * half, away * z
+        softness, wrong = 0.5 - hardness, x.sigmoid()
+        miss = torch.addcmul(softness, hardness, wrong, value=2)
+        cross_entropy = torch.addcmul(_softplus(x), softness, x, value=-1)
+        weight = 1.0 if self.balance == -1 else (1 - 2 * self.balance) * half + 0.5
+        return _SigmoidTerms(away, hardness, softness, wrong, miss, cross_entropy, weight)
 
     def _unless_ignored(self, value: Tensor, targets: Tensor) -> Tensor:
         if self.ignore_index is None:
@@ -153,10 +165,10 @@ class SigmoidFocal(Focal):
 
 
 class _SoftmaxTerms(NamedTuple):
+    ignored: Tensor
     own_class: Tensor  # the target, or 0 where ignored
     others: Tensor  # the other classes' unnormalised probabilities, 0 at the target
     rest: Tensor  # their sum
-    own: Tensor  # the target's
     miss: Tensor  # 1 - p_y
     focus: Tensor  # (1 - p_y)^gamma
     cross_entropy: Tensor
@@ -168,9 +180,10 @@ class _SoftmaxTerms(NamedTuple):
 class SoftmaxFocal(Focal):
     """``(1 - p_y)^gamma CE`` for logits ``[N, C, ...]`` and class ids ``[N, ...]``, with class weights ``alpha [C]``.
 
-    The target's class is kept apart from the others, so that ``1 - p_y`` and ``-log p_y`` keep their digits near 0.
-    Every term is ``[N, 1, ...]`` or ``[N, C, ...]``. A logit that is not finite counts as 0, and the loss and gradient
-    of its position are multiplied by nan: softmax alone would not tell of ``-inf``.
+    It is the binary loss of the target against all the others, by how far their ``logsumexp`` is above the target's
+    logit: so ``1 - p_y`` and ``-log p_y`` keep their digits near 0. Every term is ``[N, 1, ...]`` or ``[N, C, ...]``.
+    A logit that is not finite counts as 0, and the loss and gradient of its position are multiplied by nan: softmax
+    alone would not tell of ``-inf``.
     """
 
     gamma: float
@@ -179,22 +192,21 @@ class SoftmaxFocal(Focal):
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)
-        loss = terms.focus * terms.cross_entropy * terms.intact
-        return torch.where(self._valid(targets), loss, 0).squeeze(1)
+        loss = terms.intact * terms.focus * terms.cross_entropy
+        return loss.masked_fill(terms.ignored, 0).squeeze(1)
 
     def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        own_class, others, rest, own, miss, focus, cross_entropy, intact = self._terms(logits, targets, alpha)
-        target_weight, share = self._weights(logits, own_class, alpha)
-        share_of_all = share.sum(1, keepdim=True)
-        total = rest + own
-        grad = torch.where(self._valid(targets), grad.unsqueeze(1) * intact, 0)
-        by_miss = self.gamma * focus / miss * cross_entropy * own / total
-        slope = grad / total * (focus * (target_weight + share_of_all) + by_miss)
-        gradient = slope * others.scatter(1, own_class, -rest)  # slope times p_c, or p_y - 1 at the target
+        ignored, own_class, others, rest, miss, focus, cross_entropy, intact = self._terms(logits, targets, alpha)
+        floored = _floored(miss, self.gamma)
+        by_focus = 1 - miss if floored is miss else (1 - miss) * (miss / floored)
+        by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
+        by_margin = torch.addcmul(by_margin, by_focus, cross_entropy, value=self.gamma)
+        grad = (grad.unsqueeze(1) * intact * focus).masked_fill(ignored, 0)
+        gradient = grad * by_margin / rest * others.scatter(1, own_class, -rest)  # by p_c / miss, or -1 at the target
         if self.label_smoothing == 0:
             return gradient
-        smooth = grad * focus
-        return (gradient - smooth * share).scatter_add(1, own_class, smooth * share_of_all)
+        smooth = grad * self._share(logits, alpha)
+        return (gradient - smooth).scatter_add(1, own_class, smooth.sum(1, keepdim=True))
 
     def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         ones = torch.ones_like(targets, dtype=precise_dtype(logits))
@@ -202,31 +214,36 @@ class SoftmaxFocal(Focal):
 
     def _terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _SoftmaxTerms:
         z = logits.to(precise_dtype(logits))
-        valid = self._valid(targets)
-        own_class = torch.where(valid, targets.long().unsqueeze(1), 0)
-        intact = torch.where(valid, 1 + (0 * z.detach()).sum(1, keepdim=True), 1)
+        targets = targets.long().unsqueeze(1)
+        ignored = targets == self.ignore_index
+        own_class = targets.masked_fill(ignored, 0)
+        intact = (1 + (0 * z.detach()).sum(1, keepdim=True)).masked_fill(ignored, 1)
         z = z.nan_to_num(0, 0, 0)
-        z = z - z.detach().amax(1, keepdim=True)
-        at_target = z.gather(1, own_class)
-        own, others = at_target.exp(), z.exp().scatter(1, own_class, 0)
+        others = z.scatter(1, own_class, torch.finfo(z.dtype).min)
+        highest = others.detach().amax(1, keepdim=True)
+        # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
+        others = others.sub_(highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_()
         rest = others.sum(1, keepdim=True)
-        total = rest + own
-        # autograd of either branch alone cancels at the other end
-        focus, miss = _power(torch.where(rest < own, rest / total, 1 - own / total), self.gamma)
-        log_total = (rest + (own - 1)).log1p()  # own is 1 where the target leads: every digit of a small rest counts
-        target_weight, share = self._weights(logits, own_class, alpha)
-        cross_entropy = target_weight * (log_total - at_target)
+        own, log_rest = z.gather(1, own_class) - highest, rest.log()
+        lead = log_rest - own
+        miss, cross_entropy = lead.sigmoid(), _softplus(lead)
+        focus = _floored(miss, self.gamma).pow(self.gamma)
+        if alpha is not None or self.label_smoothing > 0:
+            cross_entropy = cross_entropy * self._target_weight(alpha, own_class)
         if self.label_smoothing > 0:
-            cross_entropy = cross_entropy + (share * (log_total - z)).sum(1, keepdim=True)
-        return _SoftmaxTerms(own_class, others, rest, own, miss, focus, cross_entropy, intact)
+            log_likelihoods = z - highest - torch.logaddexp(own, log_rest)
+            cross_entropy = cross_entropy - (self._share(logits, alpha) * log_likelihoods).sum(1, keepdim=True)
+        return _SoftmaxTerms(ignored, own_class, others, rest, miss, focus, cross_entropy, intact)
 
-    def _weights(self, logits: Tensor, own_class: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weights of ``-log p_y`` ``[N, 1, ...]`` and of every ``-log p_c`` ``[1, C, 1, ...]`` in the cross-entropy."""
-        n_classes = logits.shape[1]
-        if alpha is None:
-            alpha = logits.new_ones(n_classes, dtype=precise_dtype(logits))
-        by_class = alpha.reshape(1, n_classes, *[1] * (logits.dim() - 2))
-        return (1 - self.label_smoothing) * alpha[own_class], self.label_smoothing / n_classes * by_class
+    def _target_weight(self, alpha: Tensor | None, own_class: Tensor) -> Tensor | float:
+        """Weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
+        return (1 - self.label_smoothing) * (1.0 if alpha is None else alpha[own_class])
 
-    def _valid(self, targets: Tensor) -> Tensor:
-        return (targets.long() != self.ignore_index).unsqueeze(1)
+    def _share(self, logits: Tensor, alpha: Tensor | None) -> Tensor:
+        """Weight of every ``-log p_c`` in the cross-entropy, ``[1, C, 1, ...]``."""
+        alpha = logits.new_ones(logits.shape[1], dtype=precise_dtype(logits)) if alpha is None else alpha
+        return self.label_smoothing / len(alpha) * alpha.reshape(1, -1, *[1] * (logits.dim() - 2))
+
+    def _weight_of_all(self, alpha: Tensor, own_class: Tensor) -> Tensor:
+        """Sum of the weights in the cross-entropy, ``[N, 1, ...]``; 1 without class weights."""
+        return self._target_weight(alpha, own_class) + self.label_smoothing * alpha.mean()
