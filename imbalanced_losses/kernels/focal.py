@@ -20,7 +20,9 @@ __all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal", "precise_dtype"]
 # Logits per thread that are worked on at a time on the CPU, where some twenty intermediate results of all of them would
 # not fit the cache. Enough of them hide the cost of a call.
 BLOCK_SIZE = 1 << 17
-FEW_CLASSES = 0
+
+# Up to so many classes, reductions over them as the last axis cost more than to lay the rows out as that axis.
+FEW_CLASSES = 16
 
 
 def precise_dtype(logits: Tensor) -> torch.dtype:
@@ -132,7 +134,9 @@ class SigmoidFocal(Focal):
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
-        return self._unless_ignored(terms.weight * _floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy, targets)
+        return self._unless_ignored(
+            terms.weight * _floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy, targets
+        )
 
     def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         away, hardness, softness, wrong, miss, cross_entropy, weight = self._terms(logits, targets)
