@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.kernels.exponential_sums import sorted_sums
+from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs
 
 __all__ = ["Method", "sigmoid_sums"]
@@ -123,7 +124,7 @@ def _evaluate(
         above, pulled = all_pairs(scores, weights, pulls, temperature, order)
         return torch.where(asked[:, None], above, 0), pulled, ranking.view_as(ranking)
     # a view: autograd does not save an input that is returned as it is
-    ranking = ranking.view_as(ranking) if ranking.shape[1] > 0 else scores.argsort(-1)
+    ranking = ranking.view_as(ranking) if ranking.shape[1] > 0 else argsort_rows(scores)
     by_rank = ranking[:, None].expand(r, weights.shape[1] + pulls.shape[1], m)
     summands = torch.cat([weights, pulls], 1).gather(-1, by_rank)
     sums = sorted_sums(scores.gather(-1, ranking), summands, temperature, order)
@@ -194,7 +195,7 @@ class _PairSums(torch.autograd.Function):
 
     @staticmethod
     def jvp(
-        ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, pulls_t: Tensor | None, *_: object
+        ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, pulls_t: Tensor | None, *_constants: object
     ) -> tuple[Tensor, Tensor, None]:
         scores, weights, pulls, temperature, asked, ranking = ctx.saved_tensors
         rest = (temperature, asked, ranking)
