@@ -1,14 +1,16 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
 # make test         lint, then the whole suite against the installed package, with its coverage gate
 # make lint         style, format, types, layers
-# make bench        forward + backward of every loss beside torch.sort of the same scores
+# make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make clean        removes the environments, caches and pictures
 
 PYTHON ?= python3
 VENV ?= .venv
+PEER_VENV ?= .venv-peer
 CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
 # one process per core, so each needs one thread only
 PYTEST_WORKERS ?= 2
 
@@ -34,8 +36,8 @@ lint: $(VENV)/.installed
 suite: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PYTEST_WORKERS) $(PYTEST_FLAGS)
 
-bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.installed $(PEER_VENV)/.installed
+	$(BIN)/python benchmarks/run.py --peer $(PEER_VENV)/bin/python $(BENCH_FLAGS)
 
 test-oldest:
 	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
@@ -51,7 +53,13 @@ $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 	$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
+# An environment of its own: the peer's import name is ours.
+$(PEER_VENV)/.installed: $(CONSTRAINTS)
+	test -x $(PEER_VENV)/bin/python || $(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip --disable-pip-version-check install --constraint $(CONSTRAINTS) imbalanced-losses==0.6.0
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oldest .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peer .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -f toy_demo.png
 	find imbalanced_losses tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

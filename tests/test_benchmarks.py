@@ -1,0 +1,138 @@
+"""The benchmarks' smallest run has the cells it should, and the page in docs/ is what its numbers say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+LOSSES = ("SmoothAP", "recall", "pAUC, trapezoid", "pAUC, pairwise")
+MACHINE = {
+    "date": "2000-01-01",
+    "cpu": "abacus",
+    "cores": 1,
+    "threads": 1,
+    "device": "cpu",
+    "system": "Linux",
+    "python": "3.10",
+    "torch": "2.8",
+    "packages": {"ours": "1", "peer": "2"},
+}
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import report
+
+    return report
+
+
+def page(report: ModuleType, cells: dict[str, Any]) -> str:
+    text: str = report.page({"machine": MACHINE, "cells": cells})
+    return text
+
+
+def promise_of(text: str, measured_on: str, promised: str) -> list[str]:
+    """Columns of a promise: ours, against, result, promised, verdict."""
+    rows = [[column.strip() for column in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    (row,) = (row for row in rows if row[1:2] == [measured_on] and promised in row)
+    return row[2:]
+
+
+def test_page_is_what_its_numbers_say(report: ModuleType) -> None:
+    data = json.loads((ROOT / "docs" / "benchmarks.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.page(data)
+
+
+def run_smallest(folder: Path, *flags: str) -> dict[str, Any]:
+    """The cells of a run with our package alone."""
+    smallest = ("--quick", "--rows", "sweep", "--max-rows", "1056", "--threads", "1", "--output", str(folder))
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), *smallest, *flags]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    cells: dict[str, Any] = json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
+def test_smallest_run_marks_what_it_did_not_reach_and_resumes(tmp_path: Path) -> None:
+    cells = run_smallest(tmp_path, "--minutes", "0")
+    assert list(cells) == [f"{loss}, pool 1056, classes 1, rate {rate}" for loss in LOSSES for rate in ("0.005", "0.1")]
+    assert all(set(result) == {"skipped"} for results in cells.values() for result in results.values())
+
+    path = tmp_path / "benchmarks.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["cells"] = {next(iter(cells)): {"ours": {"seconds": 123.0}}}
+    path.write_text(json.dumps(data), encoding="utf-8")
+    resumed = run_smallest(tmp_path, "--resume")
+    assert list(resumed) == list(cells)
+    assert resumed.pop(next(iter(cells))) == {"ours": {"seconds": 123.0}}
+    for results in resumed.values():
+        assert set(results) == {"ours", "sort"}
+        assert all(result["seconds"] == min(result["rounds"]) > 0 for result in results.values())
+    assert "The peer was not run." in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux")
+def test_peak_memory_counts_what_lives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import worker
+
+    def one_after_the_other() -> None:  # 80 MB each: above what an allocator keeps for later
+        for _ in range(3):
+            torch.ones(20_000_000)
+
+    def at_once() -> object:
+        return [torch.ones(20_000_000) for _ in range(3)]
+
+    assert worker.least_peak_bytes(one_after_the_other, "cpu") == pytest.approx(80e6, rel=0.1)
+    assert worker.least_peak_bytes(at_once, "cpu") == pytest.approx(240e6, rel=0.1)
+
+
+def test_promises_are_judged_by_their_bounds(report: ModuleType) -> None:
+    def judged(ours: float, peer: float) -> str:
+        numbers = {"ours": {"seconds": ours, "peak_bytes": 10e6}, "peer": {"seconds": peer, "peak_bytes": 100e6}}
+        return page(report, {"SmoothAP, pool 16384, classes 1, rate 0.1": numbers})
+
+    where = "SmoothAP, pool 16,384, 1 class, 10 %"
+    met = promise_of(judged(0.002, 0.02), where, "10x faster")
+    assert met == ["2 ms", "peer: 20 ms", "10x", "10x faster", "met"]
+    assert promise_of(judged(0.002, 0.01), where, "10x faster")[-1] == "**falls short 2x**"
+    assert promise_of(judged(0.002, 0.02), where, "1/20") == [
+        "10 MB",
+        "peer: 100 MB",
+        "10x",
+        "1/20",
+        "**falls short 2x**",
+    ]
+
+
+def test_bounds_from_above_and_compilations(report: ModuleType) -> None:
+    million = {"ours": {"seconds": 0.6, "peak_bytes": 330e6}, "sort": {"seconds": 0.1, "peak_bytes": 1}}
+    key = "SmoothAP, pool 1048576, classes 1, rate 0.1"
+    steps = {"ours": {"compilations": 1, "graph_breaks": 0}, "peer": {"compilations": 9, "graph_breaks": 2}}
+    text = page(report, {key: million, "recall, batch 32 + queue 1024, classes 1, rate 0.1, 1000 temperatures": steps})
+    where = "SmoothAP, pool 1,048,576, 1 class, 10 %"
+    assert promise_of(text, where, "at most 6x")[2:] == ["6x", "at most 6x", "met"]
+    assert promise_of(text, where, "under 300 MB")[-1] == "**falls short 1.1x**"
+    counted = promise_of(text, "recall, batch 32 + queue 1,024, 1 class, 10 %", "1, no graph break")
+    assert counted == ["1, no graph break", "peer: 9, 2 graph breaks", "", "1, no graph break", "met"]
+
+
+def test_page_says_where_ours_is_worse_and_what_is_missing(report: ModuleType) -> None:
+    slower = {"ours": {"seconds": 2.0, "peak_bytes": 4e6}, "peer": {"seconds": 1.0, "peak_bytes": 3.5e6}}
+    hungry = {"ours": {"seconds": 1.0, "peak_bytes": 9e6}, "peer": {"seconds": 0.99, "peak_bytes": 3e6}}
+    absent = {"ours": {"seconds": 1.0}, "peer": {"skipped": "lost its beads"}}
+    sizes = {4096: slower, 16384: hungry, 65536: absent}
+    text = page(report, {f"recall, pool {pool}, classes 1, rate 0.1": numbers for pool, numbers in sizes.items()})
+    assert "- recall, slower: pool 4,096, 1 class, 10 % (2x)." in text.splitlines()
+    assert "- recall, more memory: pool 16,384, 1 class, 10 % (3x)." in text.splitlines()
+    assert text.endswith("The reasons in this run:\n\n- lost its beads\n")
