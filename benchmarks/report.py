@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import COMPILED_CLASSES, COMPILED_POOL, POOLS, RANKING, RATES, Cell, Promise, promises, sweep
+from cells import COMPILED_SCORES, POOLS, RANKING, RATES, Cell, Promise, promises, sweep
 
 Data = dict[str, Any]
 
@@ -32,8 +32,7 @@ A batch of 32 and a full queue of 1,024 rows (focal losses: the batch alone). Co
 SWEEP = f"""\
 The batch is the pool, no queue. With several classes, each but the first is positive in the given share of the rows.
 `sort` is `torch.sort` of the same scores, `[C, M]`. Peak memory is that of forward and backward above the inputs. The
-compiled form is measured up to {COMPILED_POOL:,} rows and {COMPILED_CLASSES} classes, because larger pools take minutes
-to compile."""
+compiled form is measured up to {COMPILED_SCORES:,} scores, rows times classes: larger ones take minutes to compile."""
 
 
 class Results:
@@ -174,7 +173,7 @@ def _small(results: Results) -> list[str]:
             ours, compiled, peer = (_milliseconds(results.get(cell, series)) for series in ("ours", "compiled", "peer"))
             first = results.get(cell, "compiled", "first_call_seconds")
             ratios = [_times(results.ratio(cell, "peer", series)) for series in ("ours", "compiled")]
-            first_call = "-" if first is None else f"{first:.0f} s"
+            first_call = "-" if first is None else f"{first:.2g} s"
             rows.append((cell.loss, _inputs(cell), ours, compiled, first_call, peer, *ratios))
     return [f"## Small pools\n\n{SMALL}", _table(header, rows)] if rows else []
 

@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cells import COMPILED_CLASSES, COMPILED_POOL, Cell, select
+from cells import COMPILED_SCORES, Cell, select
 from processes import LostWorkerError, Worker
 from report import write_report
 from tqdm import tqdm
@@ -38,7 +38,7 @@ class Limits:
 
     rounds: int = 5
     slice_seconds: float = 0.08  # of one series in one round: as many calls as fit, one at least
-    cell_seconds: float = 8.0  # no new round after this
+    cell_seconds: float = 5.0  # no new round after this
     call_seconds: float = 5.0  # a slower call is made once, and larger pools are not tried
     compile_seconds: float = 120.0
     memory_bytes: int = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -108,7 +108,7 @@ class Bench:
 
     def _reason_against(self, cell: Cell, series: str) -> str:
         """Why not to try, if there is a reason: no loss grows more slowly than its pool."""
-        if series == "compiled" and (cell.pool > COMPILED_POOL or cell.classes > COMPILED_CLASSES):
+        if series == "compiled" and cell.pool * cell.classes > COMPILED_SCORES:
             return "not compiled at this size"
         rows, smaller = self.seen.get((*cell.family, series), (cell.pool, {}))
         growth, limits = cell.pool / rows, self.limits
