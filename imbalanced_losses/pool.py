@@ -92,7 +92,7 @@ class Pool:
     positive : Tensor [C, M], bool
         Valid rows of the class.
     poison : Tensor [C]
-        1, or ``nan`` for a class whose valid logits are not all finite.
+        1, or ``nan`` with ``nan`` gradients for a class whose valid logits are not all finite.
     temperature : Tensor []
     parts : tuple of _Rows
         The live rows, and the queue's if there are any.
@@ -214,12 +214,13 @@ def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tenso
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = torch.cat([part.logits.to(dtype) for part in parts]).mT
     scores = torch.where(valid, scores, 0)  # not masked_fill: torch 2.13 compiles its gradient wrong
-    known = scores.detach()
+    spoilt = (scores * 0).sum(-1)  # nan after an overflow
     return Pool(
         scores=scores,
         valid=valid,
         positive=positive,
-        poison=1 + (known - known).sum(-1),  # inf - inf is nan, and any nan in a loss makes its gradient nan, too
+        poison=1
+        + spoilt * spoilt,  # squared, its gradient is nan, too, so that a GradScaler sees it and skips the step
         temperature=check_temperature(temperature, scores),
         parts=tuple(parts),
     )

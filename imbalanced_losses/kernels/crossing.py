@@ -15,7 +15,9 @@ __all__ = ["crossing_sums"]
 FEW_PAIRS_A_ROW = 8
 
 
-def crossing_sums(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor) -> Tensor:
+def crossing_sums(
+    scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, *, exclusive: bool = False
+) -> Tensor:
     r"""Soft count, for each row asked for, of the counted rows above it.
 
     .. math:: y_{ri} = \sum_{j \in \text{counted}_r} \sigma\big((s_{rj} - s_{ri}) / \tau_r\big)
@@ -27,6 +29,8 @@ def crossing_sums(scores: Tensor, asked: Tensor, counted: Tensor, temperature: T
         Disjoint.
     temperature : Tensor [R]
         Above 0; carries no gradient.
+    exclusive : bool
+        As in :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`.
 
     Returns
     -------
@@ -39,7 +43,7 @@ def crossing_sums(scores: Tensor, asked: Tensor, counted: Tensor, temperature: T
         if width * int(asked.sum()) <= FEW_PAIRS_A_ROW * asked.numel():
             return _pair_by_pair(scores, asked, counted, temperature.detach(), width)
     weights = counted.to(scores.dtype)
-    return soft_rank.sigmoid_sums(scores, weights[:, None], temperature, asked=asked)[:, 0]
+    return soft_rank.sigmoid_sums(scores, weights[:, None], temperature, asked=asked, exclusive=exclusive)[:, 0]
 
 
 def _pair_by_pair(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, width: int) -> Tensor:

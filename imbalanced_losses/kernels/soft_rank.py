@@ -39,7 +39,13 @@ PROBLEM_PAIRS = 1 << 14  # pairs that take as long as one problem's operators
 
 
 def sigmoid_sums(
-    scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor | None = None, method: Method = "auto"
+    scores: Tensor,
+    weights: Tensor,
+    temperature: Tensor,
+    asked: Tensor | None = None,
+    method: Method = "auto",
+    *,
+    exclusive: bool = False,
 ) -> Tensor:
     r"""Weighted soft count of the scores above each score.
 
@@ -61,6 +67,9 @@ def sigmoid_sums(
     method : {"auto", "all_pairs", "asked_pairs", "near_linear"}
         Forces an evaluator, for tests. ``"asked_pairs"`` reads ``asked``, so that ``"auto"`` takes it in eager mode on
         the CPU alone, where reading is free.
+    exclusive : bool
+        Whether no column of ``asked`` holds more than one row, as for classes that exclude each other. Compiled code
+        then takes M^2 pairs for any number of problems.
 
     Returns
     -------
@@ -82,9 +91,13 @@ def sigmoid_sums(
         unsorted = asked.new_empty(len(scores), 0, dtype=torch.int64)
         return _pair_sums(scores, weights, weights[:, :0], temperature, asked, unsorted, 0, method)[0]
     with _full_precision(scores.device):
-        near_linear = method == "near_linear" or (method == "auto" and scores.shape[1] >= NEAR_LINEAR_FROM)
-        evaluate = _sort_and_sum if near_linear else _fusible
-        return torch.where(asked[:, None], evaluate(scores, weights, temperature), 0)
+        r, m = scores.shape
+        near_linear_from = max(NEAR_LINEAR_FROM, 100 * r) if exclusive else NEAR_LINEAR_FROM
+        if method == "near_linear" or (method == "auto" and m >= near_linear_from):
+            sums = _sort_and_sum(scores, weights, temperature)
+        else:
+            sums = _fusible(scores, weights, temperature, asked if exclusive and r > 1 else None)
+        return torch.where(asked[:, None], sums, 0)
 
 
 def _sort_and_sum(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
@@ -94,12 +107,26 @@ def _sort_and_sum(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tenso
     return torch.zeros_like(sums).scatter(-1, by_rank, sums)
 
 
-def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
-    """All pairs as one expression over [R, K, M, M], a reduction that the compiler fuses."""
-    difference = (scores[:, None, :] - scores[:, :, None]) / temperature[:, None, None]
-    other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
-    pairs = torch.where(other, torch.sigmoid(difference), 0)
-    return (weights[:, :, None, :] * pairs[:, None]).sum(-1)
+def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor | None) -> Tensor:
+    """All pairs as one expression, the faster of several that the compiler was given.
+
+    With ``asked``, of which no column holds more than one: for each column the pairs of the problem that asks for it.
+    """
+    number = torch.arange(scores.shape[1], device=scores.device)
+    if asked is None:
+        difference = (scores[:, :, None] - scores[:, None, :]) / temperature[:, None, None]  # [R, j, i]
+        return weights @ _other_pairs(difference, number)
+    owner = asked.int().argmax(0)
+    rows = scores.index_select(0, owner).mT  # [j, i]
+    own = scores.gather(0, owner[None])
+    pairs = _other_pairs((rows - own) / temperature.index_select(0, owner), number)
+    sums = [(weights[:, k].index_select(0, owner).mT * pairs).sum(0) for k in range(weights.shape[1])]
+    return torch.stack(sums).expand_as(weights)
+
+
+def _other_pairs(difference: Tensor, number: Tensor) -> Tensor:
+    """Sigmoids of ``[..., j, i]``, 0 where j = i; clamped, as compiled code is slow where a sigmoid underflows."""
+    return torch.where(number[:, None] == number, 0, torch.sigmoid(difference.clamp(-87, 87)))
 
 
 def _evaluate(

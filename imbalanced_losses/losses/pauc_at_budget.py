@@ -196,7 +196,7 @@ def pauc_at_budget_per_class(
     valid = (weight > 0).any(-1) & (pool.negative & pool.iid).any(-1) & budget.measurable
     if cfg.surrogate == "pairwise":
         valid = valid & band.any(-1)
-        missed = _share_of_band_above(pool, band, budget.tau)
+        missed = _share_of_band_above(pool, band, budget.tau, exclusive=not cfg.multilabel)
     else:
         missed = _mean_miss_over_knots(pool, budget)
     diagnostics = _diagnose(pool, budget, band, missed, weight, valid)
@@ -242,10 +242,10 @@ def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
     return (inner + (misses[:, 0] + misses[:, -1]) / 2) / (misses.shape[1] - 1)
 
 
-def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor) -> Tensor:
+def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bool) -> Tensor:
     """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
-    above = crossing_sums(pool.scores, pool.positive, band, tau)
-    return mean_over_mass(above, band.sum(-1, keepdim=True).to(above.dtype))
+    above = crossing_sums(pool.scores, pool.positive, band, tau, exclusive=exclusive).to(tau.dtype)
+    return mean_over_mass(above, band.sum(-1, keepdim=True, dtype=tau.dtype))
 
 
 def _diagnose(

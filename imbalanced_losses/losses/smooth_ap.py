@@ -153,14 +153,14 @@ def smooth_ap_per_class(
         generator=generator,
     )
     weight, negative = pool.positive_weight, pool.negative
-    loss = weighted_mean(_one_minus_precision(pool, negative), weight)
+    loss = weighted_mean(_one_minus_precision(pool, negative, exclusive=not cfg.multilabel), weight)
     return per_class_result(pool, loss, (weight.sum(-1) > 0) & negative.any(-1)), new_state
 
 
-def _one_minus_precision(pool: Pool, negative: Tensor) -> Tensor:
+def _one_minus_precision(pool: Pool, negative: Tensor, *, exclusive: bool) -> Tensor:
     """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
     masks = torch.stack([pool.positive, negative], 1).to(pool.scores.dtype)
-    sums = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive)
+    sums = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive, exclusive=exclusive)
     above_positive, above_negative = sums.to(position_dtype(sums.device)).unbind(1)
     # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
     return above_negative / (above_negative + above_positive + 1)
