@@ -212,7 +212,7 @@ def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tenso
         parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
     targets, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "valid"))
     valid, positive = _one_vs_rest(targets, valid, cfg)
-    scores = torch.cat([part.logits.to(dtype) for part in parts]).mT
+    scores = torch.cat([part.logits.to(dtype) for part in parts]).mT.contiguous()
     scores = torch.where(valid, scores, 0)  # not masked_fill: torch 2.13 compiles its gradient wrong
     spoilt = (scores * 0).sum(-1)  # nan after an overflow
     return Pool(

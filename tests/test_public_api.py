@@ -99,7 +99,7 @@ SIGNATURES = {
     "recall_at_quantile": RANKING,
     "recall_at_quantile_per_class": RANKING,
     "pauc_at_budget": RANKING,
-    "pauc_at_budget_per_class": RANKING,
+    "pauc_at_budget_per_class": RANKING.replace(")", ", diagnose=True)"),
     "init_queue": "(queue_size, num_classes, *, multilabel=False, ignore_index=-100, dtype=torch.float32, device=None)",
     "reset_queue": "(state)",
     "stack_states": "(states)",

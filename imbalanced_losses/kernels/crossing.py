@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import can_read_values
-from imbalanced_losses.kernels import soft_rank
+from imbalanced_losses.kernels.soft_rank import reads_freely, sigmoid_sums
 
 __all__ = ["crossing_sums"]
 
@@ -38,15 +37,27 @@ def crossing_sums(
         0 where nothing is asked. Cost: that of :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`, or in eager
         mode on the CPU, where counts may be read, O(R M) if there are few pairs.
     """
-    if all(can_read_values(tensor) and soft_rank._may_read(tensor) for tensor in (scores, asked, counted)):
-        width = int(counted.sum(-1).max())
-        if width * int(asked.sum()) <= FEW_PAIRS_A_ROW * asked.numel():
-            return _pair_by_pair(scores, asked, counted, temperature.detach(), width)
+    if reads_freely(scores, asked, counted, temperature):
+        temperature = temperature.detach()
+        if len(scores) == 1:
+            place, others = asked.nonzero()[:, 1], counted.nonzero()[:, 1]
+            if len(place) * len(others) <= FEW_PAIRS_A_ROW * asked.numel():
+                return _one_problem(scores, place, others, temperature)
+        else:
+            width = int(counted.sum(-1).max())
+            if width * int(asked.sum()) <= FEW_PAIRS_A_ROW * asked.numel():
+                return _padded_problems(scores, asked, counted, temperature, width)
     weights = counted.to(scores.dtype)
-    return soft_rank.sigmoid_sums(scores, weights[:, None], temperature, asked=asked, exclusive=exclusive)[:, 0]
+    return sigmoid_sums(scores, weights[:, None], temperature, asked=asked, exclusive=exclusive)[:, 0]
 
 
-def _pair_by_pair(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, width: int) -> Tensor:
+def _one_problem(scores: Tensor, place: Tensor, others: Tensor, temperature: Tensor) -> Tensor:
+    difference = scores.index_select(1, others) - scores.index_select(1, place).mT
+    sums = torch.sigmoid(difference / temperature).sum(-1)
+    return torch.zeros_like(scores).index_copy(1, place, sums.unsqueeze(0))
+
+
+def _padded_problems(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, width: int) -> Tensor:
     """Rows asked for [P] against their problem's counted rows, padded to the same number of them."""
     others = counted.to(torch.uint8).topk(width, -1).indices
     weights = counted.gather(-1, others).to(scores.dtype)

@@ -25,7 +25,7 @@ from imbalanced_losses.kernels.exponential_sums import sorted_sums
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs
 
-__all__ = ["Method", "sigmoid_sums"]
+__all__ = ["Method", "reads_freely", "sigmoid_sums"]
 
 Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 
@@ -84,7 +84,7 @@ def sigmoid_sums(
     temperature = temperature.detach().expand(scores.shape[0])
     asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
     if not torch.compiler.is_compiling():
-        if method == "auto" and len(scores) == 1 and _may_read(asked) and not _transforms_are_active():
+        if method == "auto" and len(scores) == 1 and reads_freely(scores, weights, temperature, asked):
             rows = asked.nonzero()
             if len(rows) * scores.shape[1] <= PLAIN_PAIRS:
                 return few_pairs(scores, weights, temperature, rows[:, 1])
@@ -159,6 +159,11 @@ def _evaluate(
     # sigmoid^(n)(-x) = (-1)^(n+1) sigmoid^(n)(x), and 1 - sigmoid(x) for n = 0
     pulled = pulls.sum(-1, keepdim=True) - pulls - pulled if order == 0 else pulled if order % 2 else -pulled
     return torch.where(asked[:, None], above, 0), pulled, ranking
+
+
+def reads_freely(*tensors: Tensor) -> bool:
+    """Whether this is eager mode on the CPU outside any transform, where reading data costs nothing."""
+    return not torch.compiler.is_compiling() and not _transforms_are_active() and all(map(_may_read, tensors))
 
 
 def _transforms_are_active() -> bool:

@@ -155,6 +155,7 @@ def pauc_at_budget(
         sample_weight=sample_weight,
         update_queue=update_queue,
         generator=generator,
+        diagnose=False,
     )
     return reduce(result, cfg), new_state
 
@@ -170,13 +171,14 @@ def pauc_at_budget_per_class(
     sample_weight: Tensor | None = None,
     update_queue: bool = True,
     generator: torch.Generator | None = None,
+    diagnose: bool = True,
 ) -> tuple[PerClass, QueueState]:
     """:func:`pauc_at_budget` before its reduction, with diagnostics.
 
     ``diagnostics`` holds detached ``[C]`` tensors: the thresholds ``t_alpha`` and ``t_beta``, the temperature in score
     units ``tau_eff``, and ``pauc_var``, the population variance over positives of each one's own partial AUC (these
     four are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and
-    ``grad_pos_count``, the live positives.
+    ``grad_pos_count``, the live positives. With ``diagnose=False`` it stays empty, which saves a fifth of a small step.
     """
     check_config(cfg, PAUCAtBudgetConfig)
     pool, new_state = build_pool(
@@ -192,20 +194,20 @@ def pauc_at_budget_per_class(
     )
     budget = _measure_budget(pool, cfg)
     weight = pool.positive_weight * pool.live if cfg.pos_numerator == "live" else pool.positive_weight
-    band = pool.negative & _within_band(pool, budget)
-    valid = (weight > 0).any(-1) & (pool.negative & pool.iid).any(-1) & budget.measurable
+    valid = (weight.sum(-1) > 0) & budget.measurable
     if cfg.surrogate == "pairwise":
+        band = _negatives_in_band(pool, budget)
         valid = valid & band.any(-1)
         missed = _share_of_band_above(pool, band, budget.tau, exclusive=not cfg.multilabel)
     else:
         missed = _mean_miss_over_knots(pool, budget)
-    diagnostics = _diagnose(pool, budget, band, missed, weight, valid)
+    diagnostics = _diagnose(pool, budget, missed, weight, valid) if diagnose else {}
     return per_class_result(pool, weighted_mean(missed, weight), valid, diagnostics), new_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Budget:
-    """Thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C], whether it has a scale [C]."""
+    """Thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C], whether there is one [C]."""
 
     thresholds: Tensor
     tau: Tensor
@@ -214,32 +216,34 @@ class _Budget:
 
 def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     """Read thresholds and scale off the reference population, with one sort."""
-    reference = (pool.valid if cfg.budget_basis == "population" else pool.negative) & pool.iid
+    negative = reference = pool.negative & pool.iid
+    if cfg.budget_basis == "population":
+        reference = pool.valid & pool.iid
     n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
     knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
     levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
     quantiles = masked_quantile(pool.scores.detach(), reference, levels, cfg.quantile_interpolation)
     thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
     scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
-    measurable = scale > SMALLEST_SCALE
+    measurable = (scale > SMALLEST_SCALE) & negative.any(-1)
     tau = pool.temperature * torch.where(measurable, scale, 1)
     if cfg.threshold_gradient == "implicit" and cfg.surrogate == "trapezoid":
         thresholds = follow_scores(thresholds, pool.scores, reference, tau)
     return _Budget(thresholds=thresholds, tau=tau, measurable=measurable)
 
 
-def _within_band(pool: Pool, budget: _Budget) -> Tensor:
+def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:
     """Bool [C, M]: ``t_beta <= s <= t_alpha``."""
     scores, thresholds = pool.scores.detach(), budget.thresholds.detach()
     # not two comparisons joined by "and": torch 2.8 compiles the gradient of those into code that corrupts memory
-    return scores.clamp(min=thresholds[:, -1:], max=thresholds[:, :1]) == scores
+    return pool.negative & (scores.clamp(min=thresholds[:, -1:], max=thresholds[:, :1]) == scores)
 
 
 def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
     """One minus each row's partial AUC [C, M] by the composite trapezoid rule."""
     misses = torch.sigmoid((budget.thresholds[:, :, None] - pool.scores[:, None, :]) / budget.tau[:, None, None])
-    inner = misses[:, 1:-1].sum(1)
-    return (inner + (misses[:, 0] + misses[:, -1]) / 2) / (misses.shape[1] - 1)
+    ends = (misses[:, 0] + misses[:, -1]) / 2
+    return ends if misses.shape[1] == 2 else (misses[:, 1:-1].sum(1) + ends) / (misses.shape[1] - 1)
 
 
 def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bool) -> Tensor:
@@ -248,9 +252,7 @@ def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bo
     return mean_over_mass(above, band.sum(-1, keepdim=True, dtype=tau.dtype))
 
 
-def _diagnose(
-    pool: Pool, budget: _Budget, band: Tensor, missed: Tensor, weight: Tensor, valid: Tensor
-) -> dict[str, Tensor]:
+def _diagnose(pool: Pool, budget: _Budget, missed: Tensor, weight: Tensor, valid: Tensor) -> dict[str, Tensor]:
     missed = missed.detach()
     deviation = missed - weighted_mean(missed, weight)[:, None]
     measures = {
@@ -260,6 +262,6 @@ def _diagnose(
         "pauc_var": weighted_mean(deviation * deviation, weight),
     }
     return {name: torch.where(valid, value, torch.nan) for name, value in measures.items()} | {
-        "band_neg_count": (band & pool.iid).sum(-1),
+        "band_neg_count": (_negatives_in_band(pool, budget) & pool.iid).sum(-1),
         "grad_pos_count": (pool.positive & pool.live).sum(-1),
     }

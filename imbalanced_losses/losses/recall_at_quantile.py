@@ -148,7 +148,7 @@ def recall_at_quantile_per_class(
     )
     missed = torch.sigmoid((_threshold(pool, cfg) - pool.scores) / pool.temperature)
     weight = pool.positive_weight
-    return per_class_result(pool, weighted_mean(missed, weight), (weight > 0).any(-1)), new_state
+    return per_class_result(pool, weighted_mean(missed, weight), weight.sum(-1) > 0), new_state
 
 
 def _threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:

@@ -90,7 +90,14 @@ class _RankingLoss(nn.Module, ABC):
     def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
         """The pure function behind the loss."""
 
-    def _step(self, logits: Tensor, targets: Tensor, iid_mask: Tensor | None, sample_weight: Tensor | None) -> PerClass:
+    def _step(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | None,
+        sample_weight: Tensor | None,
+        **options: bool,
+    ) -> PerClass:
         """Check, compute, write the queue back."""
         check_local(self.gather_distributed)
         if not torch.compiler.is_compiling():
@@ -104,6 +111,7 @@ class _RankingLoss(nn.Module, ABC):
             iid_mask=iid_mask,
             sample_weight=sample_weight,
             update_queue=update_queue,
+            **options,
         )
         if update_queue:
             self._store(new_state)
@@ -393,7 +401,7 @@ class PAUCAtBudgetLoss(_RankingLoss):
         sample_weight: Tensor | None = None,
     ) -> Tensor | tuple[Tensor | dict[str, Tensor], ...]:
         """Give the loss, or the tuple of it, ``per_class`` and ``valid``, and ``stats``, as the flags ask for."""
-        result = self._step(logits, targets, iid_mask, sample_weight)
+        result = self._step(logits, targets, iid_mask, sample_weight, diagnose=return_diagnostics)
         outputs = self._outputs(result, return_per_class)
         if return_diagnostics:
             return (*outputs, result.diagnostics)
