@@ -23,6 +23,7 @@ from imbalanced_losses.checks import (
     check_temperature,
     check_temperature_number,
 )
+from imbalanced_losses.kernels.quantile import position_dtype
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, reduce_classes
@@ -98,6 +99,8 @@ class Pool:
         The live rows, and the queue's if there are any.
     kept : Tensor [M], int64, optional
         Which rows of the parts are in the pool; all of them if left out.
+    stands_for : Tensor [M], optional
+        For how many rows of the whole pool each kept one counts: one over its probability to be kept.
     """
 
     scores: Tensor
@@ -107,6 +110,7 @@ class Pool:
     temperature: Tensor
     parts: tuple[_Rows, ...]
     kept: Tensor | None = None
+    stands_for: Tensor | None = None
 
     @property
     def negative(self) -> Tensor:
@@ -125,8 +129,13 @@ class Pool:
 
     @property
     def positive_weight(self) -> Tensor:
-        """``[C, M]``: the sample weight at positives, 0 elsewhere."""
-        return self.positive * self._join([part.sample_weight.to(self.scores.dtype) for part in self.parts])
+        """``[C, M]``: the weight of each positive in a mean over positives, 0 elsewhere."""
+        return self.count(self.positive) * self._join([part.sample_weight for part in self.parts])
+
+    def count(self, rows: Tensor) -> Tensor:
+        """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
+        counts = rows.to(self.scores.dtype)
+        return counts if self.stands_for is None else counts * self.stands_for
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         rows = torch.cat(parts)
@@ -154,7 +163,7 @@ def build_pool(
     _check_queue(queue_state, live, cfg)
     pool = _join(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
     if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
-        pool = _subsample(pool, cfg.max_pool_size, generator)
+        pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
     if not update_queue:
         return pool, queue_state
     return pool, push(queue_state, live.logits, live.targets, live.iid, live.sample_weight, live.valid)
@@ -205,11 +214,12 @@ def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
 def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
     """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
     dtype = torch.promote_types(live.logits.dtype, torch.float32)
-    parts = [live]
+    parts = [live._replace(sample_weight=live.sample_weight.to(dtype))]
     if queue.logits.shape[0] > 0:
-        parts.append(_Rows(queue.logits, queue.targets, queue.valid, queue.iid, queue.sample_weight))
+        weights = queue.sample_weight.to(dtype)
+        parts.append(_Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))
     elif live.logits.shape[0] == 0:
-        parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
+        parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in parts[0])))
     targets, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "valid"))
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = torch.cat([part.logits.to(dtype) for part in parts]).mT.contiguous()
@@ -236,19 +246,31 @@ def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Te
     return valid.expand(cfg.num_classes, -1), valid & (targets == classes[:, None])
 
 
-def _subsample(pool: Pool, size: int, generator: torch.Generator | None) -> Pool:
+def _subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generator | None) -> Pool:
     """Keep ``size`` rows: up to ``size // (2 * observed classes)`` random ones of each class, the rest uniformly.
 
-    Rows are brought into random order (ignored ones last); the first of each class are protected; a stable sort moves
-    the protected to the front. Without ``generator`` torch's global one is used, as in ``functional.dropout``.
+    Rows are brought into random order, for each class anew if a row may have several; the first of each class are
+    protected and come first, then the others in another random order, and ignored rows last. Without ``generator``
+    torch's global one is used, as in ``functional.dropout``.
     """
     takes_part = pool.valid.any(0)
-    groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [C + 1, M]: rest = label 0
+    groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [G = C + 1, M]: rest = label 0
     quota = size // (2 * groups.any(-1).sum().clamp_min(1))
-    noise = torch.rand(takes_part.shape, generator=generator, device=takes_part.device)
-    shuffled = torch.where(takes_part, noise, 2).argsort()
-    members = groups[:, shuffled]
-    protected = (members & (members.cumsum(-1) <= quota)).any(0)
-    kept = shuffled[(~protected).to(torch.uint8).argsort(stable=True)][:size]
+    noise = torch.rand(len(groups) + 1 if multilabel else 2, groups.shape[1], generator=generator, device=groups.device)
+    shuffled = noise[1:].argsort(-1).expand_as(groups)
+    members = groups.gather(-1, shuffled)
+    first = members & (members.cumsum(-1) <= quota)
+    protected = torch.zeros_like(first).scatter(-1, shuffled, first).any(0)
+    kept = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
     by_class = {name: getattr(pool, name)[:, kept] for name in ("scores", "valid", "positive")}
-    return dataclasses.replace(pool, kept=kept, **by_class)
+    stands_for = 1 / _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
+    return dataclasses.replace(pool, kept=kept, stands_for=stands_for.to(pool.scores.dtype), **by_class)
+
+
+def _chance_to_be_kept(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:
+    """``[M]``: of being among the protected of one of the row's classes, or else among those that fill up."""
+    dtype = position_dtype(groups.device)
+    protection = (quota.to(dtype) / groups.sum(-1).clamp_min(1)).clamp_max(1)
+    unprotected = torch.where(groups, 1 - protection[:, None], 1).prod(0)
+    n_others = (takes_part.sum() - n_protected).clamp_min(1)
+    return 1 - unprotected * (1 - ((size - n_protected).to(dtype) / n_others).clamp_max(1))

@@ -31,7 +31,13 @@ def position_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], interpolation: Interpolation) -> Tensor:
+def masked_quantile(
+    values: Tensor,
+    mask: Tensor,
+    levels: tuple[float, ...],
+    interpolation: Interpolation,
+    stands_for: Tensor | None = None,
+) -> Tensor:
     """Quantiles of each row over the elements that the mask keeps, as ``torch.quantile`` defines them.
 
     Parameters
@@ -41,6 +47,8 @@ def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], int
     levels : tuple of K floats in [0, 1]
     interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         Of the position ``level * (n - 1)`` among the n kept elements in ascending order.
+    stands_for : Tensor [M], optional
+        As how many equal elements each one counts, at least 1; n is their sum.
 
     Returns
     -------
@@ -48,6 +56,8 @@ def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], int
         0 in rows without a kept element. Detached. Cost: O(R M) for levels in the upper tail, else one sort for any
         number of levels.
     """
+    if stands_for is not None:
+        return _counted_quantile(values.detach(), mask * stands_for, levels, interpolation)
     count = mask.sum(-1, keepdim=True)
     kept = torch.where(mask, values.detach().to(torch.promote_types(values.dtype, torch.float32)), -torch.inf)
     descending = _argsort_largest(kept, min(levels))
@@ -59,6 +69,24 @@ def masked_quantile(values: Tensor, mask: Tensor, levels: tuple[float, ...], int
 
     quantiles = _interpolate(element, position, interpolation)
     return torch.where(count > 0, quantiles, 0).to(values.dtype)
+
+
+def _counted_quantile(
+    values: Tensor, counts: Tensor, levels: tuple[float, ...], interpolation: Interpolation
+) -> Tensor:
+    """:func:`masked_quantile` of rows in which each element is there ``counts [R, M]`` times; 0 masks it."""
+    kept = torch.where(counts > 0, values.to(torch.promote_types(values.dtype, torch.float32)), torch.inf)
+    ascending = argsort_rows(kept)
+    upto = counts.gather(-1, ascending).to(position_dtype(values.device)).cumsum(-1)
+    total = upto[:, -1:]
+    position = torch.cat([(total - 1).clamp_min(0) * level for level in levels], -1)
+
+    def element(position: Tensor) -> Tensor:
+        place = (upto[:, None] <= position[..., None]).sum(-1)
+        return kept.gather(-1, ascending.gather(-1, place.clamp_max(upto.shape[1] - 1)))
+
+    quantiles = _interpolate(element, position, interpolation)
+    return torch.where(total > 0, quantiles, 0).to(values.dtype)
 
 
 def _argsort_largest(values: Tensor, level: float) -> Tensor:
@@ -84,7 +112,9 @@ def _interpolate(element: Callable[[Tensor], Tensor], position: Tensor, interpol
     return torch.lerp(below, above, fraction)
 
 
-def follow_scores(thresholds: Tensor, scores: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
+def follow_scores(
+    thresholds: Tensor, scores: Tensor, mask: Tensor, temperature: Tensor, stands_for: Tensor | None = None
+) -> Tensor:
     r"""The same thresholds, with the gradient of the soft quantile that each of them is.
 
     A soft quantile solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`. Implicit differentiation gives
@@ -104,6 +134,8 @@ def follow_scores(thresholds: Tensor, scores: Tensor, mask: Tensor, temperature:
         The reference rows. In a row without any the threshold stays constant.
     temperature : Tensor [R]
         Above 0.
+    stands_for : Tensor [M], optional
+        As how many equal scores each one counts.
 
     Returns
     -------
@@ -113,6 +145,8 @@ def follow_scores(thresholds: Tensor, scores: Tensor, mask: Tensor, temperature:
     distance = (scores.detach()[:, None, :] - thresholds.detach()[:, :, None]) / temperature.detach()[:, None, None]
     away = -distance.abs()
     log_bell = away - 2 * functional.softplus(away)  # log(sigma(x) sigma(-x)) with one transcendental pass
+    if stands_for is not None:
+        log_bell = log_bell + stands_for.log()
     lowest = torch.finfo(log_bell.dtype).min
     share = torch.where(mask[:, None], torch.where(mask[:, None], log_bell, lowest).softmax(-1), 0)
     movement = (share * (scores - scores.detach())[:, None, :]).sum(-1)

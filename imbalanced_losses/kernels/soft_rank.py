@@ -3,7 +3,8 @@ r"""Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and
 One interface, :func:`sigmoid_sums`, and one place that chooses between three evaluators: the rows that are asked for,
 pair by pair (few positives, on a CPU); all pairs (small pools); and short sums of exponentials over sorted scores (the
 rest, in near-linear time). In eager mode they sit behind an ``autograd.Function`` that keeps the inputs and computes
-pairs anew in the backward; ``torch.compile`` gets plain expressions, which it fuses and differentiates to any order.
+pairs anew in the backward; very few pairs are a plain expression, since the Function's own cost is that of ten
+operators; and ``torch.compile`` gets plain expressions, which it fuses and differentiates to any order.
 
 With the rows :math:`Q` that are asked for, everything here is a derivative of one bilinear form,
 
@@ -29,13 +30,16 @@ __all__ = ["Method", "reads_freely", "sigmoid_sums"]
 
 Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 
-# Measured on 2 CPU cores, Smooth-AP forward + backward in ms: 4,096 rows as 0.3M pairs 2.4, as 1.7M pairs 15, as sums
-# of exponentials 5.2; 16,384 rows as 1.2M pairs 6.8, as 5.6M pairs 17, as sums 10. Below some 1,400 rows all pairs cost
-# no more than the sums' many small operators.
-NEAR_LINEAR_FROM = 1400  # rows
-PLAIN_PAIRS = 1 << 17
-FEW_ROWS = 256  # asked for, on average over the problems
+# Measured on one core, kernel forward + backward in ms. Rows asked for / sums of exponentials: 1,500 rows, 512 of them
+# asked for, 2.7 / 3.1; 4,096, 256: 3.1 / 4.4, 512: 6.2 / 4.8; 16,384, 128: 6.3 / 9.4, 256: 12 / 10; 65,536, 128:
+# 22 / 31, 256: 42 / 32; 10 x 4,096, 128 each: 15 / 26, 256: 26 / 21; 100 x 2,048, 20 each: 23 / 103. All pairs / sums:
+# 1,056 rows 3.5 / 3. Rows asked for / all pairs: 1,056 rows, 105 of them asked for, 0.7 / 3.3; 10 x 200, 20 each:
+# 1.6 / 1.4; 100 x 64, 5 each: 9 / 1.4. A plain expression / rows asked for, whole loss: 1,056 rows, 42: 0.9 / 1.1,
+# 105: 1.2 / 1.3.
+NEAR_LINEAR_FROM = 1400  # rows, if none are few
+FEW_ROWS = 200  # asked for, on average over the problems
 PROBLEM_PAIRS = 1 << 14  # pairs that take as long as one problem's operators
+PLAIN_PAIRS = 1 << 17  # that autograd may keep in float64
 
 
 def sigmoid_sums(

@@ -11,6 +11,7 @@ from torch import Tensor
 from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
 from imbalanced_losses.kernels.crossing import crossing_sums
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
+from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_mass, weighted_mean
@@ -222,13 +223,13 @@ def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
     knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
     levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
-    quantiles = masked_quantile(pool.scores.detach(), reference, levels, cfg.quantile_interpolation)
+    quantiles = masked_quantile(pool.scores.detach(), reference, levels, cfg.quantile_interpolation, pool.stands_for)
     thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
     scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
     measurable = (scale > SMALLEST_SCALE) & negative.any(-1)
     tau = pool.temperature * torch.where(measurable, scale, 1)
     if cfg.threshold_gradient == "implicit" and cfg.surrogate == "trapezoid":
-        thresholds = follow_scores(thresholds, pool.scores, reference, tau)
+        thresholds = follow_scores(thresholds, pool.scores, reference, tau, pool.stands_for)
     return _Budget(thresholds=thresholds, tau=tau, measurable=measurable)
 
 
@@ -248,8 +249,12 @@ def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
 
 def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bool) -> Tensor:
     """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
-    above = crossing_sums(pool.scores, pool.positive, band, tau, exclusive=exclusive).to(tau.dtype)
-    return mean_over_mass(above, band.sum(-1, keepdim=True, dtype=tau.dtype))
+    if pool.stands_for is None:
+        above = crossing_sums(pool.scores, pool.positive, band, tau, exclusive=exclusive)
+    else:
+        counts = pool.count(band)[:, None]
+        above = sigmoid_sums(pool.scores, counts, tau, asked=pool.positive, exclusive=exclusive)[:, 0]
+    return mean_over_mass(above.to(tau.dtype), pool.count(band).sum(-1, keepdim=True))
 
 
 def _diagnose(pool: Pool, budget: _Budget, missed: Tensor, weight: Tensor, valid: Tensor) -> dict[str, Tensor]:

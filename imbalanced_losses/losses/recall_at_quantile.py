@@ -153,7 +153,10 @@ def recall_at_quantile_per_class(
 
 def _threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
     """``theta [C, 1]``."""
-    threshold = masked_quantile(pool.scores.detach(), pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation)
+    threshold = masked_quantile(
+        pool.scores.detach(), pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation, pool.stands_for
+    )
     if cfg.threshold_gradient == "implicit":
-        return follow_scores(threshold, pool.scores, pool.valid, pool.temperature.expand(len(threshold)))
+        temperature = pool.temperature.expand(len(threshold))
+        return follow_scores(threshold, pool.scores, pool.valid, temperature, pool.stands_for)
     return threshold

@@ -159,7 +159,7 @@ def smooth_ap_per_class(
 
 def _one_minus_precision(pool: Pool, negative: Tensor, *, exclusive: bool) -> Tensor:
     """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
-    masks = torch.stack([pool.positive, negative], 1).to(pool.scores.dtype)
+    masks = pool.count(torch.stack([pool.positive, negative], 1))
     sums = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive, exclusive=exclusive)
     above_positive, above_negative = sums.to(position_dtype(sums.device)).unbind(1)
     # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype

@@ -133,7 +133,7 @@ class _RankingLoss(nn.Module, ABC):
         if limit is not None and not self._warned_of_subsampling and pool_size > limit:
             self._warned_of_subsampling = True
             warnings.warn(
-                f"max_pool_size={limit} subsamples a pool of {pool_size} rows, which biases the loss", stacklevel=4
+                f"max_pool_size={limit} estimates the loss from a sample of a pool of {pool_size} rows", stacklevel=4
             )
 
     def _store(self, state: QueueState) -> None:
@@ -171,7 +171,7 @@ class SmoothAPLoss(_RankingLoss):
         Gather the rows of all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always. This
         version cannot gather yet: with several ranks it takes ``False`` only.
     max_pool_size : int, optional
-        Subsample larger pools (biased; warns once).
+        Estimate the loss of larger pools from a sample of that many rows (warns once); no pool needs it.
     multilabel : bool
         Targets are ``[N, C]`` labels in {0, 1}.
     validate_targets : bool

@@ -1,8 +1,4 @@
-"""``max_pool_size``: bounded, a quota for every observed class, uniform otherwise, reproducible.
-
-With all scores equal, every rank is the middle one and Smooth-AP tells how many rows it saw: ``AP = (P + 1) / (M + 1)``
-for ``P`` positives in a pool of ``M``.
-"""
+"""``max_pool_size``: bounded, a quota for every observed class, uniform otherwise, reproducible, an honest estimate."""
 
 from __future__ import annotations
 
@@ -13,6 +9,8 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import init_queue
+from imbalanced_losses.kernels.soft_rank import sigmoid_sums
+from imbalanced_losses.pool import Pool, build_pool
 from imbalanced_losses.queue import push
 from tests.contracts.cases import Case, assert_close, assert_same_state, case_named, example, over
 from tests.strategies import IGNORE, Problem
@@ -37,26 +35,29 @@ def tied_pool(class_sizes: Sequence[int], ignored: int = 0, n_live: int = 10) ->
     return Problem(logits[:n_live], targets[:n_live], state, None, None)
 
 
-def positives_seen(problem: Problem, pool: int, max_pool_size: int, seed: int = 0) -> Tensor:
-    """Positives per class, on the assumption that the pool had ``pool`` rows; integers if it is true."""
+def sampled(problem: Problem, max_pool_size: int, seed: int = 0) -> Pool:
     config = SMOOTH_AP.config(problem, max_pool_size=max_pool_size)
-    per_class, _ = SMOOTH_AP.loss.per_class(problem.logits, problem.targets, problem.state, config, **generator(seed))
-    assert per_class.valid.all()
-    counts = (1 - per_class.loss) * (pool + 1) - 1
-    assert_close(counts, counts.round())
-    return counts.round()
+    arguments = {"temperature": None, "iid_mask": None, "sample_weight": None, "update_queue": False}
+    pool, _ = build_pool(problem.logits, problem.targets, problem.state, config, **arguments, **generator(seed))
+    assert pool.scores.shape[1] == max_pool_size
+    return pool
+
+
+def positives_seen(problem: Problem, max_pool_size: int, seed: int = 0) -> Tensor:
+    """Positives per class."""
+    return sampled(problem, max_pool_size, seed).positive.sum(-1)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_rare_positives_are_all_kept(seed: int) -> None:
     """57 negatives and 3 positives into 16 rows: the quota is 16 // 4."""
-    assert positives_seen(tied_pool([57, 3]), 16, 16, seed).tolist() == [3]
+    assert positives_seen(tied_pool([57, 3]), 16, seed).tolist() == [3]
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_class_keeps_its_quota(seed: int) -> None:
     """20, 37 and 3 rows into 24: the quota is 24 // 6, and the pool is full."""
-    counts = positives_seen(tied_pool([20, 37, 3]), 24, 24, seed)
+    counts = positives_seen(tied_pool([20, 37, 3]), 24, seed)
     assert counts.sum() == 24
     assert (counts >= torch.tensor([4, 4, 3])).all()
 
@@ -64,16 +65,12 @@ def test_every_class_keeps_its_quota(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_classes_without_rows_claim_no_quota(seed: int) -> None:
     """Of four classes two are observed: the quota is 16 // 4 and not 16 // 8."""
-    config = SMOOTH_AP.config(problem := tied_pool([0, 4, 56, 0]), max_pool_size=16, reduction="none")
-    loss, _ = SMOOTH_AP.loss.function(problem.logits, problem.targets, problem.state, config, **generator(seed))
-    torch.testing.assert_close(
-        (1 - loss) * 17 - 1, torch.tensor([torch.nan, 4, 12, torch.nan]).double(), equal_nan=True
-    )
+    assert positives_seen(tied_pool([0, 4, 56, 0]), 16, seed).tolist() == [0, 4, 12, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_ignored_rows_take_no_place(seed: int) -> None:
-    assert positives_seen(tied_pool([37, 3], ignored=30), 16, 16, seed).tolist() == [3]
+    assert positives_seen(tied_pool([37, 3], ignored=30), 16, seed).tolist() == [3]
 
 
 @over["cases"]
@@ -139,3 +136,83 @@ def test_the_rest_is_filled_uniformly() -> None:
     assert negatives.sum() == 8 * draws
     deviation = (draws * (2 / 7) * (5 / 7)) ** 0.5
     assert ((negatives - draws * 2 / 7).abs() < 5 * deviation).all()
+
+
+# --- each kept row stands for as many as it was drawn from ------------------------------------------------------------
+
+
+def rare_positives(n: int = 4000) -> Problem:
+    """0.5 % positives that score a little higher."""
+    random = torch.Generator().manual_seed(0)
+    targets = (torch.arange(n) < n // 200).long()
+    scores = torch.randn(n, dtype=torch.float64, generator=random) + 2.5 * targets
+    return Problem(scores[:, None], targets, init_queue(0, 1, dtype=torch.float64), None, None)
+
+
+def losses_of_samples(case: Case, problem: Problem, draws: int) -> Tensor:
+    return torch.stack([case.run(problem, generator(seed), max_pool_size=400).loss for seed in range(draws)])
+
+
+POPULATION = {"beta": 0.05, "budget_basis": "population"}  # the share of negatives alone is right in any sample
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("smooth_ap", "smooth_ap", {"temperature": 0.1}),
+        Case("recall", "recall", {"temperature": 0.1, "quantile": 0.02}),
+        Case("trapezoid", "pauc", POPULATION),
+        Case("pairwise", "pauc", {"surrogate": "pairwise", **POPULATION}),
+    ],
+    ids=lambda case: case.name,
+)
+def test_the_loss_of_a_sample_estimates_the_loss_of_the_pool(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 0.5 % positives; if the kept rows count for one each, every loss is off by far more than chance."""
+    problem = rare_positives()
+    full = case.run(problem).loss
+    honest = losses_of_samples(case, problem, 100)
+    monkeypatch.setattr("imbalanced_losses.pool._chance_to_be_kept", lambda groups, *_: torch.ones(groups.shape[1]))
+    plain = losses_of_samples(case, problem, 100)
+    before, after = (plain.mean() - full).abs(), (honest.mean() - full).abs()
+    print(f"{case.name}: pool {full:.4f}, samples before {plain.mean():.4f}, after {honest.mean():.4f}")
+    assert before > 10 * plain.std() / 10  # standard errors
+    assert after < 0.25 * before
+
+
+def test_the_expected_soft_rank_is_that_of_the_pool() -> None:
+    """Within four standard errors, for every positive."""
+    problem, draws, temperature = rare_positives(), 200, torch.tensor(0.1, dtype=torch.float64)
+
+    def ranks(pool: Pool) -> Tensor:
+        sums = sigmoid_sums(pool.scores, pool.count(pool.valid)[:, None], temperature, asked=pool.positive)
+        return 1 + sums[0, 0, pool.positive[0]][pool.scores[0, pool.positive[0]].argsort()]
+
+    estimates = torch.stack([ranks(sampled(problem, 400, seed)) for seed in range(draws)])
+    error = (estimates.mean(0) - ranks(sampled(problem, 4000))).abs()
+    assert estimates.shape == (draws, 20)
+    assert (error <= 4 * estimates.std(0) / draws**0.5).all()
+
+
+def test_ties_make_the_estimate_exact() -> None:
+    problem = tied_pool([57, 3])
+    assert_close(SMOOTH_AP.run(problem, generator(), max_pool_size=16).loss, SMOOTH_AP.run(problem).loss)
+
+
+def test_rows_stand_for_one_over_their_chance() -> None:
+    """Rows with several labels have several chances: within five standard deviations of as many draws."""
+    n, draws = 60, 1000
+    labels = torch.stack([torch.arange(n) < 12, torch.arange(n) % 5 == 0, torch.arange(n) == 7], 1).long()
+    problem = Problem(
+        torch.linspace(-1, 1, 3 * n, dtype=torch.float64).reshape(n, 3),
+        labels,
+        init_queue(0, 3, multilabel=True),
+        None,
+        None,
+    )
+    kept, chance = torch.zeros(n, dtype=torch.float64), torch.full((n,), torch.nan, dtype=torch.float64)
+    for seed in range(draws):
+        pool = sampled(problem, 16, seed)
+        kept[pool.kept] += 1
+        chance[pool.kept] = 1 / pool.stands_for
+    assert len(chance.unique()) > 3
+    assert ((kept / draws - chance).abs() <= 5 * (chance * (1 - chance) / draws).sqrt() + 0.01).all()

@@ -223,3 +223,18 @@ def test_thresholds_follow_by_the_share_of_the_bell(temperature: float) -> None:
     share = bell.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
     (gradient,) = torch.autograd.grad(followed.sum(), scores)
     torch.testing.assert_close(gradient, share.sum(1))
+
+
+@given(data=st.data(), m=st.integers(1, 12), level=st.floats(0, 1))
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_an_element_that_stands_for_many(
+    interpolation: Interpolation, data: st.DataObject, m: int, level: float
+) -> None:
+    """Is as many equal elements."""
+    values = torch.tensor(data.draw(st.lists(st.floats(-9, 9), min_size=m, max_size=m)), dtype=torch.float64)
+    counts = torch.tensor(data.draw(st.lists(st.integers(1, 4), min_size=m, max_size=m)))
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=m, max_size=m)))
+    actual = masked_quantile(values[None], mask[None], (level, 0.5), interpolation, counts.double())
+    repeated, repeated_mask = values.repeat_interleave(counts)[None], mask.repeat_interleave(counts)[None]
+    expected = masked_quantile(repeated, repeated_mask, (level, 0.5), interpolation)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
