@@ -18,8 +18,8 @@ def inputs(shape: tuple[int, int] = (3, 40)) -> tuple[Tensor, Tensor, Tensor, Te
     scores = torch.randn(shape, generator=generator, dtype=torch.float64)
     asked = torch.rand(shape, generator=generator) < 0.3
     counted = ~asked & (torch.rand(shape, generator=generator) < 0.2)
-    asked[1], counted[2] = False, False
-    return scores, asked, counted, torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    asked[1:2], counted[2:3] = False, False
+    return scores, asked, counted, torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)[: shape[0]]
 
 
 def definition(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor) -> Tensor:
@@ -28,23 +28,25 @@ def definition(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tens
 
 
 @ways
-def test_values_and_derivatives(few_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("problems", [1, 3])
+def test_values_and_derivatives(few_pairs: int, problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossing, "FEW_PAIRS_A_ROW", few_pairs)
-    scores, *rest = inputs()
+    scores, *rest = inputs((problems, 40))
     scores.requires_grad_()
     torch.testing.assert_close(crossing_sums(scores, *rest), definition(scores, *rest))
     assert torch.autograd.gradcheck(lambda s: crossing_sums(s, *rest), scores)
     assert torch.autograd.gradgradcheck(lambda s: crossing_sums(s, *rest), scores)
 
 
-def test_few_pairs_make_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("problems", [1, 3])
+def test_few_pairs_make_no_rank(problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And many do: the pairs held at a time stay in proportion to the pool."""
 
     def refuse(*_: object, **__: object) -> Tensor:
         raise AssertionError
 
-    monkeypatch.setattr(crossing.soft_rank, "sigmoid_sums", refuse)
-    scores, asked, counted, temperature = inputs((3, 400))
+    monkeypatch.setattr(crossing, "sigmoid_sums", refuse)
+    scores, asked, counted, temperature = inputs((problems, 400))
     crossing_sums(scores, asked, counted & (counted.cumsum(-1) < 20), temperature)
     with pytest.raises(AssertionError):
         crossing_sums(scores, asked, ~asked, temperature)
