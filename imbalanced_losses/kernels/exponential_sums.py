@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from imbalanced_losses.kernels.pairs import sigmoid_derivative
 
-__all__ = ["sorted_sums"]
+__all__ = ["sorted_sums", "weighted_sums"]
 
 # Coefficients of u, u^2, ... with u = e^-x in the n-th derivative of the sigmoid at -x, x >= 0: minimax (Remez). Their
 # error is at most 4.4e-8, 8.8e-8, 1.5e-7, 9.9e-7 times u for n = 0, 1, 2, 3. A test holds them to it.
@@ -98,6 +98,14 @@ def _block_size(rows: int) -> int:
     return 128 if rows <= 1536 else 64 if rows <= 4096 else 32
 
 
+def weighted_sums(weights: Tensor, pairs: Tensor) -> Tensor:
+    """``weights [..., K, J] @ pairs [..., J, I]``, for compiled code: autocast would reach the product's gradient.
+
+    The compiler traces a backward under the autocast of its forward, whatever the forward switches off.
+    """
+    return (weights[..., None] * pairs[..., None, :, :]).sum(-2)
+
+
 def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
     """Pairs within each block: scores [R, N, B], weights [R, N, K, B] -> [R, N, K, B]."""
     itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
@@ -105,7 +113,7 @@ def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
     def part(scores: Tensor, weights: Tensor) -> Tensor:
         pairs = (scores[..., :, None] - scores[..., None, :]) / temperature[:, None, None, None]  # [.., j, i]
         if torch.compiler.is_compiling():
-            return weights @ torch.where(itself, 0, torch.sigmoid(pairs))
+            return weighted_sums(weights, torch.where(itself, 0, torch.sigmoid(pairs.clamp(-87, 87))))
         return weights @ sigmoid_derivative(pairs, order).masked_fill_(itself, 0)
 
     return _in_parts(part, scores.shape[-1], scores, weights)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from imbalanced_losses.kernels.exponential_sums import sorted_sums
+from imbalanced_losses.kernels.exponential_sums import sorted_sums, weighted_sums
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs
 
@@ -119,7 +119,7 @@ def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor
     number = torch.arange(scores.shape[1], device=scores.device)
     if asked is None:
         difference = (scores[:, :, None] - scores[:, None, :]) / temperature[:, None, None]  # [R, j, i]
-        return weights @ _other_pairs(difference, number)
+        return weighted_sums(weights, _other_pairs(difference, number))
     owner = asked.int().argmax(0)
     rows = scores.index_select(0, owner).mT  # [j, i]
     own = scores.gather(0, owner[None])

@@ -16,7 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, vmap
 from torch.utils import _pytree
 
-from imbalanced_losses import QueueState, init_queue, stack_states
+from imbalanced_losses import QueueState, SmoothAPConfig, init_queue, smooth_ap, stack_states
+from imbalanced_losses.kernels.soft_rank import NEAR_LINEAR_FROM
 from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, QUEUE_SIZE, SMOOTH_AP_CASES, Case, Inputs
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -167,6 +168,34 @@ def test_batches_of_other_sizes(case: Case) -> None:
         actual, expected = run_backward(step, *arguments), run_backward(case.call, *arguments)
         assert_close(actual, expected)
         state = expected[0][1]
+
+
+def binary_smooth_ap(logits: Tensor, targets: Tensor, state: QueueState) -> tuple[Tensor, QueueState]:
+    return smooth_ap(logits, targets, state, SmoothAPConfig(num_classes=1))
+
+
+def test_pools_that_grow_into_near_linear_ranks() -> None:
+    """The size becomes a variable, on either side of where all pairs end, and what it divides into changes.
+
+    Traced only, since code for variable sizes takes the compiler a minute.
+    """
+    step = compiled(binary_smooth_ap, "eager")
+    generator = torch.Generator().manual_seed(0)
+    sizes = (NEAR_LINEAR_FROM - 60, NEAR_LINEAR_FROM - 1, NEAR_LINEAR_FROM, NEAR_LINEAR_FROM + 97, 2049)
+    for size in sizes:
+        logits = torch.randn(size, dtype=torch.float64, generator=generator)
+        targets = (torch.rand(size, generator=generator) < 0.3).long()
+        arguments = (logits, targets, init_queue(0, 1))
+        assert_close(run_backward(step, *arguments), run_backward(binary_smooth_ap, *arguments))
+
+
+@pytest.mark.parametrize("size", [100, NEAR_LINEAR_FROM])
+def test_autocast_does_not_reach_the_ranks(size: int) -> None:
+    logits, targets = torch.randn(size), (torch.rand(size) < 0.3).long()
+    arguments = (logits, targets, init_queue(0, 1))
+    expected = run_backward(binary_smooth_ap, *arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(run_backward(compiled(binary_smooth_ap), *arguments), expected, rtol=2e-5)
 
 
 @every_loss

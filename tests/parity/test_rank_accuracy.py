@@ -1,19 +1,23 @@
-"""The near-linear soft ranks in float32, against all pairs in float64, through Smooth-AP and its gradient."""
+"""Soft ranks in float32 by each evaluator, against all pairs in float64, through Smooth-AP and its gradient."""
 
 from __future__ import annotations
 
 import decimal
+import functools
 import math
 from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from imbalanced_losses import SmoothAPConfig, init_queue, smooth_ap
 from imbalanced_losses.kernels.exponential_sums import DOUBLE, SINGLE, sorted_sums
 from imbalanced_losses.kernels.pairs import all_pairs, sigmoid_derivative
+from imbalanced_losses.kernels.soft_rank import Method, sigmoid_sums
 
 SCORES: dict[str, Callable[[int], Tensor]] = {
     "normal": torch.randn,
@@ -48,38 +52,67 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
-@pytest.fixture
-def near_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the sums of exponentials for every pool."""
-    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.NEAR_LINEAR_FROM", 0)
-    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank.FEW_ROWS", -1)
+@pytest.fixture(params=["near_linear", "asked_pairs", "all_pairs", "auto"])
+def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The dispatch of this machine, or one evaluator for every pool."""
+    module = "imbalanced_losses.losses.smooth_ap.sigmoid_sums"
+    if request.param != "auto":
+        monkeypatch.setattr(module, functools.partial(sigmoid_sums, method=request.param))
+    name: str = request.param
+    return name
 
 
-@pytest.mark.usefixtures("near_linear")
-@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.3, 10.0])
-@pytest.mark.parametrize("m", [2, 33, 130, 1500, 5000])
-@pytest.mark.parametrize("kind", SCORES)
-def test_loss_and_gradient(kind: str, m: int, temperature: float) -> None:
-    scores, targets = SCORES[kind](m), (torch.rand(m) < 0.2).long()
-    targets[torch.rand(m) < 0.1] = -100
-    targets[0], targets[-1] = 1, 0
+def check_accuracy(scores: Tensor, targets: Tensor, temperature: float, floor: float) -> None:
     loss, gradient = smooth_ap_and_gradient(scores.clone(), targets, temperature)
     expected_loss, expected_gradient = reference(scores, targets, temperature)
-    assert abs(loss - expected_loss) <= 1e-5 * expected_loss + torch.finfo(torch.float32).tiny
-    # where the exact gradient all but vanishes, what is left is measured against 1e-6 of what a pair can contribute
-    floor = 1e-6 / temperature / math.sqrt(m)
+    # a sigmoid of float32 ends at its smallest normal number
+    assert abs(loss - expected_loss) <= 1e-5 * expected_loss + len(scores) * 2 * torch.finfo(torch.float32).tiny
     assert (gradient - expected_gradient).norm() <= 1e-4 * max(expected_gradient.norm().item(), floor)
 
 
-@pytest.mark.usefixtures("near_linear")
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.3, 10.0])
+@pytest.mark.parametrize("m", [2, 33, 130, 1500, 5000])
+@pytest.mark.parametrize("kind", SCORES)
+def test_loss_and_gradient(kind: str, m: int, temperature: float, evaluator: str) -> None:
+    scores, targets = SCORES[kind](m), (torch.rand(m) < 0.2).long()
+    targets[torch.rand(m) < 0.1] = -100
+    targets[0], targets[-1] = 1, 0
+    # where the exact gradient all but vanishes, what is left is measured against 1e-6 of what a pair can contribute
+    check_accuracy(scores, targets, temperature, floor=1e-6 / temperature / math.sqrt(m))
+
+
 @pytest.mark.parametrize("n_positives", [1, 2999])
 @pytest.mark.parametrize("spread", [1.0, 1e3, 1e5])
-def test_one_positive_and_one_negative(n_positives: int, spread: float) -> None:
+def test_one_positive_and_one_negative(n_positives: int, spread: float, evaluator: str) -> None:
     scores, targets = torch.randn(3000) * spread * 0.01, (torch.randperm(3000) < n_positives).long()
-    loss, gradient = smooth_ap_and_gradient(scores.clone(), targets, 0.01)
-    expected_loss, expected_gradient = reference(scores, targets, 0.01)
-    assert abs(loss - expected_loss) <= 1e-5 * expected_loss + torch.finfo(torch.float32).tiny
-    assert (gradient - expected_gradient).norm() <= 1e-4 * max(expected_gradient.norm().item(), 1e-7)
+    check_accuracy(scores, targets, 0.01, floor=1e-7)
+
+
+def test_a_hundred_thousand_rows() -> None:
+    scores, targets = torch.randn(100_000), (torch.rand(100_000) < 0.005).long()
+    check_accuracy(scores, targets, 0.01, floor=0)
+
+
+@given(data=st.data(), m=st.integers(2, 60), seed=st.integers(0, 2**31))
+@pytest.mark.parametrize("method", ["near_linear", "asked_pairs"])
+def test_any_scores(method: Method, data: st.DataObject, m: int, seed: int) -> None:
+    """Against all pairs in float64, by the largest sum and the largest derivative."""
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.tensor(data.draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=m, max_size=m)))[None]
+    weights, asked = torch.rand(1, 2, m, generator=random), torch.rand(1, m, generator=random) < 0.5
+    pull = torch.rand(1, 2, m, generator=random).double()
+    temperature = torch.tensor(data.draw(st.floats(2**-10, 2**10, width=32)))
+
+    def value_and_gradient(scores: Tensor, weights: Tensor, method: Method) -> tuple[Tensor, Tensor]:
+        leaf = scores.clone().requires_grad_()
+        sums = sigmoid_sums(leaf, weights, temperature.to(leaf), asked, method)
+        return sums.detach().double(), torch.autograd.grad((sums * pull.to(sums)).sum(), leaf)[0].double()
+
+    actual = value_and_gradient(scores, weights, method)
+    expected = value_and_gradient(scores.double(), weights.double(), "all_pairs")
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
+    largest = 0.25 * m / temperature.item()  # that a derivative of m pairs can be
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("order", [0, 1])
