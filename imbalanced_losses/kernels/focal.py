@@ -14,12 +14,14 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from imbalanced_losses.kernels.focal_blocks import sigmoid_focal_blocks
 
 __all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal", "precise_dtype"]
 
-# Logits per thread that are worked on at a time on the CPU, where some twenty intermediate results of all of them would
-# not fit the cache. Enough of them hide the cost of a call.
-BLOCK_SIZE = 1 << 17
+# Softmax logits per thread that are worked on at a time on the CPU: enough to hide the cost of some fifty calls.
+BLOCK_SIZE = 1 << 20
 
 # Up to so many classes, reductions over them as the last axis cost more than to lay the rows out as that axis.
 FEW_CLASSES = 16
@@ -39,6 +41,10 @@ class Focal(ABC):
         if torch.compiler.is_compiling():  # which does not know a Function's jvp and vmap
             return self._value(logits, targets, alpha)
         return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+
+    @abstractmethod
+    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        """The loss or, given the gradient by it, the gradient by the logits, in the shortest time and no more."""
 
     @abstractmethod
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -61,7 +67,9 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(focal: Focal, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        return _by_blocks(focal._value, logits, targets, alpha=alpha)
+        if _is_plain(logits):
+            return focal._at_once(None, logits, targets, alpha)
+        return focal._value(logits, targets, alpha)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,24 +80,34 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, alpha = ctx.saved_tensors
-        gradient = _by_blocks(ctx.focal._pullback, grad, logits, targets, alpha=alpha)
-        return None, gradient.to(logits.dtype), None, None
+        if _is_plain(grad, logits):
+            gradient = ctx.focal._at_once(grad, logits, targets, alpha)
+        else:
+            gradient = ctx.focal._pullback(grad, logits, targets, alpha).to(logits.dtype)
+        return None, gradient, None, None
 
     @staticmethod
     def jvp(ctx: Any, _focal: None, tangent: Tensor, *_constants: None) -> Tensor:
         return ctx.focal._pushforward(tangent, *ctx.saved_tensors)  # type: ignore[no-any-return]
 
 
-def _by_blocks(function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
-    """``function(*rows, alpha)``, on the CPU by as many rows at a time as fit ``BLOCK_SIZE``."""
-    shape, device = rows[-2].shape, rows[-2].device
-    if device.type != "cpu" or shape.numel() <= BLOCK_SIZE * torch.get_num_threads():
-        return function(*rows, alpha)
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether nothing differentiates, maps or traces what is done with these tensors, so that they may be overwritten."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return False
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
+        return False
+    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)
+
+
+def _by_blocks(result: Tensor, function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
+    """``function(*rows, alpha)``, written to ``result`` by as many rows at a time as fit ``BLOCK_SIZE``."""
+    shape = rows[-2].shape
     size = max(1, BLOCK_SIZE * torch.get_num_threads() // shape[1:].numel())
-    blocks = zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
-    if len(shape) != 2 or shape[1] > FEW_CLASSES:
-        return torch.cat([function(*block, alpha) for block in blocks])
-    return torch.cat([_rows_last(function, *block, alpha=alpha) for block in blocks])
+    few_classes = len(shape) == 2 and shape[1] <= FEW_CLASSES
+    for part, *block in zip(*(torch.split(tensor, size) for tensor in (result, *rows)), strict=True):
+        part.copy_(_rows_last(function, *block, alpha=alpha) if few_classes else function(*block, alpha))
+    return result
 
 
 def _rows_last(function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
@@ -131,6 +149,10 @@ class SigmoidFocal(Focal):
     """``alpha``; -1 switches it off."""
     gamma: float
     ignore_index: int | None
+
+    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        dtype = precise_dtype(logits)
+        return sigmoid_focal_blocks(grad, logits, targets, self.balance, self.gamma, self.ignore_index, dtype)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
@@ -194,6 +216,15 @@ class SoftmaxFocal(Focal):
     ignore_index: int
     label_smoothing: float
 
+    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        if grad is None:
+            rows, function, result = (logits, targets), self._value, torch.empty_like(targets, dtype=precise_dtype(logits))
+        else:
+            rows, function, result = (grad, logits, targets), self._pullback, torch.empty_like(logits)
+        if logits.device.type == "cpu" and logits.numel() > BLOCK_SIZE * torch.get_num_threads():
+            return _by_blocks(result, function, *rows, alpha=alpha)
+        return function(*rows, alpha).to(result.dtype)
+
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)
         loss = terms.intact * terms.focus * terms.cross_entropy
@@ -205,11 +236,15 @@ class SoftmaxFocal(Focal):
         by_focus = 1 - miss if floored is miss else (1 - miss) * (miss / floored)
         by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
         by_margin = torch.addcmul(by_margin, by_focus, cross_entropy, value=self.gamma)
-        grad = (grad.unsqueeze(1) * intact * focus).masked_fill(ignored, 0)
-        gradient = grad * by_margin / rest * others.scatter(1, own_class, -rest)  # by p_c / miss, or -1 at the target
+        grad = grad.unsqueeze(1) * intact * focus
+        by_others = (grad * by_margin / rest).masked_fill(ignored, 0)
+        if _is_plain(grad, logits):
+            gradient = others.mul_(by_others).scatter_(1, own_class, -by_others * rest)
+        else:
+            gradient = by_others * others.scatter(1, own_class, -rest)
         if self.label_smoothing == 0:
             return gradient
-        smooth = grad * self._share(logits, alpha)
+        smooth = grad.masked_fill(ignored, 0) * self._share(logits, alpha)
         return (gradient - smooth).scatter_add(1, own_class, smooth.sum(1, keepdim=True))
 
     def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -221,12 +256,12 @@ class SoftmaxFocal(Focal):
         targets = targets.long().unsqueeze(1)
         ignored = targets == self.ignore_index
         own_class = targets.masked_fill(ignored, 0)
-        intact = (1 + (0 * z.detach()).sum(1, keepdim=True)).masked_fill(ignored, 1)
-        z = z.nan_to_num(0, 0, 0)
-        others = z.scatter(1, own_class, torch.finfo(z.dtype).min)
-        highest = others.detach().amax(1, keepdim=True)
-        # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
-        others = others.sub_(highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_()
+        if _is_plain(logits) and z.shape[1] > 1:
+            others, highest, intact = self._others_at_once(z, own_class)
+        else:
+            intact = (1 + (0 * z.detach()).sum(1, keepdim=True)).masked_fill(ignored, 1)
+            z = z.nan_to_num(0, 0, 0)
+            others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
         own, log_rest = z.gather(1, own_class) - highest, rest.log()
         lead = log_rest - own
@@ -238,6 +273,20 @@ class SoftmaxFocal(Focal):
             log_likelihoods = z - highest - torch.logaddexp(own, log_rest)
             cross_entropy = cross_entropy - (self._share(logits, alpha) * log_likelihoods).sum(1, keepdim=True)
         return _SoftmaxTerms(ignored, own_class, others, rest, miss, focus, cross_entropy, intact)
+
+    def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
+        """The other classes' ``exp(z - highest)`` and the highest of their logits."""
+        others = z.scatter(1, own_class, torch.finfo(z.dtype).min)
+        highest = others.detach().amax(1, keepdim=True)
+        # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
+        return others.sub_(highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_(), highest
+
+    def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``_others`` by the highest logit of all, and ``intact``, in the fewest passes over ``z``."""
+        highest, lowest = z.amax(1, keepdim=True), z.amin(1, keepdim=True)
+        least = math.log2(torch.finfo(z.dtype).tiny)
+        powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
+        return powers.exp2_().scatter_(1, own_class, 0), highest, 1 + 0 * highest + 0 * lowest
 
     def _target_weight(self, alpha: Tensor | None, own_class: Tensor) -> Tensor | float:
         """Weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
