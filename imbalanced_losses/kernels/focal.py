@@ -40,7 +40,8 @@ class Focal(ABC):
         """The loss per element, differentiable by the logits (twice in eager mode); 0 where ignored."""
         if torch.compiler.is_compiling():  # which does not know a Function's jvp and vmap
             return self._value(logits, targets, alpha)
-        return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        function = _MappedClosedForm if torch._C._are_functorch_transforms_active() else _ClosedForm
+        return function.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
 
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -59,23 +60,8 @@ class Focal(ABC):
         """The derivative of the loss in the direction ``tangent``."""
 
 
-@final
-class _ClosedForm(torch.autograd.Function):
-    """The loss per element, with a graph that keeps no intermediate result."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(focal: Focal, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        if _is_plain(logits):
-            return focal._at_once(None, logits, targets, alpha)
-        return focal._value(logits, targets, alpha)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.focal, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+class _Derivatives(torch.autograd.Function):
+    """The derivatives of the loss per element, from a graph that keeps no intermediate result."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,6 +75,37 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _focal: None, tangent: Tensor, *_constants: None) -> Tensor:
         return ctx.focal._pushforward(tangent, *ctx.saved_tensors)  # type: ignore[no-any-return]
+
+
+@final
+class _ClosedForm(_Derivatives):
+    """The loss per element. Without ``setup_context`` a call costs a third of one with it."""
+
+    @staticmethod
+    def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
+        _keep(ctx, focal, tensors)
+        return focal._at_once(None, *tensors) if _is_plain(tensors[0]) else focal._value(*tensors)
+
+
+@final
+class _MappedClosedForm(_Derivatives):
+    """The same under the transforms of ``torch.func``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(focal: Focal, *tensors: Any) -> Tensor:
+        return focal._value(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, inputs[0], inputs[1:])
+
+
+def _keep(ctx: Any, focal: Focal, tensors: tuple[Tensor | None, ...]) -> None:
+    ctx.focal = focal
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
 
 
 def _is_plain(*tensors: Tensor) -> bool:
@@ -198,7 +215,6 @@ class _SoftmaxTerms(NamedTuple):
     miss: Tensor  # 1 - p_y
     focus: Tensor  # (1 - p_y)^gamma
     cross_entropy: Tensor
-    intact: Tensor  # 1, or nan where a logit is not finite
 
 
 @final
@@ -227,16 +243,15 @@ class SoftmaxFocal(Focal):
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)
-        loss = terms.intact * terms.focus * terms.cross_entropy
-        return loss.masked_fill(terms.ignored, 0).squeeze(1)
+        return (terms.focus * terms.cross_entropy).masked_fill(terms.ignored, 0).squeeze(1)
 
     def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        ignored, own_class, others, rest, miss, focus, cross_entropy, intact = self._terms(logits, targets, alpha)
+        ignored, own_class, others, rest, miss, focus, cross_entropy = self._terms(logits, targets, alpha)
         floored = _floored(miss, self.gamma)
         by_focus = 1 - miss if floored is miss else (1 - miss) * (miss / floored)
         by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
         by_margin = torch.addcmul(by_margin, by_focus, cross_entropy, value=self.gamma)
-        grad = grad.unsqueeze(1) * intact * focus
+        grad = grad.unsqueeze(1) * focus
         by_others = (grad * by_margin / rest).masked_fill(ignored, 0)
         if _is_plain(grad, logits):
             gradient = others.mul_(by_others).scatter_(1, own_class, -by_others * rest)
@@ -257,14 +272,15 @@ class SoftmaxFocal(Focal):
         ignored = targets == self.ignore_index
         own_class = targets.masked_fill(ignored, 0)
         if _is_plain(logits) and z.shape[1] > 1:
-            others, highest, intact = self._others_at_once(z, own_class)
+            others, highest = self._others_at_once(z, own_class)
+            broken = z.amin(1, keepdim=True)
         else:
-            intact = (1 + (0 * z.detach()).sum(1, keepdim=True)).masked_fill(ignored, 1)
+            broken = (0 * z.detach()).sum(1, keepdim=True).masked_fill(ignored, 0)
             z = z.nan_to_num(0, 0, 0)
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
         own, log_rest = z.gather(1, own_class) - highest, rest.log()
-        lead = log_rest - own
+        lead = (log_rest - own).add(broken, alpha=0)  # nan where broken is not finite
         miss, cross_entropy = lead.sigmoid(), _softplus(lead)
         focus = _floored(miss, self.gamma).pow(self.gamma)
         if alpha is not None or self.label_smoothing > 0:
@@ -272,7 +288,7 @@ class SoftmaxFocal(Focal):
         if self.label_smoothing > 0:
             log_likelihoods = z - highest - torch.logaddexp(own, log_rest)
             cross_entropy = cross_entropy - (self._share(logits, alpha) * log_likelihoods).sum(1, keepdim=True)
-        return _SoftmaxTerms(ignored, own_class, others, rest, miss, focus, cross_entropy, intact)
+        return _SoftmaxTerms(ignored, own_class, others, rest, miss, focus, cross_entropy)
 
     def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """The other classes' ``exp(z - highest)`` and the highest of their logits."""
@@ -281,12 +297,12 @@ class SoftmaxFocal(Focal):
         # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
         return others.sub_(highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_(), highest
 
-    def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``_others`` by the highest logit of all, and ``intact``, in the fewest passes over ``z``."""
-        highest, lowest = z.amax(1, keepdim=True), z.amin(1, keepdim=True)
+    def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
+        """``_others`` by the highest logit of all, in the fewest passes over ``z``; finite also where ``z`` is not."""
+        highest = z.amax(1, keepdim=True)
         least = math.log2(torch.finfo(z.dtype).tiny)
         powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
-        return powers.exp2_().scatter_(1, own_class, 0), highest, 1 + 0 * highest + 0 * lowest
+        return powers.exp2_().scatter_(1, own_class, 0), highest
 
     def _target_weight(self, alpha: Tensor | None, own_class: Tensor) -> Tensor | float:
         """Weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
