@@ -179,7 +179,7 @@ def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
     if targets.shape != logits.shape:
         raise ValueError(f"expected targets of shape {list(logits.shape)} like the logits, got {list(targets.shape)}")
     _check_device("targets", targets, logits)
-    return targets.detach()
+    return targets.detach() if targets.requires_grad else targets
 
 
 def check_class_ids(targets: Tensor, logits: Tensor) -> None:

@@ -23,6 +23,9 @@ __all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal", "precise_dtype"]
 # Softmax logits per thread that are worked on at a time on the CPU: enough to hide the cost of some fifty calls.
 BLOCK_SIZE = 1 << 20
 
+# Up to so many logits what counts is the number of operators, and autograd needs fewer than a Function does.
+FEW_LOGITS = 1 << 12
+
 # Up to so many classes, reductions over them as the last axis cost more than to lay the rows out as that axis.
 FEW_CLASSES = 16
 
@@ -40,8 +43,15 @@ class Focal(ABC):
         """The loss per element, differentiable by the logits (twice in eager mode); 0 where ignored."""
         if torch.compiler.is_compiling():  # which does not know a Function's jvp and vmap
             return self._value(logits, targets, alpha)
-        function = _MappedClosedForm if torch._C._are_functorch_transforms_active() else _ClosedForm
-        return function.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        if torch._C._are_functorch_transforms_active():
+            return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        if logits.device.type == "cpu" and logits.numel() <= FEW_LOGITS:
+            return self._of_few(logits, targets, alpha)
+        return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+
+    @abstractmethod
+    def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        """The loss per element in the fewest operators, for autograd to differentiate."""
 
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -167,15 +177,17 @@ class SigmoidFocal(Focal):
     gamma: float
     ignore_index: int | None
 
+    def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        return self._value(logits, targets, alpha)
+
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         dtype = precise_dtype(logits)
         return sigmoid_focal_blocks(grad, logits, targets, self.balance, self.gamma, self.ignore_index, dtype)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
-        return self._unless_ignored(
-            terms.weight * _floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy, targets
-        )
+        loss = _floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy
+        return self._unless_ignored(loss if self.balance == -1 else loss * terms.weight, targets)
 
     def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         away, hardness, softness, wrong, miss, cross_entropy, weight = self._terms(logits, targets)
@@ -190,11 +202,12 @@ class SigmoidFocal(Focal):
     def _terms(self, logits: Tensor, targets: Tensor) -> _SigmoidTerms:
         dtype = precise_dtype(logits)
         z = self._unless_ignored(logits.to(dtype), targets)
-        if torch.compiler.is_compiling():  # autograd of the formula would give a finite gradient where the loss is not
-            z = z * torch.where(z.isfinite(), 1.0, torch.nan)
         half = 0.5 - self._unless_ignored(targets.to(dtype), targets)
         away = half.new_ones(()).copysign(half)
-        hardness, x = away * half, away * z
+        hardness = away * half
+        if not _is_plain(logits):  # autograd of the formula would give a finite gradient where the loss is not
+            away = away.add(z.detach(), alpha=0)
+        x = away * z
         softness, wrong = 0.5 - hardness, x.sigmoid()
         miss = torch.addcmul(softness, hardness, wrong, value=2)
         cross_entropy = torch.addcmul(_softplus(x), softness, x, value=-1)
@@ -231,6 +244,21 @@ class SoftmaxFocal(Focal):
     gamma: float
     ignore_index: int
     label_smoothing: float
+
+    def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        if self.label_smoothing > 0:
+            return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        targets = targets.long().unsqueeze(1)
+        ignored = targets == self.ignore_index
+        own_class = targets.masked_fill(ignored, 0)
+        z = logits.to(precise_dtype(logits)).masked_fill(ignored, 0)
+        values = z.detach()
+        z = z - values.amax(1, keepdim=True).add_(values.amin(1, keepdim=True), alpha=0)  # nan if one is not finite
+        lead = z.scatter(1, own_class, torch.finfo(z.dtype).min).logsumexp(1, keepdim=True) - z.gather(1, own_class)
+        loss = _floored(lead.sigmoid(), self.gamma).pow(self.gamma) * _softplus(lead)
+        if alpha is not None:
+            loss = loss * alpha[own_class]
+        return loss.masked_fill(ignored, 0).squeeze(1)
 
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         if grad is None:
