@@ -248,17 +248,16 @@ class SoftmaxFocal(Focal):
     def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         if self.label_smoothing > 0:
             return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
-        targets = targets.long().unsqueeze(1)
+        z, targets = logits.to(precise_dtype(logits)), targets.long()
         ignored = targets == self.ignore_index
         own_class = targets.masked_fill(ignored, 0)
-        z = logits.to(precise_dtype(logits)).masked_fill(ignored, 0)
         values = z.detach()
         z = z - values.amax(1, keepdim=True).add_(values.amin(1, keepdim=True), alpha=0)  # nan if one is not finite
-        lead = z.scatter(1, own_class, torch.finfo(z.dtype).min).logsumexp(1, keepdim=True) - z.gather(1, own_class)
+        barred = ignored.unsqueeze(1).expand_as(z).scatter(1, own_class.unsqueeze(1), True)
+        rest = z.masked_fill(barred, torch.finfo(z.dtype).min).logsumexp(1)  # nothing at all where ignored
+        lead = rest + torch.nn.functional.nll_loss(z, targets, ignore_index=self.ignore_index, reduction="none")
         loss = _floored(lead.sigmoid(), self.gamma).pow(self.gamma) * _softplus(lead)
-        if alpha is not None:
-            loss = loss * alpha[own_class]
-        return loss.masked_fill(ignored, 0).squeeze(1)
+        return loss if alpha is None else loss * alpha[own_class]
 
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         if grad is None:
