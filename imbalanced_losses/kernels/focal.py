@@ -1,7 +1,8 @@
 """Focal losses per element, and their derivatives in closed form.
 
-In eager mode an ``autograd.Function`` keeps the inputs only and computes the rest anew in the backward. Under
-``torch.compile`` the loss is one plain expression, which the compiler fuses and differentiates itself.
+In eager mode an ``autograd.Function`` keeps the inputs only and computes the rest anew in the backward, by steps that
+overwrite each other unless a transform or a further derivative asks for the plain expressions. Under ``torch.compile``,
+and of few logits, the loss is one plain expression, which the compiler or autograd differentiates itself.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def precise_dtype(logits: Tensor) -> torch.dtype:
 
 
 class Focal(ABC):
-    """A loss per element and its derivative, each a plain and differentiable function of the inputs."""
+    """A loss per element and its derivative, as plain and differentiable functions of the inputs and as faster ones."""
 
     @final
     def __call__(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor:
@@ -55,7 +56,7 @@ class Focal(ABC):
 
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The loss or, given the gradient by it, the gradient by the logits, in the shortest time and no more."""
+        """The loss or, given the gradient by it, the gradient by the logits, for :func:`_is_plain` calls only."""
 
     @abstractmethod
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -119,12 +120,12 @@ def _keep(ctx: Any, focal: Focal, tensors: tuple[Tensor | None, ...]) -> None:
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Whether nothing differentiates, maps or traces what is done with these tensors, so that they may be overwritten."""
+    """Whether nothing differentiates, maps or traces what is done with these: then steps may overwrite each other."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return False
     if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
         return False
-    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)
+    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)  # type: ignore[no-untyped-call]
 
 
 def _by_blocks(result: Tensor, function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
@@ -260,13 +261,12 @@ class SoftmaxFocal(Focal):
         return loss if alpha is None else loss * alpha[own_class]
 
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        if grad is None:
-            rows, function, result = (logits, targets), self._value, torch.empty_like(targets, dtype=precise_dtype(logits))
-        else:
-            rows, function, result = (grad, logits, targets), self._pullback, torch.empty_like(logits)
-        if logits.device.type == "cpu" and logits.numel() > BLOCK_SIZE * torch.get_num_threads():
-            return _by_blocks(result, function, *rows, alpha=alpha)
-        return function(*rows, alpha).to(result.dtype)
+        rows = (logits, targets) if grad is None else (grad, logits, targets)
+        function: Callable[..., Tensor] = self._value if grad is None else self._pullback
+        like, dtype = (targets, precise_dtype(logits)) if grad is None else (logits, logits.dtype)
+        if logits.device.type != "cpu" or logits.numel() <= BLOCK_SIZE * torch.get_num_threads():
+            return function(*rows, alpha).to(dtype)
+        return _by_blocks(torch.empty_like(like, dtype=dtype), function, *rows, alpha=alpha)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)

@@ -27,11 +27,11 @@ def sigmoid_focal_blocks(
     dtype: torch.dtype,
 ) -> Tensor:
     """The loss per element in ``dtype`` or, given the gradient by it, the gradient by the logits in theirs."""
-    result = torch.empty_like(logits, dtype=dtype if grad is None else logits.dtype, memory_format=torch.contiguous_format)
+    result = torch.empty(logits.shape, dtype=dtype if grad is None else logits.dtype, device=logits.device)
     size = min(logits.numel(), BLOCK_SIZE * torch.get_num_threads()) if logits.device.type == "cpu" else logits.numel()
     workspace = torch.empty(N_BUFFERS, size, dtype=dtype, device=logits.device)
     inputs = [result.view(-1), logits.reshape(-1), targets.reshape(-1), *([] if grad is None else [grad.reshape(-1)])]
-    for out, z, y, *pulled in zip(*(tensor.split(max(1, size)) for tensor in inputs), strict=True):
+    for out, z, y, *pulled in zip(*(torch.split(tensor, max(1, size)) for tensor in inputs), strict=True):
         buffers = workspace[:, : len(out)].unbind(0)
         z, y = z.to(dtype), y.to(dtype)
         if ignore_index is not None:
@@ -46,14 +46,14 @@ def sigmoid_focal_blocks(
 
 def _loss(buffers: tuple[Tensor, ...], z: Tensor, y: Tensor, gamma: float) -> Tensor:
     _, _, miss, cross_entropy = _terms(buffers, z, y)
-    return floored_(miss, gamma).pow_(gamma).mul_(cross_entropy)
+    return _floored(miss, gamma).pow_(gamma).mul_(cross_entropy)
 
 
 def _derivative(buffers: tuple[Tensor, ...], z: Tensor, y: Tensor, gamma: float) -> Tensor:
     p, q, miss, cross_entropy = _terms(buffers, z, y)
     by_miss = torch.mul(p, q, out=buffers[4]).mul_(cross_entropy)
     by_miss.mul_(torch.mul(y, -2, out=cross_entropy).add_(1))
-    floored_(miss, gamma - 1)
+    _floored(miss, gamma - 1)
     slope = torch.lerp(p, q.neg_(), y, out=p).mul_(miss).add_(by_miss, alpha=gamma)
     return slope if gamma == 1 else slope.mul_(miss if gamma == 2 else miss.pow_(gamma - 1))
 
@@ -72,6 +72,6 @@ def _terms(buffers: tuple[Tensor, ...], z: Tensor, y: Tensor) -> tuple[Tensor, T
     return p, q, miss, cross_entropy
 
 
-def floored_(base: Tensor, gamma: float) -> Tensor:
+def _floored(base: Tensor, gamma: float) -> Tensor:
     """The base: where ``base^gamma`` has no two finite derivatives at 0, no less than what leaves it two."""
     return base if gamma in (0, 1) or gamma >= 2 else base.clamp_min_(torch.finfo(base.dtype).tiny ** 0.5)

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from imbalanced_losses import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.kernels import focal as kernel
+from imbalanced_losses.kernels import focal_blocks
 from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case, paper_sigmoid, paper_softmax
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -20,6 +21,13 @@ every_gamma = pytest.mark.parametrize("gamma", GAMMAS)
 
 SHAPES = [(5, N_CLASSES), (3, N_CLASSES, 7), (2, N_CLASSES, 3, 5)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["few", "many"])
+def few_logits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of values runs on the path of few logits and on that of many."""
+    if not request.param:
+        monkeypatch.setattr(kernel, "FEW_LOGITS", 0)
 
 
 def gradient_of(case: Case, logits: Tensor, targets: Tensor, **changes: Any) -> tuple[Tensor, Tensor]:
@@ -117,6 +125,30 @@ def test_without_gamma_it_is_cross_entropy(
     assert_close(torch.autograd.grad(loss.sum(), logits), torch.autograd.grad(expected.sum(), logits))
 
 
+@every_gamma
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("n_classes", [1, N_CLASSES])
+@every_case
+def test_steps_that_overwrite_each_other_are_the_plain_expressions(
+    case: Case, n_classes: int, ignored: bool, gamma: float
+) -> None:
+    """A gradient that is differentiated again, or taken under ``torch.func``, comes from plain expressions."""
+    logits, targets = case.inputs(n=9, ignored=ignored)
+    if case.is_softmax and n_classes == 1:
+        logits, targets, case = logits[:, :1], targets.clamp_max(0), DEFAULTS[1]
+    value, gradient = gradient_of(case, logits, targets, gamma=gamma)
+
+    def loss(z: Tensor) -> Tensor:
+        return case.call(z, targets, gamma=gamma).sum()
+
+    plain_gradient, plain_value = torch.func.grad_and_value(loss)(logits)
+    leaf = logits.clone().requires_grad_()
+    (differentiable,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    assert_close(value.sum(), plain_value, rtol=1e-12, atol=1e-14)
+    assert_close(gradient, plain_gradient, rtol=1e-12, atol=1e-14)
+    assert_close(gradient, differentiable.detach(), rtol=1e-12, atol=1e-14)
+
+
 # --- numbers of every size --------------------------------------------------------------------------------------------
 
 
@@ -202,7 +234,8 @@ def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) 
 def test_blocks_of_rows_change_nothing(case: Case, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.inputs(n=11)
     expected = gradient_of(case, *inputs, reduction="none")
-    monkeypatch.setattr(kernel, "BLOCK_SIZE", 2 * inputs[0][0].numel())
+    for module in (kernel, focal_blocks):
+        monkeypatch.setattr(module, "BLOCK_SIZE", 2 * inputs[0][0].numel())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_close(gradient_of(case, *inputs, reduction="none"), expected, rtol=1e-14, atol=1e-15)
 

@@ -12,6 +12,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 from imbalanced_losses import SoftmaxFocalConfig, softmax_focal
+from imbalanced_losses.kernels import focal as kernel
 from imbalanced_losses.kernels.focal import FEW_LOGITS
 from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case
 from tests.reads_data import ReadsData
@@ -39,9 +40,13 @@ def value_and_grad(case: Case, logits: Tensor, targets: Tensor, **changes: Any) 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("few", [FEW_LOGITS, 0])
 @every_case
-def test_derivatives_of_both_orders(case: Case, gamma: float, reduction: str) -> None:
+def test_derivatives_of_both_orders(
+    case: Case, few: int, gamma: float, reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also forward over reverse, and under batched gradients; the last logit is 0, the first element ignored."""
+    monkeypatch.setattr(kernel, "FEW_LOGITS", few)
     logits, targets = case.inputs(n=3)
     logits.requires_grad_()
 
