@@ -300,14 +300,15 @@ class SoftmaxFocal(Focal):
         own_class = targets.masked_fill(ignored, 0)
         if _is_plain(logits) and z.shape[1] > 1:
             others, highest = self._others_at_once(z, own_class)
-            broken = z.amin(1, keepdim=True)
+            broken = z.amin(1, keepdim=True) * 0
         else:
-            broken = (0 * z.detach()).sum(1, keepdim=True).masked_fill(ignored, 0)
+            intact = z.isfinite().all(1, keepdim=True) | ignored
+            broken = torch.where(intact, 0.0, torch.nan)  # not 0 * z, which a compiler may take for 0
             z = z.nan_to_num(0, 0, 0)
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
         own, log_rest = z.gather(1, own_class) - highest, rest.log()
-        lead = (log_rest - own).add(broken, alpha=0)  # nan where broken is not finite
+        lead = log_rest - own + broken
         miss, cross_entropy = lead.sigmoid(), _softplus(lead)
         focus = _floored(miss, self.gamma).pow(self.gamma)
         if alpha is not None or self.label_smoothing > 0:

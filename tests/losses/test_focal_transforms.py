@@ -201,6 +201,18 @@ def test_the_default_backend_compiles(case: Case) -> None:
     assert_close(leaf.grad, gradient)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+@each_loss
+def test_the_default_backend_shows_a_logit_that_is_not_finite(case: Case, bad: float) -> None:
+    logits, targets = case.inputs(n=33, dtype=torch.float32)
+    logits[-1].view(-1)[:1] = bad
+    logits.requires_grad_()
+    torch.compile(case.call, fullgraph=True)(logits, targets, reduction="none").sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[:-1].isfinite().all()
+    assert not logits.grad[-1].isfinite().all()
+
+
 # --- purity and memory ------------------------------------------------------------------------------------------------
 
 
