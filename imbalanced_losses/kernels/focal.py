@@ -302,9 +302,10 @@ class SoftmaxFocal(Focal):
             others, highest = self._others_at_once(z, own_class)
             broken = z.amin(1, keepdim=True) * 0
         else:
-            intact = z.isfinite().all(1, keepdim=True) | ignored
-            broken = torch.where(intact, 0.0, torch.nan)  # not 0 * z, which a compiler may take for 0
-            z = z.nan_to_num(0, 0, 0)
+            values = z.detach()
+            intact = (values.amax(1, keepdim=True) < torch.inf) & (values.amin(1, keepdim=True) > -torch.inf)
+            broken = torch.where(intact | ignored, 0.0, torch.nan)  # not 0 * z, which a compiler may take for 0
+            z = torch.where(z.abs() < torch.inf, z, 0)  # a compiler has no fast isfinite
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
         own, log_rest = z.gather(1, own_class) - highest, rest.log()
@@ -320,10 +321,11 @@ class SoftmaxFocal(Focal):
 
     def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """The other classes' ``exp(z - highest)`` and the highest of their logits."""
-        others = z.scatter(1, own_class, torch.finfo(z.dtype).min)
+        number = torch.arange(z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.dim() - 2))
+        others = torch.where(number == own_class, torch.finfo(z.dtype).min, z)  # which a compiler fuses, not a scatter
         highest = others.detach().amax(1, keepdim=True)
         # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
-        return others.sub_(highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_(), highest
+        return (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_(), highest
 
     def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """``_others`` by the highest logit of all, in the fewest passes over ``z``; finite also where ``z`` is not."""
