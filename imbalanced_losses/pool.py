@@ -7,6 +7,7 @@ losses see scores and masks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +101,10 @@ class Pool:
     kept : Tensor [M], int64, optional
         Which rows of the parts are in the pool; all of them if left out.
     stands_for : Tensor [M], optional
-        For how many rows of the whole pool each kept one counts: one over its probability to be kept.
+        For how many rows of the whole pool each kept one counts: one over its probability to be kept (nearly that for
+        rows of several classes).
+    beside : Tensor [C], optional
+        For how many positives of the whole pool each kept one counts beside another kept one.
     """
 
     scores: Tensor
@@ -111,6 +115,7 @@ class Pool:
     parts: tuple[_Rows, ...]
     kept: Tensor | None = None
     stands_for: Tensor | None = None
+    beside: Tensor | None = None
 
     @property
     def negative(self) -> Tensor:
@@ -136,6 +141,12 @@ class Pool:
         """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
         counts = rows.to(self.scores.dtype)
         return counts if self.stands_for is None else counts * self.stands_for
+
+    def rank_counts(self, negative: Tensor) -> Tensor:
+        """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive."""
+        if self.beside is None:
+            return torch.stack([self.positive, negative], 1).to(self.scores.dtype)
+        return torch.stack([self.positive * self.beside[:, None], self.count(negative)], 1)
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         rows = torch.cat(parts)
@@ -256,15 +267,21 @@ def _subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generat
     takes_part = pool.valid.any(0)
     groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [G = C + 1, M]: rest = label 0
     quota = size // (2 * groups.any(-1).sum().clamp_min(1))
-    noise = torch.rand(len(groups) + 1 if multilabel else 2, groups.shape[1], generator=generator, device=groups.device)
+    shape = (len(groups) + 1 if multilabel else 2, groups.shape[1])
+    # the compiler does not take a generator=None beside a size that varies
+    random = torch.rand if generator is None else functools.partial(torch.rand, generator=generator)
+    noise = random(shape, device=groups.device)
     shuffled = noise[1:].argsort(-1).expand_as(groups)
     members = groups.gather(-1, shuffled)
     first = members & (members.cumsum(-1) <= quota)
     protected = torch.zeros_like(first).scatter(-1, shuffled, first).any(0)
     kept = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
     by_class = {name: getattr(pool, name)[:, kept] for name in ("scores", "valid", "positive")}
-    stands_for = 1 / _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
-    return dataclasses.replace(pool, kept=kept, stands_for=stands_for.to(pool.scores.dtype), **by_class)
+    chance = _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
+    n, k = pool.positive.sum(-1), by_class["positive"].sum(-1)
+    beside = (n - 1).to(chance.dtype) / (k - 1).clamp_min(1)  # one over the chance of another, given that one is kept
+    dtype = pool.scores.dtype
+    return dataclasses.replace(pool, kept=kept, stands_for=(1 / chance).to(dtype), beside=beside.to(dtype), **by_class)
 
 
 def _chance_to_be_kept(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:

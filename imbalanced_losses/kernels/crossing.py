@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imbalanced_losses.kernels.pairs import wide_sigmoid
 from imbalanced_losses.kernels.soft_rank import reads_freely, sigmoid_sums
 
 __all__ = ["crossing_sums"]
@@ -33,7 +34,7 @@ def crossing_sums(
 
     Returns
     -------
-    Tensor [R, M]
+    Tensor [R, M], at least as wide as the scores
         0 where nothing is asked. Cost: that of :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`, or in eager
         mode on the CPU, where counts may be read, O(R M) if there are few pairs.
     """
@@ -53,8 +54,8 @@ def crossing_sums(
 
 def _one_problem(scores: Tensor, place: Tensor, others: Tensor, temperature: Tensor) -> Tensor:
     difference = scores.index_select(1, others) - scores.index_select(1, place).mT
-    sums = torch.sigmoid(difference / temperature).sum(-1)
-    return torch.zeros_like(scores).index_copy(1, place, sums.unsqueeze(0))
+    sums = wide_sigmoid(difference / temperature).sum(-1)
+    return torch.zeros_like(scores, dtype=sums.dtype).index_copy(1, place, sums.unsqueeze(0))
 
 
 def _padded_problems(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, width: int) -> Tensor:
@@ -64,6 +65,6 @@ def _padded_problems(scores: Tensor, asked: Tensor, counted: Tensor, temperature
     place = asked.flatten().nonzero()[:, 0]
     problem = place // asked.shape[1]
     difference = scores.gather(-1, others).index_select(0, problem) - scores.flatten().index_select(0, place)[:, None]
-    pairs = torch.sigmoid(difference / temperature.index_select(0, problem)[:, None])
+    pairs = wide_sigmoid(difference / temperature.index_select(0, problem)[:, None])
     sums = (pairs * weights.index_select(0, problem)).sum(-1)
-    return torch.zeros_like(scores).flatten().index_copy(0, place, sums).view_as(scores)
+    return torch.zeros_like(scores, dtype=sums.dtype).flatten().index_copy(0, place, sums).view_as(scores)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.kernels.pairs import sigmoid_derivative
+from imbalanced_losses.kernels.pairs import sigmoid_derivative, tail_sigmoid
 
 __all__ = ["sorted_sums", "weighted_sums"]
 
@@ -113,7 +113,7 @@ def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
     def part(scores: Tensor, weights: Tensor) -> Tensor:
         pairs = (scores[..., :, None] - scores[..., None, :]) / temperature[:, None, None, None]  # [.., j, i]
         if torch.compiler.is_compiling():
-            return weighted_sums(weights, torch.where(itself, 0, torch.sigmoid(pairs.clamp(-87, 87))))
+            return weighted_sums(weights, torch.where(itself, 0, tail_sigmoid(pairs)))
         return weights @ sigmoid_derivative(pairs, order).masked_fill_(itself, 0)
 
     return _in_parts(part, scores.shape[-1], scores, weights)

@@ -7,13 +7,31 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["PairSums", "all_pairs", "asked_pairs", "few_pairs", "sigmoid_derivative"]
+__all__ = ["PairSums", "all_pairs", "asked_pairs", "few_pairs", "sigmoid_derivative", "tail_sigmoid", "wide_sigmoid"]
 
 PairSums = tuple[Tensor, Tensor]
 """``above [R, K, M]`` and ``pulled [R, L, M]``, see :mod:`imbalanced_losses.kernels.soft_rank`."""
 
 # Pairs of scores held at a time: 2 MB of float32, about a core's share of the cache.
 CHUNK_PAIRS = 1 << 19
+
+
+def wide_sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid in float64, where there is one, for autograd: ``y (1 - y)`` keeps its digits to 30 from the middle.
+
+    In float32 it loses them from 8 on, and is 0 from 17 on: where a positive is missed most.
+    """
+    return x.to(x.dtype if x.device.type == "mps" else torch.float64).sigmoid()
+
+
+def tail_sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid with a derivative by autograd that keeps its digits anywhere; costs nothing in compiled code.
+
+    Clamped, as compiled code is slow where a sigmoid underflows.
+    """
+    above = x > 0
+    tail = torch.sigmoid(torch.where(above, -x, x).clamp_min(-87))
+    return torch.where(above, 1 - tail, tail)
 
 
 def sigmoid_derivative(x: Tensor, order: int) -> Tensor:
@@ -81,7 +99,7 @@ def asked_pairs(
 def few_pairs(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor) -> Tensor:
     """``above [1, K, M]`` of one problem and the positions ``asked [P]``, for autograd to differentiate.
 
-    In float64, where both a pair's share above and its derivative keep their digits without a formula for each.
+    In float64, where autograd of a sigmoid keeps its digits to 30 temperatures.
     """
     wide = scores.double()
     own = wide.index_select(1, asked)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from imbalanced_losses.kernels.exponential_sums import sorted_sums, weighted_sums
 from imbalanced_losses.kernels.ordering import argsort_rows
-from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs
+from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs, tail_sigmoid
 
 __all__ = ["Method", "reads_freely", "sigmoid_sums"]
 
@@ -40,6 +40,7 @@ NEAR_LINEAR_FROM = 1400  # rows, if none are few
 FEW_ROWS = 200  # asked for, on average over the problems
 PROBLEM_PAIRS = 1 << 14  # pairs that take as long as one problem's operators
 PLAIN_PAIRS = 1 << 17  # that autograd may keep in float64
+MOST_PAIRS = 1 << 22  # that compiled code may keep
 
 
 def sigmoid_sums(
@@ -73,7 +74,7 @@ def sigmoid_sums(
         the CPU alone, where reading is free.
     exclusive : bool
         Whether no column of ``asked`` holds more than one row, as for classes that exclude each other. Compiled code
-        then takes M^2 pairs for any number of problems.
+        and transforms then take M^2 pairs for any number of problems.
 
     Returns
     -------
@@ -82,26 +83,36 @@ def sigmoid_sums(
     Notes
     -----
     Cost: O(R M log M) time and O(R K M) memory from M = 1,400 on, O(M) time for each row asked for where those are few.
+    Fewer rows take at most 2^22 pairs at a time. ``torch.autograd.grad(is_grads_batched=True)``, the legacy ``vmap``,
+    raises where pairs are computed anew in the backward: use ``torch.vmap`` over ``torch.func.vjp``.
     Differentiable three times in eager mode (once in forward mode: torch does not nest the ``jvp`` of a Function), to
     any order under ``torch.compile``.
     """
     temperature = temperature.detach().expand(scores.shape[0])
     asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
-    if not torch.compiler.is_compiling():
-        if method == "auto" and len(scores) == 1 and reads_freely(scores, weights, temperature, asked):
-            rows = asked.nonzero()
-            if len(rows) * scores.shape[1] <= PLAIN_PAIRS:
-                return few_pairs(scores, weights, temperature, rows[:, 1])
-        unsorted = asked.new_empty(len(scores), 0, dtype=torch.int64)
-        return _pair_sums(scores, weights, weights[:, :0], temperature, asked, unsorted, 0, method)[0]
-    with _full_precision(scores.device):
-        r, m = scores.shape
-        near_linear_from = max(NEAR_LINEAR_FROM, 100 * r) if exclusive else NEAR_LINEAR_FROM
-        if method == "near_linear" or (method == "auto" and m >= near_linear_from):
-            sums = _sort_and_sum(scores, weights, temperature)
-        else:
-            sums = _fusible(scores, weights, temperature, asked if exclusive and r > 1 else None)
-        return torch.where(asked[:, None], sums, 0)
+    if method == "auto" and reads_freely(scores, weights, temperature, asked):
+        if len(scores) == 1 and len(rows := asked.nonzero()) * scores.shape[1] <= PLAIN_PAIRS:
+            return few_pairs(scores, weights, temperature, rows[:, 1])
+    else:
+        exclusive = exclusive and len(scores) > 1
+        method = _static_method(scores, exclusive) if method == "auto" else method
+        if torch.compiler.is_compiling() or (exclusive and method == "all_pairs"):
+            with _full_precision(scores.device):
+                if method == "near_linear":
+                    sums = _sort_and_sum(scores, weights, temperature)
+                else:
+                    sums = _fusible(scores, weights, temperature, asked if exclusive else None)
+                return torch.where(asked[:, None], sums, 0)
+    unsorted = asked.new_empty(len(scores), 0, dtype=torch.int64)
+    return _pair_sums(scores, weights, weights[:, :0], temperature, asked, unsorted, 0, method)[0]
+
+
+def _static_method(scores: Tensor, exclusive: bool) -> Method:
+    """The choice by shape alone: compiled, under transforms and on accelerators."""
+    r, m = scores.shape
+    pairs = m * m * (1 if exclusive else r)
+    few_rows = m < (max(NEAR_LINEAR_FROM, 100 * r) if exclusive else NEAR_LINEAR_FROM)
+    return "all_pairs" if few_rows and pairs <= MOST_PAIRS else "near_linear"
 
 
 def _sort_and_sum(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
@@ -112,7 +123,7 @@ def _sort_and_sum(scores: Tensor, weights: Tensor, temperature: Tensor) -> Tenso
 
 
 def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor | None) -> Tensor:
-    """All pairs as one expression, the faster of several that the compiler was given.
+    """All pairs as one expression that a compiler fuses, and that autograd and transforms take as it is.
 
     With ``asked``, of which no column holds more than one: for each column the pairs of the problem that asks for it.
     """
@@ -129,8 +140,8 @@ def _fusible(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor
 
 
 def _other_pairs(difference: Tensor, number: Tensor) -> Tensor:
-    """Sigmoids of ``[..., j, i]``, 0 where j = i; clamped, as compiled code is slow where a sigmoid underflows."""
-    return torch.where(number[:, None] == number, 0, torch.sigmoid(difference.clamp(-87, 87)))
+    """Sigmoids of ``[..., j, i]``, 0 where j = i."""
+    return torch.where(number[:, None] == number, 0, tail_sigmoid(difference))
 
 
 def _evaluate(

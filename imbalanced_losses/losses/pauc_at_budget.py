@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
 from imbalanced_losses.kernels.crossing import crossing_sums
+from imbalanced_losses.kernels.pairs import wide_sigmoid
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
 from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
@@ -179,7 +180,8 @@ def pauc_at_budget_per_class(
     ``diagnostics`` holds detached ``[C]`` tensors: the thresholds ``t_alpha`` and ``t_beta``, the temperature in score
     units ``tau_eff``, and ``pauc_var``, the population variance over positives of each one's own partial AUC (these
     four are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and
-    ``grad_pos_count``, the live positives. With ``diagnose=False`` it stays empty, which saves a fifth of a small step.
+    ``grad_pos_count``, the live positives (with ``max_pool_size`` both count kept rows). With ``diagnose=False`` it
+    stays empty, which saves a fifth of a small step.
     """
     check_config(cfg, PAUCAtBudgetConfig)
     pool, new_state = build_pool(
@@ -242,7 +244,7 @@ def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:
 
 def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
     """One minus each row's partial AUC [C, M] by the composite trapezoid rule."""
-    misses = torch.sigmoid((budget.thresholds[:, :, None] - pool.scores[:, None, :]) / budget.tau[:, None, None])
+    misses = wide_sigmoid((budget.thresholds[:, :, None] - pool.scores[:, None, :]) / budget.tau[:, None, None])
     ends = (misses[:, 0] + misses[:, -1]) / 2
     return ends if misses.shape[1] == 2 else (misses[:, 1:-1].sum(1) + ends) / (misses.shape[1] - 1)
 
@@ -254,7 +256,7 @@ def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bo
     else:
         counts = pool.count(band)[:, None]
         above = sigmoid_sums(pool.scores, counts, tau, asked=pool.positive, exclusive=exclusive)[:, 0]
-    return mean_over_mass(above.to(tau.dtype), pool.count(band).sum(-1, keepdim=True))
+    return mean_over_mass(above, pool.count(band).sum(-1, keepdim=True))
 
 
 def _diagnose(pool: Pool, budget: _Budget, missed: Tensor, weight: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -264,7 +266,7 @@ def _diagnose(pool: Pool, budget: _Budget, missed: Tensor, weight: Tensor, valid
         "t_alpha": budget.thresholds[:, 0].detach(),
         "t_beta": budget.thresholds[:, -1].detach(),
         "tau_eff": budget.tau,
-        "pauc_var": weighted_mean(deviation * deviation, weight),
+        "pauc_var": weighted_mean(deviation * deviation, weight).to(weight.dtype),
     }
     return {name: torch.where(valid, value, torch.nan) for name, value in measures.items()} | {
         "band_neg_count": (_negatives_in_band(pool, budget) & pool.iid).sum(-1),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_config, check_fraction
+from imbalanced_losses.kernels.pairs import wide_sigmoid
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
@@ -91,7 +92,7 @@ def recall_at_quantile(
 
     Notes
     -----
-    Cost: one sort of the pool, O(C M log M) time, O(C M) memory.
+    Cost: O(C M) time for a quantile of a few percent, else one sort of the pool, O(C M log M); O(C M) memory.
 
     References
     ----------
@@ -146,7 +147,7 @@ def recall_at_quantile_per_class(
         update_queue=update_queue,
         generator=generator,
     )
-    missed = torch.sigmoid((_threshold(pool, cfg) - pool.scores) / pool.temperature)
+    missed = wide_sigmoid((_threshold(pool, cfg) - pool.scores) / pool.temperature)
     weight = pool.positive_weight
     return per_class_result(pool, weighted_mean(missed, weight), weight.sum(-1) > 0), new_state
 

@@ -34,7 +34,7 @@ class SmoothAPConfig(RankingConfig):
     ignore_index : int
         Rows (multi-label: elements) with this target take no part and get zero gradient.
     max_pool_size : int, optional
-        Subsample larger pools to this many rows. It biases the loss; there is seldom a reason.
+        Estimate the loss of larger pools from a sample of this many rows; there is seldom a reason.
     multilabel : bool
         Targets are ``[N, C]`` labels in {0, 1}.
     """
@@ -159,8 +159,9 @@ def smooth_ap_per_class(
 
 def _one_minus_precision(pool: Pool, negative: Tensor, *, exclusive: bool) -> Tensor:
     """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
-    masks = pool.count(torch.stack([pool.positive, negative], 1))
-    sums = sigmoid_sums(pool.scores, masks, pool.temperature, asked=pool.positive, exclusive=exclusive)
+    sums = sigmoid_sums(
+        pool.scores, pool.rank_counts(negative), pool.temperature, asked=pool.positive, exclusive=exclusive
+    )
     above_positive, above_negative = sums.to(position_dtype(sums.device)).unbind(1)
     # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
     return above_negative / (above_negative + above_positive + 1)

@@ -193,6 +193,20 @@ def test_the_expected_soft_rank_is_that_of_the_pool() -> None:
     assert (error <= 4 * estimates.std(0) / draws**0.5).all()
 
 
+def test_the_expected_rank_beside_other_sampled_positives() -> None:
+    """A kept positive sees others with the chance that they are kept when it is: within four standard errors."""
+    n, draws = 500, 400
+    targets = (torch.arange(n) < 150).long()
+    problem = Problem(torch.zeros(n, 1, dtype=torch.float64), targets, init_queue(0, 1), None, None)
+
+    def others(pool: Pool) -> Tensor:
+        return pool.rank_counts(pool.negative)[0].sum(-1) - torch.tensor([1, 0]) * pool.beside[0]
+
+    estimates = torch.stack([others(sampled(problem, 16, seed)) for seed in range(draws)])
+    error = (estimates.mean(0) - torch.tensor([149, 350])).abs()
+    assert (error <= 4 * estimates.std(0) / draws**0.5 + 1e-9).all()
+
+
 def test_ties_make_the_estimate_exact() -> None:
     problem = tied_pool([57, 3])
     assert_close(SMOOTH_AP.run(problem, generator(), max_pool_size=16).loss, SMOOTH_AP.run(problem).loss)

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imbalanced_losses import SmoothAPConfig, init_queue, smooth_ap
+from imbalanced_losses import (
+    PAUCAtBudgetConfig,
+    RecallAtQuantileConfig,
+    SmoothAPConfig,
+    init_queue,
+    pauc_at_budget,
+    recall_at_quantile,
+    smooth_ap,
+)
 from imbalanced_losses.kernels.exponential_sums import DOUBLE, SINGLE, sorted_sums
 from imbalanced_losses.kernels.pairs import all_pairs, sigmoid_derivative
 from imbalanced_losses.kernels.soft_rank import Method, sigmoid_sums
@@ -149,3 +158,30 @@ def test_coefficients(table: dict[int, tuple[float, ...]], bounds: tuple[float, 
             exact = (u / (1 + u), bell, bell * (1 - u) / (1 + u), bell * (1 - 6 * bell))[order]
             polynomial = sum(Decimal(coefficient) * u**k for k, coefficient in enumerate(table[order], start=1))
             assert abs(polynomial - exact) <= u * Decimal(bounds[order])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        functools.partial(smooth_ap, cfg=CONFIG, temperature=1.0),
+        functools.partial(recall_at_quantile, cfg=RecallAtQuantileConfig(num_classes=1, quantile=0.1), temperature=1.0),
+        functools.partial(pauc_at_budget, cfg=PAUCAtBudgetConfig(num_classes=1, beta=0.1)),
+        functools.partial(pauc_at_budget, cfg=PAUCAtBudgetConfig(num_classes=1, beta=0.1, surrogate="pairwise")),
+    ],
+    ids=["smooth_ap", "recall", "trapezoid", "pairwise"],
+)
+def test_a_positive_that_is_missed_by_far_keeps_its_gradient(loss: Callable[..., Any], compiled: bool) -> None:
+    """Where the sigmoid of the miss rounds to 1 in float32, its derivative by autograd would be 0."""
+    function = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+    negatives = torch.linspace(0, 1, 200)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        for miss in (8.0, 12.0, 20.0):
+            scale = 0.1 * 0.5 if loss.func is pauc_at_budget else 1.0  # the temperature times the interquartile range
+            logits = torch.cat([torch.tensor([0.9 - miss * scale]), negatives]).to(dtype).requires_grad_()
+            value, _ = function(logits, (torch.arange(201) == 0).long(), init_queue(0, 1))
+            gradients.append(torch.autograd.grad(value, logits)[0][0].double())
+    actual, expected = torch.stack(gradients).reshape(2, 3).unbind()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=0)
+    assert (expected < 0).all()

@@ -204,9 +204,10 @@ def test_subsampling_compiles(case: Case) -> None:
     logits, targets, state, temperature = arguments_of(case.inputs())
     function = compiled(lambda *arguments: case.call(*arguments, max_pool_size=9))
     torch.manual_seed(0)
-    (loss, _), gradient = run_backward(function, logits, targets, state, temperature)
-    assert 0 <= loss <= 1
-    assert gradient.isfinite().all()
+    for n_rows in (len(logits), len(logits) - 1, len(logits) - 2):  # an epoch ends on a shorter batch
+        (loss, _), gradient = run_backward(function, logits[:n_rows], targets[:n_rows], state, temperature)
+        assert 0 <= loss <= 1
+        assert gradient.isfinite().all()
 
 
 @every_loss

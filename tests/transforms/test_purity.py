@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imbalanced_losses import init_queue, reset_queue
+from imbalanced_losses import QueueState, init_queue, reset_queue, stack_states
 from imbalanced_losses.queue import push
 from tests.reads_data import ReadsData
 from tests.transforms.cases import CASES, N_ROWS, ONE_PER_LOSS, QUEUE_SIZE, Case, Inputs
@@ -135,6 +135,21 @@ def test_the_cpu_reads_nothing_but_which_ranks_are_asked_for(case: Case) -> None
         )
     assert set(counter.calls) == expected
     assert len(counter.calls) <= 3
+
+
+@every_case
+def test_no_transform_reads_data(case: Case) -> None:
+    inputs = case.inputs()
+    logits, states = torch.stack([inputs.logits] * 2), stack_states([inputs.state] * 2)
+
+    def loss(logits: Tensor, state: QueueState) -> Tensor:
+        return case.call(logits, inputs.targets, state, inputs.temperature)[0].sum()
+
+    with ReadsData() as counter:
+        torch.func.vmap(torch.func.grad(loss))(logits, states)
+        torch.func.grad(loss)(inputs.logits, inputs.state)
+    assert counter.calls == []
+    assert counter.total > 10
 
 
 @pytest.mark.usefixtures("as_on_an_accelerator")
