@@ -37,6 +37,9 @@ Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 # 1.6 / 1.4; 100 x 64, 5 each: 9 / 1.4. A plain expression / rows asked for, whole loss: 1,056 rows, 42: 0.9 / 1.1,
 # 105: 1.2 / 1.3.
 NEAR_LINEAR_FROM = 1400  # rows, if none are few
+# Compiled Smooth-AP, forward + backward in ms: 1,056 rows as all pairs 7.1, 4,096 as sums of exponentials 2.7. The sums
+# take the compiler half a minute.
+COMPILED_NEAR_LINEAR_FROM = 500
 FEW_ROWS = 200  # asked for, on average over the problems
 PROBLEM_PAIRS = 1 << 14  # pairs that take as long as one problem's operators
 PLAIN_PAIRS = 1 << 17  # that autograd may keep in float64
@@ -111,7 +114,8 @@ def _static_method(scores: Tensor, exclusive: bool) -> Method:
     """The choice by shape alone: compiled, under transforms and on accelerators."""
     r, m = scores.shape
     pairs = m * m * (1 if exclusive else r)
-    few_rows = m < (max(NEAR_LINEAR_FROM, 100 * r) if exclusive else NEAR_LINEAR_FROM)
+    near_linear_from = COMPILED_NEAR_LINEAR_FROM if torch.compiler.is_compiling() else NEAR_LINEAR_FROM
+    few_rows = m < (max(near_linear_from, 100 * r) if exclusive else near_linear_from)
     return "all_pairs" if few_rows and pairs <= MOST_PAIRS else "near_linear"
 
 
