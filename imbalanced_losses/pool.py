@@ -197,7 +197,7 @@ def _check_rows(
 ) -> _Rows:
     logits = check_logits(logits, cfg.num_classes)
     targets = check_targets(targets, logits, multilabel=cfg.multilabel)
-    n, device = logits.shape[0], logits.device
+    n, device, dtype = logits.shape[0], logits.device, torch.promote_types(logits.dtype, torch.float32)
     return _Rows(
         logits=logits,
         targets=targets,
@@ -205,9 +205,9 @@ def _check_rows(
         iid=torch.ones(n, dtype=torch.bool, device=device)
         if iid_mask is None
         else check_row_flags("iid_mask", iid_mask, logits),
-        sample_weight=torch.ones(n, device=device)
+        sample_weight=torch.ones(n, dtype=dtype, device=device)
         if sample_weight is None
-        else check_row_weights("sample_weight", sample_weight, logits),
+        else check_row_weights("sample_weight", sample_weight, logits).to(dtype),
     )
 
 
@@ -225,7 +225,7 @@ def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
 def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
     """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
     dtype = torch.promote_types(live.logits.dtype, torch.float32)
-    parts = [live._replace(sample_weight=live.sample_weight.to(dtype))]
+    parts = [live]
     if queue.logits.shape[0] > 0:
         weights = queue.sample_weight.to(dtype)
         parts.append(_Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))

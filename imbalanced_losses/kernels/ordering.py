@@ -24,7 +24,12 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def sorts_by_integers(values: Tensor) -> bool:
-    """Whether :func:`argsort_rows` beats ``values.sort(-1)`` by far: a question of shape, dtype and device."""
+    """Whether :func:`argsort_rows` beats ``values.sort(-1)`` by far: a question of shape, dtype and device.
+
+    Not under ``torch.vmap``, compiled or not: torch 2.8 has no rule for a batch's bits.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
     rows, length = values.shape
     if values.device.type != "cpu" or values.dtype not in _INTEGERS:
         return False

@@ -100,12 +100,11 @@ def sigmoid_sums(
         exclusive = exclusive and len(scores) > 1
         method = _static_method(scores, exclusive) if method == "auto" else method
         if torch.compiler.is_compiling() or (exclusive and method == "all_pairs"):
-            with _full_precision(scores.device):
-                if method == "near_linear":
-                    sums = _sort_and_sum(scores, weights, temperature)
-                else:
-                    sums = _fusible(scores, weights, temperature, asked if exclusive else None)
-                return torch.where(asked[:, None], sums, 0)
+            if method == "near_linear":
+                sums = _sort_and_sum(scores, weights, temperature)
+            else:
+                sums = _fusible(scores, weights, temperature, asked if exclusive else None)
+            return torch.where(asked[:, None], sums, 0)
     unsorted = asked.new_empty(len(scores), 0, dtype=torch.int64)
     return _pair_sums(scores, weights, weights[:, :0], temperature, asked, unsorted, 0, method)[0]
 
