@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "can_read_values",
     "check_choice",
     "check_class_id_values",
     "check_class_ids",
@@ -231,13 +230,6 @@ def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
         raise ValueError(f"expected temperature as a float or a 0-dim tensor, got shape {list(temperature.shape)}")
     # a copy: autograd keeps it, and the buffer that it may come from is filled anew before a late backward
     return temperature.detach().to(like, copy=True)
-
-
-def can_read_values(tensor: object) -> bool:
-    """Whether this is a Tensor that Python may look into: not while compiling, under ``vmap`` or on ``meta``."""
-    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.is_meta:
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *, multilabel: bool) -> None:

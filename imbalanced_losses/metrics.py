@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.checks import check_choice, check_fraction, check_number, check_tensor
-from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile, position_dtype
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import Pool, RankingConfig, build_pool
+from imbalanced_losses.precision import widest_dtype
 from imbalanced_losses.queue import init_queue
 from imbalanced_losses.reductions import weighted_mean
 
@@ -263,7 +264,7 @@ def _share_of_positives(pool: Pool, chosen: Tensor) -> Tensor:
 
 def _allowed(total: Tensor, budget: float) -> Tensor:
     """The largest whole number within a budget of ``total``, up to the rounding of budget and product."""
-    dtype = position_dtype(total.device)
+    dtype = widest_dtype(total.device)
     return (total.to(dtype) * (budget * (1 + 4 * torch.finfo(dtype).eps))).floor().long()
 
 

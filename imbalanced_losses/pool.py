@@ -24,7 +24,7 @@ from imbalanced_losses.checks import (
     check_temperature,
     check_temperature_number,
 )
-from imbalanced_losses.kernels.quantile import position_dtype
+from imbalanced_losses.precision import widest_dtype, working_dtype
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, reduce_classes
@@ -172,7 +172,7 @@ def build_pool(
     """
     live = _check_rows(logits, targets, cfg, iid_mask, sample_weight)
     _check_queue(queue_state, live, cfg)
-    pool = _join(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
+    pool = _one_problem_a_class(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
     if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
         pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
     if not update_queue:
@@ -197,7 +197,7 @@ def _check_rows(
 ) -> _Rows:
     logits = check_logits(logits, cfg.num_classes)
     targets = check_targets(targets, logits, multilabel=cfg.multilabel)
-    n, device, dtype = logits.shape[0], logits.device, torch.promote_types(logits.dtype, torch.float32)
+    n, device, dtype = logits.shape[0], logits.device, working_dtype(logits)
     return _Rows(
         logits=logits,
         targets=targets,
@@ -222,15 +222,15 @@ def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
         raise ValueError(f"expected a queue on {live.logits.device} like the logits, got {state.logits.device}")
 
 
-def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
+def _one_problem_a_class(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
     """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
-    dtype = torch.promote_types(live.logits.dtype, torch.float32)
+    dtype = working_dtype(live.logits)
     parts = [live]
     if queue.logits.shape[0] > 0:
         weights = queue.sample_weight.to(dtype)
         parts.append(_Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))
     elif live.logits.shape[0] == 0:
-        parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in parts[0])))
+        parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
     targets, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "valid"))
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = torch.cat([part.logits.to(dtype) for part in parts]).mT.contiguous()
@@ -240,8 +240,7 @@ def _join(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tenso
         scores=scores,
         valid=valid,
         positive=positive,
-        poison=1
-        + spoilt * spoilt,  # squared, its gradient is nan, too, so that a GradScaler sees it and skips the step
+        poison=1 + spoilt * spoilt,  # squared, for a gradient of nan, too: a GradScaler sees it and skips the step
         temperature=check_temperature(temperature, scores),
         parts=tuple(parts),
     )
@@ -286,7 +285,7 @@ def _subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generat
 
 def _chance_to_be_kept(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:
     """``[M]``: of being among the protected of one of the row's classes, or else among those that fill up."""
-    dtype = position_dtype(groups.device)
+    dtype = widest_dtype(groups.device)
     protection = (quota.to(dtype) / groups.sum(-1).clamp_min(1)).clamp_max(1)
     unprotected = torch.where(groups, 1 - protection[:, None], 1).prod(0)
     n_others = (takes_part.sum() - n_protected).clamp_min(1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.kernels.pairs import wide_sigmoid
-from imbalanced_losses.kernels.soft_rank import reads_freely, sigmoid_sums
+from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 
 __all__ = ["crossing_sums"]
 

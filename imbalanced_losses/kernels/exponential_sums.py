@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.kernels.pairs import sigmoid_derivative, tail_sigmoid
+from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["sorted_sums", "weighted_sums"]
 
@@ -125,7 +126,7 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
     In float64, where there is one: the alternating coefficients amplify rounding some thirty times when many scores lie
     within a temperature.
     """
-    wide = scores.dtype if scores.device.type == "mps" else torch.float64
+    wide = widest_dtype(scores.device)
     table = (DOUBLE if scores.dtype == torch.float64 else SINGLE)[order]
     scores, weights, temperature = scores.to(wide), weights.to(wide), temperature.to(wide)
     first, last = scores[..., :1], scores[..., -1:]

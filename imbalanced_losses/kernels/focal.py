@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from imbalanced_losses.kernels.focal_blocks import sigmoid_focal_blocks
+from imbalanced_losses.execution import can_overwrite, is_transformed
+from imbalanced_losses.kernels.focal_blocks import lowest_base, sigmoid_focal_blocks
+from imbalanced_losses.precision import working_dtype
 
-__all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal", "precise_dtype"]
+__all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal"]
 
 # Softmax logits per thread that are worked on at a time on the CPU: enough to hide the cost of some fifty calls.
 BLOCK_SIZE = 1 << 20
@@ -31,11 +32,6 @@ FEW_LOGITS = 1 << 12
 FEW_CLASSES = 16
 
 
-def precise_dtype(logits: Tensor) -> torch.dtype:
-    """The dtype of all arithmetic and of the loss: float32, or float64 for float64 logits."""
-    return torch.promote_types(logits.dtype, torch.float32)
-
-
 class Focal(ABC):
     """A loss per element and its derivative, as plain and differentiable functions of the inputs and as faster ones."""
 
@@ -44,7 +40,7 @@ class Focal(ABC):
         """The loss per element, differentiable by the logits (twice in eager mode); 0 where ignored."""
         if torch.compiler.is_compiling():  # which does not know a Function's jvp and vmap
             return self._value(logits, targets, alpha)
-        if torch._C._are_functorch_transforms_active():
+        if is_transformed():
             return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
         if logits.device.type == "cpu" and logits.numel() <= FEW_LOGITS:
             return self._of_few(logits, targets, alpha)
@@ -56,7 +52,7 @@ class Focal(ABC):
 
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The loss or, given the gradient by it, the gradient by the logits, for :func:`_is_plain` calls only."""
+        """The loss or, given the gradient by it, the gradient by the logits, for :func:`can_overwrite` calls only."""
 
     @abstractmethod
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -77,7 +73,7 @@ class _Derivatives(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, alpha = ctx.saved_tensors
-        if _is_plain(grad, logits):
+        if can_overwrite(grad, logits):
             gradient = ctx.focal._at_once(grad, logits, targets, alpha)
         else:
             gradient = ctx.focal._pullback(grad, logits, targets, alpha).to(logits.dtype)
@@ -95,7 +91,7 @@ class _ClosedForm(_Derivatives):
     @staticmethod
     def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
         _keep(ctx, focal, tensors)
-        return focal._at_once(None, *tensors) if _is_plain(tensors[0]) else focal._value(*tensors)
+        return focal._at_once(None, *tensors) if can_overwrite(tensors[0]) else focal._value(*tensors)
 
 
 @final
@@ -119,15 +115,6 @@ def _keep(ctx: Any, focal: Focal, tensors: tuple[Tensor | None, ...]) -> None:
     ctx.save_for_forward(*tensors)
 
 
-def _is_plain(*tensors: Tensor) -> bool:
-    """Whether nothing differentiates, maps or traces what is done with these: then steps may overwrite each other."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return False
-    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
-        return False
-    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)  # type: ignore[no-untyped-call]
-
-
 def _by_blocks(result: Tensor, function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
     """``function(*rows, alpha)``, written to ``result`` by as many rows at a time as fit ``BLOCK_SIZE``."""
     shape = rows[-2].shape
@@ -145,10 +132,9 @@ def _rows_last(function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | N
 
 
 def _floored(base: Tensor, gamma: float) -> Tensor:
-    """The base: where ``base^gamma`` has no two finite derivatives at 0, no less than what leaves it two."""
-    if gamma in (0, 1) or gamma >= 2:
-        return base
-    return base.clamp_min(torch.finfo(base.dtype).tiny ** 0.5)
+    """The base, no less than what leaves ``base^gamma`` two finite derivatives."""
+    low = lowest_base(gamma, base.dtype)
+    return base.clamp_min(low) if low else base
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -182,7 +168,7 @@ class SigmoidFocal(Focal):
         return self._value(logits, targets, alpha)
 
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        dtype = precise_dtype(logits)
+        dtype = working_dtype(logits)
         return sigmoid_focal_blocks(grad, logits, targets, self.balance, self.gamma, self.ignore_index, dtype)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -201,12 +187,12 @@ class SigmoidFocal(Focal):
         return self._pullback(tangent, logits, targets, alpha)  # elements do not mix: the derivative is diagonal
 
     def _terms(self, logits: Tensor, targets: Tensor) -> _SigmoidTerms:
-        dtype = precise_dtype(logits)
+        dtype = working_dtype(logits)
         z = self._unless_ignored(logits.to(dtype), targets)
         half = 0.5 - self._unless_ignored(targets.to(dtype), targets)
         away = half.new_ones(()).copysign(half)
         hardness = away * half
-        if not _is_plain(logits):  # autograd of the formula would give a finite gradient where the loss is not
+        if not can_overwrite(logits):  # autograd of the formula would give a finite gradient where the loss is not
             away = away.add(z.detach(), alpha=0)
         x = away * z
         softness, wrong = 0.5 - hardness, x.sigmoid()
@@ -249,7 +235,7 @@ class SoftmaxFocal(Focal):
     def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         if self.label_smoothing > 0:
             return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
-        z, targets = logits.to(precise_dtype(logits)), targets.long()
+        z, targets = logits.to(working_dtype(logits)), targets.long()
         ignored = targets == self.ignore_index
         own_class = targets.masked_fill(ignored, 0)
         values = z.detach()
@@ -263,7 +249,7 @@ class SoftmaxFocal(Focal):
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         rows = (logits, targets) if grad is None else (grad, logits, targets)
         function: Callable[..., Tensor] = self._value if grad is None else self._pullback
-        like, dtype = (targets, precise_dtype(logits)) if grad is None else (logits, logits.dtype)
+        like, dtype = (targets, working_dtype(logits)) if grad is None else (logits, logits.dtype)
         if logits.device.type != "cpu" or logits.numel() <= BLOCK_SIZE * torch.get_num_threads():
             return function(*rows, alpha).to(dtype)
         return _by_blocks(torch.empty_like(like, dtype=dtype), function, *rows, alpha=alpha)
@@ -280,7 +266,7 @@ class SoftmaxFocal(Focal):
         by_margin = torch.addcmul(by_margin, by_focus, cross_entropy, value=self.gamma)
         grad = grad.unsqueeze(1) * focus
         by_others = (grad * by_margin / rest).masked_fill(ignored, 0)
-        if _is_plain(grad, logits):
+        if can_overwrite(grad, logits):
             gradient = others.mul_(by_others).scatter_(1, own_class, -by_others * rest)
         else:
             gradient = by_others * others.scatter(1, own_class, -rest)
@@ -290,15 +276,15 @@ class SoftmaxFocal(Focal):
         return (gradient - smooth).scatter_add(1, own_class, smooth.sum(1, keepdim=True))
 
     def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        ones = torch.ones_like(targets, dtype=precise_dtype(logits))
+        ones = torch.ones_like(targets, dtype=working_dtype(logits))
         return (self._pullback(ones, logits, targets, alpha) * tangent).sum(1)  # positions do not mix
 
     def _terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _SoftmaxTerms:
-        z = logits.to(precise_dtype(logits))
+        z = logits.to(working_dtype(logits))
         targets = targets.long().unsqueeze(1)
         ignored = targets == self.ignore_index
         own_class = targets.masked_fill(ignored, 0)
-        if _is_plain(logits) and z.shape[1] > 1:
+        if can_overwrite(logits) and z.shape[1] > 1:
             others, highest = self._others_at_once(z, own_class)
             broken = z.amin(1, keepdim=True) * 0
         else:
@@ -340,7 +326,7 @@ class SoftmaxFocal(Focal):
 
     def _share(self, logits: Tensor, alpha: Tensor | None) -> Tensor:
         """Weight of every ``-log p_c`` in the cross-entropy, ``[1, C, 1, ...]``."""
-        alpha = logits.new_ones(logits.shape[1], dtype=precise_dtype(logits)) if alpha is None else alpha
+        alpha = logits.new_ones(logits.shape[1], dtype=working_dtype(logits)) if alpha is None else alpha
         return self.label_smoothing / len(alpha) * alpha.reshape(1, -1, *[1] * (logits.dim() - 2))
 
     def _weight_of_all(self, alpha: Tensor, own_class: Tensor) -> Tensor:

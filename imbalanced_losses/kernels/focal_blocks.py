@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["sigmoid_focal_blocks"]
+__all__ = ["lowest_base", "sigmoid_focal_blocks"]
 
 BLOCK_SIZE = 1 << 17
 """Logits at a time per thread: more leave the cache, fewer do not hide the cost of a call."""
@@ -46,14 +46,17 @@ def sigmoid_focal_blocks(
 
 def _loss(buffers: tuple[Tensor, ...], z: Tensor, y: Tensor, gamma: float) -> Tensor:
     _, _, miss, cross_entropy = _terms(buffers, z, y)
-    return _floored(miss, gamma).pow_(gamma).mul_(cross_entropy)
+    if low := lowest_base(gamma, miss.dtype):
+        miss.clamp_min_(low)
+    return miss.pow_(gamma).mul_(cross_entropy)
 
 
 def _derivative(buffers: tuple[Tensor, ...], z: Tensor, y: Tensor, gamma: float) -> Tensor:
     p, q, miss, cross_entropy = _terms(buffers, z, y)
     by_miss = torch.mul(p, q, out=buffers[4]).mul_(cross_entropy)
     by_miss.mul_(torch.mul(y, -2, out=cross_entropy).add_(1))
-    _floored(miss, gamma - 1)
+    if low := lowest_base(gamma - 1, miss.dtype):
+        miss.clamp_min_(low)
     slope = torch.lerp(p, q.neg_(), y, out=p).mul_(miss).add_(by_miss, alpha=gamma)
     return slope if gamma == 1 else slope.mul_(miss if gamma == 2 else miss.pow_(gamma - 1))
 
@@ -72,6 +75,6 @@ def _terms(buffers: tuple[Tensor, ...], z: Tensor, y: Tensor) -> tuple[Tensor, T
     return p, q, miss, cross_entropy
 
 
-def _floored(base: Tensor, gamma: float) -> Tensor:
-    """The base: where ``base^gamma`` has no two finite derivatives at 0, no less than what leaves it two."""
-    return base if gamma in (0, 1) or gamma >= 2 else base.clamp_min_(torch.finfo(base.dtype).tiny ** 0.5)
+def lowest_base(gamma: float, dtype: torch.dtype) -> float:
+    """The least base that leaves ``base^gamma`` two finite derivatives; 0 where any does."""
+    return 0.0 if gamma in (0, 1) or gamma >= 2 else torch.finfo(dtype).tiny ** 0.5

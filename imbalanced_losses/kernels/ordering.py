@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from imbalanced_losses.execution import is_plain_eager
+
 __all__ = ["argsort_rows", "sorts_by_integers"]
 
 # Below it torch sorts integers like floats. Measured on 2 CPU cores, in ms by integers / as floats: 16,384 values
@@ -28,7 +30,7 @@ def sorts_by_integers(values: Tensor) -> bool:
 
     Not under ``torch.vmap``, compiled or not: torch 2.8 has no rule for a batch's bits.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not is_plain_eager():
         return False
     rows, length = values.shape
     if values.device.type != "cpu" or values.dtype not in _INTEGERS:

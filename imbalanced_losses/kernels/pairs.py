@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from imbalanced_losses.precision import widest_dtype
+
 __all__ = ["PairSums", "all_pairs", "asked_pairs", "few_pairs", "sigmoid_derivative", "tail_sigmoid", "wide_sigmoid"]
 
 PairSums = tuple[Tensor, Tensor]
@@ -21,7 +23,7 @@ def wide_sigmoid(x: Tensor) -> Tensor:
 
     In float32 it loses them from 8 on, and is 0 from 17 on: where a positive is missed most.
     """
-    return x.to(x.dtype if x.device.type == "mps" else torch.float64).sigmoid()
+    return x.to(widest_dtype(x.device)).sigmoid()
 
 
 def tail_sigmoid(x: Tensor) -> Tensor:

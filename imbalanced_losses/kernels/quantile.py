@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
+from imbalanced_losses.precision import widest_dtype, working_dtype
 
-__all__ = ["INTERPOLATIONS", "Interpolation", "follow_scores", "masked_quantile", "position_dtype"]
+__all__ = ["INTERPOLATIONS", "Interpolation", "follow_scores", "masked_quantile"]
 
 Interpolation = Literal["linear", "lower", "higher", "nearest", "midpoint"]
 INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
@@ -24,11 +25,6 @@ ROUNDINGS = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}
 # Of a row. Measured on 2 CPU cores, in ms: the largest 1.5% / 5% / 25% of 262,144 values 2.3 / 3.6 / 7.5, sorting all
 # by integers 1.5; of 100 x 2,048 values 0.18 / 1.0 / 2.0, sorting 2.3 to 3.7.
 LARGE_SHARE = 1 / 16
-
-
-def position_dtype(device: torch.device) -> torch.dtype:
-    """For counts and positions in a row: float32 cannot tell neighbours apart beyond 2^24. MPS has nothing wider."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def masked_quantile(
@@ -59,9 +55,9 @@ def masked_quantile(
     if stands_for is not None:
         return _counted_quantile(values.detach(), mask * stands_for, levels, interpolation)
     count = mask.sum(-1, keepdim=True)
-    kept = torch.where(mask, values.detach().to(torch.promote_types(values.dtype, torch.float32)), -torch.inf)
+    kept = torch.where(mask, values.detach().to(working_dtype(values)), -torch.inf)
     descending = _argsort_largest(kept, min(levels))
-    last = (count - 1).clamp_min(0).to(position_dtype(values.device))
+    last = (count - 1).clamp_min(0).to(widest_dtype(values.device))
     position = last * levels[0] if len(levels) == 1 else torch.cat([last * level for level in levels], -1)
 
     def element(position: Tensor) -> Tensor:
@@ -75,9 +71,9 @@ def _counted_quantile(
     values: Tensor, counts: Tensor, levels: tuple[float, ...], interpolation: Interpolation
 ) -> Tensor:
     """:func:`masked_quantile` of rows in which each element is there ``counts [R, M]`` times; 0 masks it."""
-    kept = torch.where(counts > 0, values.to(torch.promote_types(values.dtype, torch.float32)), torch.inf)
+    kept = torch.where(counts > 0, values.to(working_dtype(values)), torch.inf)
     ascending = argsort_rows(kept)
-    upto = counts.gather(-1, ascending).to(position_dtype(values.device)).cumsum(-1)
+    upto = counts.gather(-1, ascending).to(widest_dtype(values.device)).cumsum(-1)
     total = upto[:, -1:]
     position = torch.cat([(total - 1).clamp_min(0) * level for level in levels], -1)
 

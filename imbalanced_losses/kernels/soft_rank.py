@@ -22,11 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from imbalanced_losses.execution import is_transformed, reads_freely
 from imbalanced_losses.kernels.exponential_sums import sorted_sums, weighted_sums
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs, tail_sigmoid
 
-__all__ = ["Method", "reads_freely", "sigmoid_sums"]
+__all__ = ["Method", "sigmoid_sums"]
 
 Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 
@@ -159,7 +160,8 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The dispatch of eager mode: ``(above, pulled, ranking)``, see :class:`_PairSums`."""
     r, m = scores.shape
-    if method == "asked_pairs" or (method == "auto" and _may_read(asked)):
+    # the ranking is returned as a view: autograd does not save an input that is returned as it is
+    if method in ("auto", "asked_pairs"):
         rows = asked.nonzero()
         few = FEW_ROWS * r if m >= NEAR_LINEAR_FROM else r * m - r * PROBLEM_PAIRS // m
         if method == "asked_pairs" or len(rows) < few:
@@ -168,7 +170,6 @@ def _evaluate(
     if method == "all_pairs" or (method == "auto" and m < NEAR_LINEAR_FROM):
         above, pulled = all_pairs(scores, weights, pulls, temperature, order)
         return torch.where(asked[:, None], above, 0), pulled, ranking.view_as(ranking)
-    # a view: autograd does not save an input that is returned as it is
     ranking = ranking.view_as(ranking) if ranking.shape[1] > 0 else argsort_rows(scores)
     by_rank = ranking[:, None].expand(r, weights.shape[1] + pulls.shape[1], m)
     summands = torch.cat([weights, pulls], 1).gather(-1, by_rank)
@@ -179,24 +180,9 @@ def _evaluate(
     return torch.where(asked[:, None], above, 0), pulled, ranking
 
 
-def reads_freely(*tensors: Tensor) -> bool:
-    """Whether this is eager mode on the CPU outside any transform, where reading data costs nothing."""
-    return not torch.compiler.is_compiling() and not _transforms_are_active() and all(map(_may_read, tensors))
-
-
-def _transforms_are_active() -> bool:
-    """Whether this runs under a transform of ``torch.func``, which wraps tensors that then are not to be read."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def _may_read(tensor: Tensor) -> bool:
-    """Whether reading data is free; a subclass of Tensor may hold none."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor
-
-
 def _pair_sums(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     with _full_precision(inputs[0].device):
-        if not torch.is_grad_enabled() and not _transforms_are_active():
+        if not torch.is_grad_enabled() and not is_transformed():
             return _evaluate(*inputs)
         return _PairSums.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 

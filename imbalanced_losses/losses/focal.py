@@ -21,7 +21,8 @@ from imbalanced_losses.checks import (
     check_number,
     check_weight_sequence,
 )
-from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal, precise_dtype
+from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal
+from imbalanced_losses.precision import working_dtype
 from imbalanced_losses.reductions import Reduction, reduce_elements
 
 __all__ = ["SigmoidFocalConfig", "SoftmaxFocalConfig", "SoftmaxReduction", "sigmoid_focal", "softmax_focal"]
@@ -233,6 +234,6 @@ def softmax_focal(
 def _class_weights(logits: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None) -> Tensor | None:
     if alpha is None and cfg.alpha is None:
         return None
-    dtype = precise_dtype(logits)
+    dtype = working_dtype(logits)
     weights = torch.tensor(cfg.alpha, dtype=dtype, device=logits.device) if alpha is None else alpha
     return check_class_weights("alpha", weights, logits).to(dtype)

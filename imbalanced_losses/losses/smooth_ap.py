@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_config
-from imbalanced_losses.kernels.quantile import position_dtype
 from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.precision import widest_dtype
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import weighted_mean
 
@@ -162,6 +162,6 @@ def _one_minus_precision(pool: Pool, negative: Tensor, *, exclusive: bool) -> Te
     sums = sigmoid_sums(
         pool.scores, pool.rank_counts(negative), pool.temperature, asked=pool.positive, exclusive=exclusive
     )
-    above_positive, above_negative = sums.to(position_dtype(sums.device)).unbind(1)
+    above_positive, above_negative = sums.to(widest_dtype(sums.device)).unbind(1)
     # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
     return above_negative / (above_negative + above_positive + 1)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import (
-    can_read_values,
     check_class_id_values,
     check_class_ids,
     check_element_targets,
@@ -18,6 +17,7 @@ from imbalanced_losses.checks import (
     check_weight_sequence,
     check_weight_values,
 )
+from imbalanced_losses.execution import can_read_values
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
     SoftmaxFocalConfig,

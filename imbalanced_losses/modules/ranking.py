@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import (
-    can_read_values,
     check_logits,
     check_row_weights,
     check_target_values,
@@ -19,6 +18,7 @@ from imbalanced_losses.checks import (
     check_temperature_number,
     check_weight_values,
 )
+from imbalanced_losses.execution import can_read_values
 from imbalanced_losses.kernels.quantile import Interpolation
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class

@@ -119,7 +119,8 @@ def test_the_counter_sees_reads(read: Any) -> None:
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch off the dispatch that reads data: on the CPU, where it is free, soft ranks look at what is asked."""
-    monkeypatch.setattr("imbalanced_losses.kernels.soft_rank._may_read", lambda _: False)
+    for kernel in ("soft_rank", "crossing"):
+        monkeypatch.setattr(f"imbalanced_losses.kernels.{kernel}.reads_freely", lambda *_: False)
 
 
 @every_case

@@ -1,0 +1,43 @@
+"""Who runs this code: eager mode, a transform of ``torch.func`` or a compiler. Whatever may depend on it asks here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["can_overwrite", "can_read_values", "is_plain_eager", "is_transformed", "reads_freely"]
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is active: it wraps tensors, which then are not to be read."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_plain_eager() -> bool:
+    """Whether this is eager mode outside any transform."""
+    return not torch.compiler.is_compiling() and not is_transformed()
+
+
+def reads_freely(*tensors: Tensor) -> bool:
+    """Whether this is plain eager mode on the CPU, where reading data costs nothing.
+
+    A subclass of Tensor may hold no data.
+    """
+    return is_plain_eager() and all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+
+
+def can_read_values(tensor: object) -> bool:
+    """Whether this is a Tensor that Python may look into: not while compiling, under ``vmap`` or on ``meta``."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def can_overwrite(*tensors: Tensor) -> bool:
+    """Whether nothing differentiates, maps or traces what is done with these: then steps may overwrite each other."""
+    if not is_plain_eager() or torch.is_grad_enabled():
+        return False
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
+        return False
+    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)  # type: ignore[no-untyped-call]
