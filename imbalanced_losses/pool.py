@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from imbalanced_losses.checks import (
     check_temperature,
     check_temperature_number,
 )
+from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.precision import widest_dtype, working_dtype
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
@@ -93,8 +95,8 @@ class Pool:
         Rows that take part.
     positive : Tensor [C, M], bool
         Valid rows of the class.
-    poison : Tensor [C]
-        1, or ``nan`` with ``nan`` gradients for a class whose valid logits are not all finite.
+    poison : Tensor [C], optional
+        1, or ``nan`` with ``nan`` gradients for a class whose valid logits are not all finite; left out if all are.
     temperature : Tensor []
     parts : tuple of _Rows
         The live rows, and the queue's if there are any.
@@ -110,7 +112,7 @@ class Pool:
     scores: Tensor
     valid: Tensor
     positive: Tensor
-    poison: Tensor
+    poison: Tensor | None
     temperature: Tensor
     parts: tuple[_Rows, ...]
     kept: Tensor | None = None
@@ -141,6 +143,10 @@ class Pool:
         """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
         counts = rows.to(self.scores.dtype)
         return counts if self.stands_for is None else counts * self.stands_for
+
+    def spoil(self, values: Tensor) -> Tensor:
+        """``values [C]``, which a logit that is not finite makes ``nan``."""
+        return values if self.poison is None else values * self.poison
 
     def rank_counts(self, negative: Tensor) -> Tensor:
         """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive."""
@@ -182,9 +188,9 @@ def build_pool(
 
 def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
     """The loss of each class, ``nan`` where invalid or where a logit was not finite (then the class is valid)."""
-    valid = valid | pool.poison.isnan()
-    loss = torch.where(valid, loss.to(pool.scores.dtype) * pool.poison, torch.nan)
-    return PerClass(loss=loss, valid=valid, diagnostics=diagnostics or {})
+    loss = pool.spoil(loss.to(pool.scores.dtype))
+    valid = valid if pool.poison is None else valid | pool.poison.isnan()
+    return PerClass(loss=torch.where(valid, loss, torch.nan), valid=valid, diagnostics=diagnostics or {})
 
 
 def reduce(result: PerClass, cfg: RankingConfig) -> Tensor:
@@ -235,15 +241,22 @@ def _one_problem_a_class(live: _Rows, queue: QueueState, cfg: RankingConfig, tem
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = torch.cat([part.logits.to(dtype) for part in parts]).mT.contiguous()
     scores = torch.where(valid, scores, 0)  # not masked_fill: torch 2.13 compiles its gradient wrong
-    spoilt = (scores * 0).sum(-1)  # nan after an overflow
     return Pool(
         scores=scores,
         valid=valid,
         positive=positive,
-        poison=1 + spoilt * spoilt,  # squared, for a gradient of nan, too: a GradScaler sees it and skips the step
+        poison=_poison(scores),
         temperature=check_temperature(temperature, scores),
         parts=tuple(parts),
     )
+
+
+def _poison(scores: Tensor) -> Tensor | None:
+    """See :class:`Pool`."""
+    if reads_freely(scores) and math.isfinite(scores.detach().sum()):  # an eighth of a small step's operators
+        return None
+    spoilt = (scores * 0).sum(-1)  # nan after an overflow
+    return 1 + spoilt * spoilt  # squared, for a gradient of nan, too: a GradScaler sees it and skips the step
 
 
 def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from imbalanced_losses.execution import reads_freely
+
 __all__ = ["Reduction", "mean_over_mass", "reduce_classes", "reduce_elements", "weighted_mean"]
 
 Reduction = Literal["mean", "sum", "none"]
@@ -17,9 +19,12 @@ def mean_over_mass(total: Tensor, mass: Tensor) -> Tensor:
     return total / (mass + (mass == 0))
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0."""
-    return mean_over_mass((values * weights).sum(-1), weights.sum(-1))
+def weighted_mean(values: Tensor, weights: Tensor, mass: Tensor | None = None) -> Tensor:
+    """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0.
+
+    ``mass [...]`` spares their sum.
+    """
+    return mean_over_mass((values * weights).sum(-1), weights.sum(-1) if mass is None else mass)
 
 
 def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
@@ -30,6 +35,8 @@ def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
     """
     if reduction == "none":
         return torch.where(valid, loss, torch.nan)
+    if reduction == "mean" and reads_freely(valid) and valid.all():
+        return loss.mean()  # one operator for five, and for as many in the backward
     total = torch.where(valid, loss, 0).sum(-1)
     return mean_over_mass(total, valid.sum(-1, dtype=total.dtype)) if reduction == "mean" else total
 

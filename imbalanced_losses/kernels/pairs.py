@@ -9,7 +9,16 @@ from torch import Tensor
 
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = ["PairSums", "all_pairs", "asked_pairs", "few_pairs", "sigmoid_derivative", "tail_sigmoid", "wide_sigmoid"]
+__all__ = [
+    "PairSums",
+    "all_pairs",
+    "asked_pairs",
+    "few_pairs",
+    "few_pairs_gradient",
+    "sigmoid_derivative",
+    "tail_sigmoid",
+    "wide_sigmoid",
+]
 
 PairSums = tuple[Tensor, Tensor]
 """``above [R, K, M]`` and ``pulled [R, L, M]``, see :mod:`imbalanced_losses.kernels.soft_rank`."""
@@ -98,14 +107,18 @@ def asked_pairs(
     return above, pulled
 
 
-def few_pairs(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor) -> Tensor:
-    """``above [1, K, M]`` of one problem and the positions ``asked [P]``, for autograd to differentiate.
+def few_pairs(scores: Tensor, weights: Tensor, temperature: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """``above [1, K, M]`` of one problem and the positions ``place [P]``; the derivative of each pair's sigmoid [P, M].
 
-    In float64, where autograd of a sigmoid keeps its digits to 30 temperatures.
+    That is the product of two tails, each of which keeps its digits.
     """
-    wide = scores.double()
-    own = wide.index_select(1, asked)
-    pairs = (wide - own.mT).div_(temperature)
-    pairs = pairs.scatter_(1, asked.unsqueeze(1), -torch.inf).sigmoid()
-    sums = weights[0].double() @ pairs.mT
-    return torch.zeros_like(weights, dtype=sums.dtype).index_copy(2, asked, sums.unsqueeze(0))
+    x = (scores - scores.index_select(1, place).mT).div_(temperature)
+    pairs = x.scatter_(1, place.unsqueeze(1), -torch.inf).sigmoid()
+    above = torch.zeros_like(weights).index_copy_(2, place, (weights[0] @ pairs.mT).unsqueeze(0))
+    return above, x.neg_().sigmoid_().mul_(pairs)
+
+
+def few_pairs_gradient(grad: Tensor, weights: Tensor, temperature: Tensor, place: Tensor, slopes: Tensor) -> Tensor:
+    """The gradient ``[1, M]`` by the scores, given that by ``above``."""
+    pulls = (grad[0].index_select(1, place).mT @ weights[0]) * slopes
+    return pulls.sum(0, keepdim=True).index_add(1, place, pulls.sum(1).neg().unsqueeze(0)) / temperature

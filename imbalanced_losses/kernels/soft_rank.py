@@ -3,8 +3,8 @@ r"""Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and
 One interface, :func:`sigmoid_sums`, and one place that chooses between three evaluators: the rows that are asked for,
 pair by pair (few positives, on a CPU); all pairs (small pools); and short sums of exponentials over sorted scores (the
 rest, in near-linear time). In eager mode they sit behind an ``autograd.Function`` that keeps the inputs and computes
-pairs anew in the backward; very few pairs are a plain expression, since the Function's own cost is that of ten
-operators; and ``torch.compile`` gets plain expressions, which it fuses and differentiates to any order.
+pairs anew in the backward, but for very few pairs, whose derivatives it keeps; ``torch.compile`` gets plain
+expressions, which it fuses and differentiates to any order.
 
 With the rows :math:`Q` that are asked for, everything here is a derivative of one bilinear form,
 
@@ -17,7 +17,7 @@ by the scores is made of the same two at ``n + 1``.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from imbalanced_losses.execution import is_transformed, reads_freely
 from imbalanced_losses.kernels.exponential_sums import sorted_sums, weighted_sums
 from imbalanced_losses.kernels.ordering import argsort_rows
-from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs, tail_sigmoid
+from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs, few_pairs_gradient, tail_sigmoid
 
 __all__ = ["Method", "sigmoid_sums"]
 
@@ -35,15 +35,15 @@ Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 # asked for, 2.7 / 3.1; 4,096, 256: 3.1 / 4.4, 512: 6.2 / 4.8; 16,384, 128: 6.3 / 9.4, 256: 12 / 10; 65,536, 128:
 # 22 / 31, 256: 42 / 32; 10 x 4,096, 128 each: 15 / 26, 256: 26 / 21; 100 x 2,048, 20 each: 23 / 103. All pairs / sums:
 # 1,056 rows 3.5 / 3. Rows asked for / all pairs: 1,056 rows, 105 of them asked for, 0.7 / 3.3; 10 x 200, 20 each:
-# 1.6 / 1.4; 100 x 64, 5 each: 9 / 1.4. A plain expression / rows asked for, whole loss: 1,056 rows, 42: 0.9 / 1.1,
-# 105: 1.2 / 1.3.
+# 1.6 / 1.4; 100 x 64, 5 each: 9 / 1.4. Few pairs kept / computed anew: 1,056 rows, 105: 0.64 / 0.81, 250: 1.04 / 1.18,
+# 500: 1.8 / 1.8; 4,096, 64: 1.2 / 1.2, 128: 2.3 / 1.9.
 NEAR_LINEAR_FROM = 1400  # rows, if none are few
 # Compiled Smooth-AP, forward + backward in ms: 1,056 rows as all pairs 7.1, 4,096 as sums of exponentials 2.7. The sums
 # take the compiler half a minute.
 COMPILED_NEAR_LINEAR_FROM = 500
 FEW_ROWS = 200  # asked for, on average over the problems
 PROBLEM_PAIRS = 1 << 14  # pairs that take as long as one problem's operators
-PLAIN_PAIRS = 1 << 17  # that autograd may keep in float64
+KEPT_PAIRS = 1 << 18  # that the backward may find kept
 MOST_PAIRS = 1 << 22  # that compiled code may keep
 
 
@@ -95,8 +95,9 @@ def sigmoid_sums(
     temperature = temperature.detach().expand(scores.shape[0])
     asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
     if method == "auto" and reads_freely(scores, weights, temperature, asked):
-        if len(scores) == 1 and len(rows := asked.nonzero()) * scores.shape[1] <= PLAIN_PAIRS:
-            return few_pairs(scores, weights, temperature, rows[:, 1])
+        if len(scores) == 1 and len(rows := asked.nonzero()) * scores.shape[1] <= KEPT_PAIRS:
+            with _full_precision(scores.device):
+                return _FewPairs.apply(scores, weights, temperature, asked, rows[:, 1])  # type: ignore[no-any-return, no-untyped-call]
     else:
         exclusive = exclusive and len(scores) > 1
         method = _static_method(scores, exclusive) if method == "auto" else method
@@ -106,8 +107,7 @@ def sigmoid_sums(
             else:
                 sums = _fusible(scores, weights, temperature, asked if exclusive else None)
             return torch.where(asked[:, None], sums, 0)
-    unsorted = asked.new_empty(len(scores), 0, dtype=torch.int64)
-    return _pair_sums(scores, weights, weights[:, :0], temperature, asked, unsorted, 0, method)[0]
+    return _pair_sums(*_of_order_0(scores, weights, temperature, asked), 0, method)[0]
 
 
 def _static_method(scores: Tensor, exclusive: bool) -> Method:
@@ -180,6 +180,11 @@ def _evaluate(
     return torch.where(asked[:, None], above, 0), pulled, ranking
 
 
+def _of_order_0(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that :class:`_PairSums` takes for ``above`` alone, not sorted yet."""
+    return scores, weights, weights[:, :0], temperature, asked, asked.new_empty(len(scores), 0, dtype=torch.int64)
+
+
 def _pair_sums(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     with _full_precision(inputs[0].device):
         if not torch.is_grad_enabled() and not is_transformed():
@@ -194,6 +199,7 @@ def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[o
     return contextlib.nullcontext()
 
 
+@final
 class _PairSums(torch.autograd.Function):
     """``(above, pulled)`` of scores, weights w, pulls g, temperature, asked, ranking, order n and method.
 
@@ -214,40 +220,12 @@ class _PairSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_above: Tensor, grad_pulled: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scores, weights, pulls, temperature, asked, ranking = ctx.saved_tensors
-        rest = (temperature, asked, ranking)
-        grad_scores = grad_weights = grad_pulls = None
-        if ctx.needs_input_grad[0]:
-            masks = ctx.order % 2 == 0 and not ctx.needs_input_grad[1]
-            g = _centre(grad_above, weights, asked) if masks else grad_above
-            w = weights
-            if pulls.shape[1]:
-                w, g = torch.cat([weights, grad_pulled], 1), torch.cat([g, pulls], 1)
-            above, pulled, _ = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.method)
-            grad_scores = (w * pulled - g * above).sum(1) / temperature[:, None]
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            grad_pulls, grad_weights, _ = _pair_sums(scores, grad_pulled, grad_above, *rest, ctx.order, ctx.method)
-        return grad_scores, grad_weights, grad_pulls, None, None, None, None, None
+        needed = ctx.needs_input_grad
+        return *_pull_back(ctx.saved_tensors, ctx.order, ctx.method, needed, grad_above, grad_pulled), *5 * (None,)
 
     @staticmethod
-    def jvp(
-        ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, pulls_t: Tensor | None, *_constants: object
-    ) -> tuple[Tensor, Tensor, None]:
-        scores, weights, pulls, temperature, asked, ranking = ctx.saved_tensors
-        rest = (temperature, asked, ranking)
-        above_t, pulled_t = torch.zeros_like(weights), torch.zeros_like(pulls)
-        if weights_t is not None or pulls_t is not None:
-            w = torch.zeros_like(weights) if weights_t is None else weights_t
-            g = torch.zeros_like(pulls) if pulls_t is None else pulls_t
-            above_t, pulled_t, _ = _pair_sums(scores, w, g, *rest, ctx.order, ctx.method)
-        if scores_t is not None:
-            shift = scores_t[:, None]
-            w, g = torch.cat([weights * shift, weights], 1), torch.cat([pulls * shift, pulls], 1)
-            above, pulled, _ = _pair_sums(scores, w, g, *rest, ctx.order + 1, ctx.method)
-            (moved_above, above), (moved_pulled, pulled) = above.chunk(2, 1), pulled.chunk(2, 1)
-            above_t = above_t + (moved_above - shift * above) / temperature[:, None, None]
-            pulled_t = pulled_t + (shift * pulled - moved_pulled) / temperature[:, None, None]
-        return above_t, pulled_t, None
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
+        return *_push_forward(ctx.saved_tensors, ctx.order, ctx.method, *tangents[:3]), None
 
     @staticmethod
     def vmap(
@@ -262,6 +240,87 @@ class _PairSums(torch.autograd.Function):
         sums = _pair_sums(*(arg.flatten(0, 1) for arg in batched), *args[6:])
         above, pulled, ranking = (total.reshape(size, len(total) // size, *total.shape[1:]) for total in sums)
         return (above, pulled, ranking), (0, 0, 0)
+
+
+@final
+class _FewPairs(torch.autograd.Function):
+    """``above`` of one problem's few rows; keeps the derivative of each pair.
+
+    No ``setup_context``: with one, torch inspects a signature at every call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weights: Tensor, temperature: Tensor, asked: Tensor, place: Tensor) -> Tensor:
+        above, slopes = few_pairs(scores, weights, temperature, place)
+        ctx.save_for_backward(scores, weights, temperature, asked, place, slopes)
+        ctx.save_for_forward(scores, weights, temperature, asked)
+        return above
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scores, weights, temperature, asked, place, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+            tensors = _of_order_0(scores, weights, temperature, asked)
+            grads = _pull_back(tensors, 0, "asked_pairs", ctx.needs_input_grad, grad, tensors[2])
+            return *grads[:2], None, None, None
+        with _full_precision(scores.device):
+            return few_pairs_gradient(grad, weights, temperature, place, slopes), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, scores_t: Tensor | None, weights_t: Tensor | None, *_constants: None) -> Tensor:
+        tensors = _of_order_0(*ctx.saved_tensors)
+        return _push_forward(tensors, 0, "asked_pairs", scores_t, weights_t, None)[0]
+
+
+def _pull_back(
+    saved: tuple[Tensor, ...],
+    order: int,
+    method: Method,
+    needed: tuple[bool, ...],
+    grad_above: Tensor,
+    grad_pulled: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients by scores, weights and pulls of what :class:`_PairSums` gives."""
+    scores, weights, pulls, *rest = saved
+    grad_scores = grad_weights = grad_pulls = None
+    if needed[0]:
+        temperature, asked, _ = rest
+        masks = order % 2 == 0 and not needed[1]
+        g = _centre(grad_above, weights, asked) if masks else grad_above
+        w = weights
+        if pulls.shape[1]:
+            w, g = torch.cat([weights, grad_pulled], 1), torch.cat([g, pulls], 1)
+        above, pulled, _ = _pair_sums(scores, w, g, *rest, order + 1, method)
+        grad_scores = (w * pulled - g * above).sum(1) / temperature[:, None]
+    if needed[1] or needed[2]:
+        grad_pulls, grad_weights, _ = _pair_sums(scores, grad_pulled, grad_above, *rest, order, method)
+    return grad_scores, grad_weights, grad_pulls
+
+
+def _push_forward(
+    saved: tuple[Tensor, ...],
+    order: int,
+    method: Method,
+    scores_t: Tensor | None,
+    weights_t: Tensor | None,
+    pulls_t: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The derivatives of ``above`` and ``pulled`` in the direction of the tangents."""
+    scores, weights, pulls, *rest = saved
+    temperature = rest[0][:, None, None]
+    above_t, pulled_t = torch.zeros_like(weights), torch.zeros_like(pulls)
+    if weights_t is not None or pulls_t is not None:
+        w = torch.zeros_like(weights) if weights_t is None else weights_t
+        g = torch.zeros_like(pulls) if pulls_t is None else pulls_t
+        above_t, pulled_t, _ = _pair_sums(scores, w, g, *rest, order, method)
+    if scores_t is not None:
+        shift = scores_t[:, None]
+        w, g = torch.cat([weights * shift, weights], 1), torch.cat([pulls * shift, pulls], 1)
+        above, pulled, _ = _pair_sums(scores, w, g, *rest, order + 1, method)
+        (moved_above, above), (moved_pulled, pulled) = above.chunk(2, 1), pulled.chunk(2, 1)
+        above_t = above_t + (moved_above - shift * above) / temperature
+        pulled_t = pulled_t + (shift * pulled - moved_pulled) / temperature
+    return above_t, pulled_t
 
 
 def _centre(grad: Tensor, weights: Tensor, asked: Tensor) -> Tensor:

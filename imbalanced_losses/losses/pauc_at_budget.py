@@ -197,7 +197,8 @@ def pauc_at_budget_per_class(
     )
     budget = _measure_budget(pool, cfg)
     weight = pool.positive_weight * pool.live if cfg.pos_numerator == "live" else pool.positive_weight
-    valid = (weight.sum(-1) > 0) & budget.measurable
+    mass = weight.sum(-1)
+    valid = (mass > 0) & budget.measurable
     if cfg.surrogate == "pairwise":
         band = _negatives_in_band(pool, budget)
         valid = valid & band.any(-1)
@@ -205,7 +206,7 @@ def pauc_at_budget_per_class(
     else:
         missed = _mean_miss_over_knots(pool, budget)
     diagnostics = _diagnose(pool, budget, missed, weight, valid) if diagnose else {}
-    return per_class_result(pool, weighted_mean(missed, weight), valid, diagnostics), new_state
+    return per_class_result(pool, weighted_mean(missed, weight, mass), valid, diagnostics), new_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,7 +149,8 @@ def recall_at_quantile_per_class(
     )
     missed = wide_sigmoid((_threshold(pool, cfg) - pool.scores) / pool.temperature)
     weight = pool.positive_weight
-    return per_class_result(pool, weighted_mean(missed, weight), weight.sum(-1) > 0), new_state
+    mass = weight.sum(-1)
+    return per_class_result(pool, weighted_mean(missed, weight, mass), mass > 0), new_state
 
 
 def _threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:

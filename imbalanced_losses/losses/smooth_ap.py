@@ -153,8 +153,9 @@ def smooth_ap_per_class(
         generator=generator,
     )
     weight, negative = pool.positive_weight, pool.negative
-    loss = weighted_mean(_one_minus_precision(pool, negative, exclusive=not cfg.multilabel), weight)
-    return per_class_result(pool, loss, (weight.sum(-1) > 0) & negative.any(-1)), new_state
+    mass = weight.sum(-1)
+    loss = weighted_mean(_one_minus_precision(pool, negative, exclusive=not cfg.multilabel), weight, mass)
+    return per_class_result(pool, loss, (mass > 0) & negative.any(-1)), new_state
 
 
 def _one_minus_precision(pool: Pool, negative: Tensor, *, exclusive: bool) -> Tensor:
