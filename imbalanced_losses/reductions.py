@@ -59,8 +59,6 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
         loss = loss * weights
     if reduction == "none":
         return loss
-    if reduction == "mean" and weights is None and counted is None and loss.numel() > 0:
-        return loss.mean()  # one operator for two
     total = loss.sum()
     if reduction == "sum":
         return total

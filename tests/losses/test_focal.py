@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from imbalanced_losses import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.kernels import focal as kernel
-from imbalanced_losses.kernels import focal_blocks
 from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case, paper_sigmoid, paper_softmax
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -234,8 +233,8 @@ def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) 
 def test_blocks_of_rows_change_nothing(case: Case, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.inputs(n=11)
     expected = gradient_of(case, *inputs, reduction="none")
-    for module in (kernel, focal_blocks):
-        monkeypatch.setattr(module, "BLOCK_SIZE", 2 * inputs[0][0].numel())
+    for name in ("SIGMOID_BLOCK_SIZE", "SOFTMAX_BLOCK_SIZE"):
+        monkeypatch.setattr(kernel, name, 2 * inputs[0][0].numel())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_close(gradient_of(case, *inputs, reduction="none"), expected, rtol=1e-14, atol=1e-15)
 
