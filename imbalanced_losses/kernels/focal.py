@@ -53,12 +53,23 @@ class Focal(ABC):
             return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
         return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
 
+    @final
+    def mean_of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor | None:
+        """The mean over what is not ignored, as one node of the graph; None if that is not known to be faster."""
+        if 0 < logits.numel() <= FEW_LOGITS and reads_freely(logits, targets):
+            return _MeanOfFew.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        return None
+
+    @abstractmethod
+    def _count(self, targets: Tensor) -> Tensor | int:
+        """How many elements are not ignored; 1 if none is."""
+
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         """The loss or, given the gradient by it, the gradient by the logits, for :func:`can_overwrite` calls only."""
 
     @abstractmethod
-    def _terms_of_few(
+    def _terms_at_once(
         self, logits: Tensor, targets: Tensor, alpha: Tensor | None
     ) -> HardSigmoid | ModerateSoftmax | None:
         """What loss and gradient are made of, or None if these need other steps; for :func:`can_overwrite` calls."""
@@ -107,8 +118,28 @@ class _ClosedForm(_Derivatives):
         if not can_overwrite(logits):
             return focal._value(*tensors)
         if logits.numel() <= FEW_LOGITS and reads_freely(logits, targets):
-            ctx.terms = focal._terms_of_few(*tensors)
+            ctx.terms = focal._terms_at_once(*tensors)
         return focal._at_once(None, *tensors) if ctx.terms is None else ctx.terms.loss()
+
+
+@final
+class _MeanOfFew(_Derivatives):
+    """Its mean over what is not ignored."""
+
+    @staticmethod
+    def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
+        loss = _ClosedForm.forward(ctx, focal, *tensors)
+        any_ignored = ctx.terms is None or ctx.terms.ignored is not None
+        ctx.count = focal._count(tensors[1]) if any_ignored else loss.numel()
+        return loss.sum() / ctx.count  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Derivatives.backward(ctx, (grad / ctx.count).expand(ctx.saved_tensors[1].shape))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _Derivatives.jvp(ctx, *tangents).sum() / ctx.count  # type: ignore[no-any-return]
 
 
 @final
@@ -165,7 +196,12 @@ class SigmoidFocal(Focal):
     gamma: float
     ignore_index: int | None
 
-    def _terms_of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> HardSigmoid | None:
+    def _count(self, targets: Tensor) -> Tensor | int:
+        if self.ignore_index is None:
+            return targets.numel()
+        return (targets.to(working_dtype(targets)) != self.ignore_index).sum().clamp_min(1)
+
+    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> HardSigmoid | None:
         dtype = working_dtype(logits)
         if self.ignore_index is not None:
             return None
@@ -252,7 +288,10 @@ class SoftmaxFocal(Focal):
     ignore_index: int
     label_smoothing: float
 
-    def _terms_of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> ModerateSoftmax | None:
+    def _count(self, targets: Tensor) -> Tensor | int:
+        return (targets.long() != self.ignore_index).sum().clamp_min(1)
+
+    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> ModerateSoftmax | None:
         if self.label_smoothing > 0:
             return None
         return moderate_softmax(logits.to(working_dtype(logits)), targets, alpha, self.gamma, self.ignore_index)
@@ -264,11 +303,12 @@ class SoftmaxFocal(Focal):
         def of_block(*rows: Tensor) -> Tensor:
             if few_classes:
                 rows = tuple(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows)
-            terms = self._terms_of_few(*rows[:2], alpha) if reads else None
+            z, y, *pulled = rows
+            terms = self._terms_at_once(z, y, alpha) if reads else None
             if terms is not None:
-                block = terms.loss() if grad is None else terms.gradient(rows[2])
+                block = terms.gradient(pulled[0]) if pulled else terms.loss()
             else:
-                block = self._value(*rows, alpha) if grad is None else self._pullback(rows[2], *rows[:2], alpha)
+                block = self._pullback(pulled[0], z, y, alpha) if pulled else self._value(z, y, alpha)
             return block.squeeze(0).movedim(-1, 0) if few_classes else block
 
         if grad is None:

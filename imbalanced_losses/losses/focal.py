@@ -155,7 +155,10 @@ def sigmoid_focal(
     check_config(cfg, SigmoidFocalConfig)
     targets = check_element_targets(targets, logits)
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
-    loss = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)(logits, targets)
+    focal = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)
+    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets)) is not None:
+        return mean
+    loss = focal(logits, targets)
     counted = None if cfg.ignore_index is None else targets.to(loss.dtype) != cfg.ignore_index
     return reduce_elements(loss, counted, weights, cfg.reduction)
 
@@ -223,7 +226,10 @@ def softmax_focal(
         raise ValueError(f"expected background_class in [0, {logits.shape[1]}), got {cfg.background_class}")
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
     focal = SoftmaxFocal(cfg.gamma, cfg.ignore_index, cfg.label_smoothing)
-    loss = focal(logits, targets, _class_weights(logits, cfg, alpha))
+    alpha = _class_weights(logits, cfg, alpha)
+    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets, alpha)) is not None:
+        return mean
+    loss = focal(logits, targets, alpha)
     classes = targets.long()
     counted = classes != cfg.ignore_index
     if cfg.reduction == "mean_positive":
