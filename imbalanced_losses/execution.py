@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["can_overwrite", "can_read_values", "is_plain_eager", "is_transformed", "reads_freely"]
+__all__ = ["can_overwrite", "can_read_values", "has_tangent", "is_plain_eager", "is_transformed", "reads_freely"]
 
 
 def is_transformed() -> bool:
@@ -34,10 +34,15 @@ def can_read_values(tensor: object) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether this is differentiated in forward mode outside any transform."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def can_overwrite(*tensors: Tensor) -> bool:
     """Whether nothing differentiates, maps or traces what is done with these: then steps may overwrite each other."""
     if not is_plain_eager() or torch.is_grad_enabled():
         return False
     if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
         return False
-    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)  # type: ignore[no-untyped-call]
+    return not any(has_tangent(tensor) for tensor in tensors)

@@ -27,7 +27,7 @@ from imbalanced_losses.kernels.exponential_sums import sorted_sums, weighted_sum
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs, few_pairs_gradient, tail_sigmoid
 
-__all__ = ["Method", "sigmoid_sums"]
+__all__ = ["Method", "full_precision", "sigmoid_sums"]
 
 Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 
@@ -96,7 +96,7 @@ def sigmoid_sums(
     asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
     if method == "auto" and reads_freely(scores, weights, temperature, asked):
         if len(scores) == 1 and len(rows := asked.nonzero()) * scores.shape[1] <= KEPT_PAIRS:
-            with _full_precision(scores.device):
+            with full_precision(scores.device):
                 return _FewPairs.apply(scores, weights, temperature, asked, rows[:, 1])  # type: ignore[no-any-return, no-untyped-call]
     else:
         exclusive = exclusive and len(scores) > 1
@@ -186,13 +186,13 @@ def _of_order_0(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Ten
 
 
 def _pair_sums(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with _full_precision(inputs[0].device):
+    with full_precision(inputs[0].device):
         if not torch.is_grad_enabled() and not is_transformed():
             return _evaluate(*inputs)
         return _PairSums.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would run the matrix products in half precision."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -263,7 +263,7 @@ class _FewPairs(torch.autograd.Function):
             tensors = _of_order_0(scores, weights, temperature, asked)
             grads = _pull_back(tensors, 0, "asked_pairs", ctx.needs_input_grad, grad, tensors[2])
             return *grads[:2], None, None, None
-        with _full_precision(scores.device):
+        with full_precision(scores.device):
             return few_pairs_gradient(grad, weights, temperature, place, slopes), None, None, None, None
 
     @staticmethod
