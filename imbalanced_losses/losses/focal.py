@@ -21,7 +21,8 @@ from imbalanced_losses.checks import (
     check_number,
     check_weight_sequence,
 )
-from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal
+from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
+from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
 from imbalanced_losses.precision import working_dtype
 from imbalanced_losses.reductions import Reduction, reduce_elements
 
