@@ -1,8 +1,8 @@
 """What the focal losses share: derivatives in closed form, blocks, powers.
 
-In eager mode an ``autograd.Function`` keeps the inputs only and computes the rest anew in the backward, by steps that
-overwrite each other unless a transform or a further derivative asks for the plain expressions. Under ``torch.compile``
-the loss is one plain expression, which the compiler differentiates itself.
+In eager mode an ``autograd.Function`` keeps the inputs only (of few logits the terms, too) and computes the rest anew
+in the backward, by steps that overwrite each other unless a transform or a further derivative asks for the plain
+expressions. Under ``torch.compile`` the loss is one plain expression, which the compiler differentiates itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import can_overwrite, is_transformed, reads_freely
+from imbalanced_losses.execution import can_overwrite, is_traced, is_transformed, reads_freely
 
 __all__ = ["Focal", "Terms", "by_blocks", "floored", "lowest_base", "softplus"]
 
@@ -42,7 +42,7 @@ class Focal(ABC):
     @final
     def __call__(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor:
         """The loss per element, differentiable by the logits (twice in eager mode); 0 where ignored."""
-        if torch.compiler.is_compiling():  # which does not know a Function's jvp and vmap
+        if is_traced():  # which does not know a Function's jvp and vmap
             return self._value(logits, targets, alpha)
         if is_transformed():
             return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
@@ -56,8 +56,8 @@ class Focal(ABC):
         return None
 
     @abstractmethod
-    def _count(self, targets: Tensor) -> Tensor | int:
-        """How many elements are not ignored; 1 if none is."""
+    def counted(self, targets: Tensor) -> Tensor | None:
+        """Which elements are not ignored; None if none can be."""
 
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -81,11 +81,12 @@ class Focal(ABC):
 
 
 class _Derivatives(torch.autograd.Function):
-    """The derivatives of the loss per element, from a graph that keeps no intermediate result."""
+    """The derivatives of the loss per element, from a graph that keeps no intermediate result but of few logits."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, alpha = ctx.saved_tensors
+        grad = grad.expand(targets.shape)
         overwrites = can_overwrite(grad, logits)
         if overwrites and ctx.terms is not None:
             gradient = ctx.terms.gradient(grad).to(logits.dtype)
@@ -123,12 +124,13 @@ class _MeanOfFew(_Derivatives):
     def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
         loss = _ClosedForm.forward(ctx, focal, *tensors)
         any_ignored = ctx.terms is None or ctx.terms.ignored is not None
-        ctx.count = focal._count(tensors[1]) if any_ignored else loss.numel()
+        counted = focal.counted(tensors[1]) if any_ignored else None
+        ctx.count = loss.numel() if counted is None else counted.sum().clamp_min(1)
         return loss.sum() / ctx.count  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Derivatives.backward(ctx, (grad / ctx.count).expand(ctx.saved_tensors[1].shape))
+        return _Derivatives.backward(ctx, grad / ctx.count)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

@@ -144,6 +144,7 @@ class _Pairs(NamedTuple):
             torch.sub(self.own[rows, None], odds, out=odds).div_(self.scale)
             if self.skipped is not None:
                 odds.scatter_(1, self.skipped[rows, None], torch.inf)
+            # so that what does not count counts for the smallest normal number
             odds.clamp_(-limit, limit).exp2_()  # exp takes three times as long
             yield rows, torch.add(odds, 1, out=sigmoids).reciprocal_(), odds
 
@@ -180,7 +181,7 @@ def _by_pairs(
     classes = place // scores.shape[1]
     scores = scores.nan_to_num().contiguous()  # in one block with others' scores, whose gradients nan would reach
     own, weight = (values.flatten().index_select(0, place) for values in (scores, weight))
-    slot = torch.arange(len(place)) - (n_positives.cumsum(0) - n_positives)[classes]
+    slot = torch.arange(len(place), device=place.device) - (n_positives.cumsum(0) - n_positives)[classes]
     others = scores.new_full((len(scores), int(n_positives.max())), -torch.inf)
     others[classes, slot] = own
     scale = temperature.double() * math.log(2)

@@ -41,10 +41,10 @@ class SigmoidFocal(Focal):
     gamma: float
     ignore_index: int | None
 
-    def _count(self, targets: Tensor) -> Tensor | int:
-        if self.ignore_index is None:
-            return targets.numel()
-        return (targets.to(working_dtype(targets)) != self.ignore_index).sum().clamp_min(1)
+    def counted(self, targets: Tensor) -> Tensor | None:
+        """Which elements are not ignored; None if none can be."""
+        # uint8 156 equals -100 if asked as it is
+        return None if self.ignore_index is None else targets.to(working_dtype(targets)) != self.ignore_index
 
     def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _HardTerms | None:
         dtype = working_dtype(logits)
@@ -56,8 +56,8 @@ class SigmoidFocal(Focal):
         dtype, reads = working_dtype(logits), reads_freely(logits, targets)
 
         def of_block(z: Tensor, y: Tensor, grad: Tensor | None = None) -> Tensor:
+            ignored = None if (counted := self.counted(y)) is None else ~counted
             z, y = z.to(dtype), y.to(dtype)
-            ignored = None if self.ignore_index is None else y == self.ignore_index
             if ignored is not None:
                 z, y = z.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
             terms = _hard_terms(z, y, self.balance, self.gamma) if reads else None
@@ -103,9 +103,8 @@ class SigmoidFocal(Focal):
         return _SigmoidTerms(away, hardness, softness, wrong, miss, cross_entropy, weight)
 
     def _unless_ignored(self, value: Tensor, targets: Tensor) -> Tensor:
-        if self.ignore_index is None:
-            return value
-        return torch.where(targets.to(value.dtype) != self.ignore_index, value, 0)
+        counted = self.counted(targets)
+        return value if counted is None else torch.where(counted, value, 0)
 
 
 class _HardTerms(NamedTuple):

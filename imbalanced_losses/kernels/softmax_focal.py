@@ -54,8 +54,9 @@ class SoftmaxFocal(Focal):
     ignore_index: int
     label_smoothing: float
 
-    def _count(self, targets: Tensor) -> Tensor | int:
-        return (targets.long() != self.ignore_index).sum().clamp_min(1)
+    def counted(self, targets: Tensor) -> Tensor:
+        """Which positions are not ignored."""
+        return targets.long() != self.ignore_index
 
     def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _ModerateTerms | None:
         if self.label_smoothing > 0:

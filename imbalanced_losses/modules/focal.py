@@ -17,7 +17,7 @@ from imbalanced_losses.checks import (
     check_weight_sequence,
     check_weight_values,
 )
-from imbalanced_losses.execution import can_read_values
+from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
     SoftmaxFocalConfig,
@@ -82,7 +82,7 @@ class SigmoidFocalLoss(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
         check_local(self.gather_distributed)
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             if self.validate_targets and can_read_values(targets):
                 check_probability_values(check_element_targets(targets, inputs), self.config.ignore_index)
             _check_weights(self.validate_targets, sample_weight)
@@ -163,7 +163,7 @@ class SoftmaxFocalLoss(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
         check_local(self.gather_distributed)
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             if self.validate_targets and can_read_values(targets):
                 check_class_ids(targets, inputs)
                 check_class_id_values(targets, inputs.shape[1], self._settings.ignore_index)

@@ -18,7 +18,7 @@ from imbalanced_losses.checks import (
     check_temperature_number,
     check_weight_values,
 )
-from imbalanced_losses.execution import can_read_values
+from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.kernels.quantile import Interpolation
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
@@ -100,7 +100,7 @@ class _RankingLoss(nn.Module, ABC):
     ) -> PerClass:
         """Check, compute, write the queue back."""
         check_local(self.gather_distributed)
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._check_values(logits, targets, sample_weight)
             self._warn_of_subsampling(logits.shape[0] + self.queue_size)
         update_queue = self.training or self.update_queue_in_eval
