@@ -8,14 +8,13 @@ over classes is mostly overhead and ranks ``[C, 2, M]`` are mostly 0. Once a blo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from imbalanced_losses.execution import has_tangent, reads_freely
-from imbalanced_losses.kernels.pairs import CHUNK_PAIRS
+from imbalanced_losses.kernels.pair_blocks import PairBlocks, pad_classes
 from imbalanced_losses.kernels.soft_rank import full_precision, sigmoid_sums
 from imbalanced_losses.precision import widest_dtype
 
@@ -116,53 +115,6 @@ class _MissedPrecision(torch.autograd.Function):
         return *torch.autograd.grad(_by_ranks(scores, *rest), scores, grad, create_graph=True), *6 * (None,)
 
 
-class _Pairs(NamedTuple):
-    """Scores ``own [P]``, class by class, against those of their class in ``table [C, W]``; -inf is below any.
-
-    ``skipped [P]``: a column that does not count. ``scale []`` is what differences are divided by, for powers of 2.
-    """
-
-    own: Tensor
-    classes: Tensor
-    table: Tensor
-    scale: Tensor
-    skipped: Tensor | None = None
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, the sigmoids ``[rows, W]`` of their pairs, and ``(1 - sigmoid) / sigmoid``; the next overwrites them.
-
-        The sigmoid's derivative is the latter times the square of the former, with all digits in both tails.
-        """
-        n_rows = min(len(self.own), max(1, CHUNK_PAIRS // max(1, self.table.shape[1])))
-        limit = -math.log2(torch.finfo(self.own.dtype).tiny)
-        # written over and over: fresh memory costs more than what is computed in it
-        memory = self.own.new_empty(2, n_rows, self.table.shape[1])
-        for start in range(0, len(self.own), max(1, n_rows)):
-            rows = slice(start, min(start + n_rows, len(self.own)))
-            odds, sigmoids = memory[:, : rows.stop - start].unbind()
-            torch.index_select(self.table, 0, self.classes[rows], out=odds)
-            torch.sub(self.own[rows, None], odds, out=odds).div_(self.scale)
-            if self.skipped is not None:
-                odds.scatter_(1, self.skipped[rows, None], torch.inf)
-            # so that what does not count counts for the smallest normal number
-            odds.clamp_(-limit, limit).exp2_()  # exp takes three times as long
-            yield rows, torch.add(odds, 1, out=sigmoids).reciprocal_(), odds
-
-    def sums(self) -> Tensor:
-        """``[P]``: of the sigmoids."""
-        sums = torch.empty_like(self.own)
-        for rows, sigmoids, _ in self.blocks():
-            torch.sum(sigmoids, 1, out=sums[rows])
-        return sums
-
-    def pull(self, rows: slice, sigmoids: Tensor, odds: Tensor, pulls: Tensor, out: tuple[Tensor, Tensor]) -> None:
-        """Add the gradient of ``(pulls * sums[rows]).sum()``, times the temperature, by ``own`` and by ``table``."""
-        by_own, by_table = out
-        slopes = odds.mul_(sigmoids).mul_(sigmoids).mul_(pulls[:, None])
-        by_own[rows].sub_(slopes.sum(1))
-        by_table.index_add_(0, self.classes[rows], slopes)  # a matrix product takes three times as long
-
-
 def _by_pairs(
     scores: Tensor,
     positive: Tensor,
@@ -181,12 +133,10 @@ def _by_pairs(
     classes = place // scores.shape[1]
     scores = scores.nan_to_num().contiguous()  # in one block with others' scores, whose gradients nan would reach
     own, weight = (values.flatten().index_select(0, place) for values in (scores, weight))
-    slot = torch.arange(len(place), device=place.device) - (n_positives.cumsum(0) - n_positives)[classes]
-    others = scores.new_full((len(scores), int(n_positives.max())), -torch.inf)
-    others[classes, slot] = own
+    others, slot = pad_classes(own, classes, n_positives, int(n_positives.max()))
     scale = temperature.double() * math.log(2)
-    among = _Pairs(own, classes, others, scale, slot)
-    against = _Pairs(own, classes, torch.where(negative, scores, -torch.inf), scale)
+    among = PairBlocks(own, classes, others, scale, slot)
+    against = PairBlocks(own, classes, torch.where(negative, scores, -torch.inf), scale)
 
     rank, above = among.sums() + 1, torch.empty_like(own)
     by_own, by_negatives, by_others = torch.zeros_like(own), torch.zeros_like(scores), torch.zeros_like(others)

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from imbalanced_losses.kernels import missed_precision as module
 from imbalanced_losses.kernels.missed_precision import missed_precision
 
-CHUNK = "imbalanced_losses.kernels.missed_precision.CHUNK_PAIRS"
+CHUNK = "imbalanced_losses.kernels.pair_blocks.CHUNK_PAIRS"
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda positive: torch.randn(positive.shape),
     "ties": lambda positive: torch.zeros(positive.shape),
