@@ -23,9 +23,17 @@ from imbalanced_losses.checks import (
 )
 from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal
 from imbalanced_losses.precision import working_dtype
-from imbalanced_losses.reductions import Reduction, reduce_elements
+from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
 
-__all__ = ["SigmoidFocalConfig", "SoftmaxFocalConfig", "SoftmaxReduction", "sigmoid_focal", "softmax_focal"]
+__all__ = [
+    "SigmoidFocalConfig",
+    "SoftmaxFocalConfig",
+    "SoftmaxReduction",
+    "sigmoid_focal",
+    "sigmoid_focal_elements",
+    "softmax_focal",
+    "softmax_focal_elements",
+]
 
 SoftmaxReduction = Literal["mean", "sum", "none", "mean_positive"]
 
@@ -152,12 +160,19 @@ def sigmoid_focal(
     >>> sigmoid_focal(logits, targets, cfg)  # 0.5^2 log 2, and little for the two that are right
     tensor([0.1733, 0.0227, 0.0227])
     """
+    return reduce_elements(*sigmoid_focal_elements(logits, targets, cfg, sample_weight=sample_weight), cfg.reduction)
+
+
+def sigmoid_focal_elements(
+    logits: Tensor, targets: Tensor, cfg: SigmoidFocalConfig, *, sample_weight: Tensor | None = None
+) -> Elements:
+    """:func:`sigmoid_focal` before its reduction."""
     check_config(cfg, SigmoidFocalConfig)
     targets = check_element_targets(targets, logits)
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
     loss = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)(logits, targets)
     counted = None if cfg.ignore_index is None else targets.to(loss.dtype) != cfg.ignore_index
-    return reduce_elements(loss, counted, weights, cfg.reduction)
+    return loss, counted, weights
 
 
 def softmax_focal(
@@ -217,6 +232,19 @@ def softmax_focal(
     >>> softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=1.0, reduction="none"))  # 0.5 log 2, and little
     tensor([0.3466, 0.0151])
     """
+    elements = softmax_focal_elements(logits, targets, cfg, alpha=alpha, sample_weight=sample_weight)
+    return reduce_elements(*elements, "mean" if cfg.reduction == "mean_positive" else cfg.reduction)
+
+
+def softmax_focal_elements(
+    logits: Tensor,
+    targets: Tensor,
+    cfg: SoftmaxFocalConfig,
+    *,
+    alpha: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Elements:
+    """:func:`softmax_focal` before its reduction."""
     check_config(cfg, SoftmaxFocalConfig)
     check_class_ids(targets, logits)
     if cfg.background_class >= logits.shape[1]:
@@ -227,8 +255,8 @@ def softmax_focal(
     classes = targets.long()
     counted = classes != cfg.ignore_index
     if cfg.reduction == "mean_positive":
-        return reduce_elements(loss, counted & (classes != cfg.background_class), weights, "mean")
-    return reduce_elements(loss, counted, weights, cfg.reduction)
+        counted = counted & (classes != cfg.background_class)
+    return loss, counted, weights
 
 
 def _class_weights(logits: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None) -> Tensor | None:

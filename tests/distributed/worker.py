@@ -1,0 +1,45 @@
+"""One of W processes: joins a gloo group, then runs what it is told to until the line closes. See processes.py."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import traceback
+from datetime import timedelta
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def main(address: str, store: str, rank: int, size: int, timeout: float) -> None:
+    sys.path.append(str(Path(__file__).parents[2]))  # for the tests; the package is the installed one
+    torch.set_num_threads(1)
+    line = Client(address, "AF_UNIX")
+    line.send(rank)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, size),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout),
+    )
+    while True:
+        try:
+            job, options = line.recv()
+        except EOFError:
+            os._exit(0)
+        module, _, name = job.partition(":")
+        torch.manual_seed(0)
+        try:
+            reply = getattr(importlib.import_module(module), name)(**options), None
+        except Exception:
+            reply = None, traceback.format_exc()
+        line.send_bytes(pickle.dumps(reply))  # as bytes: a connection would pass tensors through shared memory
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
