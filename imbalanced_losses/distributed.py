@@ -203,14 +203,12 @@ def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int
     Of ``counts`` rows a rank; all sizes but these, and the dtypes, are the same on all ranks. Own rows stay in place,
     with their gradient.
     """
-    longest = max(counts)
-    if longest == 0:
-        return list(columns)
     own_bytes = [_as_bytes(column) for column in columns]
     packed = torch.cat(own_bytes, 1)
-    packed = torch.nn.functional.pad(packed, (0, 0, 0, longest - len(packed)))
+    packed = torch.nn.functional.pad(packed, (0, 0, 0, max(counts) - len(packed)))
     everyones = packed.new_empty(ranks.size, *packed.shape)
-    dist.all_gather(list(everyones), packed, group=ranks.group)
+    if packed.numel() > 0:  # the same on all ranks
+        dist.all_gather(list(everyones), packed, group=ranks.group)
     widths = [part.shape[1] for part in own_bytes]
     gathered = []
     for column, part in zip(columns, torch.split(everyones, widths, -1), strict=True):
@@ -226,7 +224,8 @@ def _as_bytes(column: Tensor) -> Tensor:
 
 
 def _from_bytes(part: Tensor, like: Tensor) -> Tensor:
-    return part.clone(memory_format=torch.contiguous_format).view(like.dtype).view(len(part), *like.shape[1:])
+    flat = part.clone(memory_format=torch.contiguous_format).flatten()
+    return flat.view(like.dtype).view(len(part), *like.shape[1:])
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -116,19 +116,24 @@ def _decode(targets: Tensor, cfg: RankingConfig) -> Tensor:
 def reduce_over_ranks(
     ranks: Ranks,
     grad_reduction: GradReduction,
+    inputs: Tensor,
     elements: Callable[[], Elements],
     *,
     mean: bool,
-    n_classes: int,
-    device: torch.device,
+    exclusive: bool,
 ) -> Tensor:
-    """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each."""
+    """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each.
+
+    ``exclusive`` is whether ``inputs`` hold a class in each column: then all ranks must have as many.
+    """
     error: Exception | None = None
+    device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
     own, mass = torch.zeros(2, device=device)
     try:
         own, mass = sum_elements(*elements())
     except (TypeError, ValueError) as caught:
         error = caught
+    n_classes = inputs.shape[1] if exclusive and error is None else 0
     total, mass = _add_up(ranks, n_classes, error, own, mass)
     if mean:
         return stand_for_all(mean_over_mass(own, mass), mean_over_mass(total, mass), ranks, grad_reduction)

@@ -154,7 +154,7 @@ class SigmoidFocalLoss(_FocalLoss):
             return sigmoid_focal_elements(inputs, targets, self._settings, sample_weight=sample_weight)
 
         mean = self._settings.reduction == "mean"
-        return reduce_over_ranks(ranks, self.grad_reduction, elements, mean=mean, n_classes=1, device=inputs.device)
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=False)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_probability_values(check_element_targets(targets, inputs), self._settings.ignore_index)
@@ -239,10 +239,8 @@ class SoftmaxFocalLoss(_FocalLoss):
             self._check(inputs, targets, sample_weight)
             return softmax_focal_elements(inputs, targets, self._settings, **options)
 
-        mean, n_classes = self._settings.reduction != "sum", inputs.shape[1] if inputs.dim() > 1 else 0
-        return reduce_over_ranks(
-            ranks, self.grad_reduction, elements, mean=mean, n_classes=n_classes, device=inputs.device
-        )
+        mean = self._settings.reduction != "sum"
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=True)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_class_ids(targets, inputs)

@@ -29,7 +29,7 @@ def main(address: str, store: str, rank: int, size: int, timeout: float) -> None
     )
     while True:
         try:
-            job, options = line.recv()
+            job, options = pickle.loads(line.recv_bytes())
         except EOFError:
             os._exit(0)
         module, _, name = job.partition(":")
