@@ -64,8 +64,8 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     reduction : {"mean", "sum", "none"}
         ``"none"`` gives the weighted loss ``[N, ...]``.
     """
-    if reduction == "mean" and weights is None and counted is None and loss.numel() > 0:
-        return loss.mean()  # one operator for two
+    if reduction == "mean" and weights is None and counted is None:
+        return loss.sum() / max(1, loss.numel())  # not mean(), whose backward writes a tensor of the loss's size
     if reduction == "mean":
         total, mass = sum_elements(loss, counted, weights)
         return total / mass.clamp_min(1) if weights is None else mean_over_mass(total, mass)

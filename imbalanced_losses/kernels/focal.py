@@ -1,31 +1,40 @@
 """Focal losses per element, and their derivatives in closed form.
 
 In eager mode an ``autograd.Function`` keeps the inputs only and computes the rest anew in the backward, by steps that
-overwrite each other unless a transform or a further derivative asks for the plain expressions. Under ``torch.compile``,
-and of few logits, the loss is one plain expression, which the compiler or autograd differentiates itself.
+overwrite each other unless a transform or a further derivative asks for the plain expressions. Under ``torch.compile``
+the loss is one plain expression, which the compiler differentiates itself.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import can_overwrite, is_transformed
-from imbalanced_losses.kernels.focal_blocks import lowest_base, sigmoid_focal_blocks
+from imbalanced_losses.execution import can_overwrite, is_transformed, reads_freely
+from imbalanced_losses.kernels.focal_blocks import (
+    HardSigmoid,
+    ModerateSoftmax,
+    by_blocks,
+    hard_sigmoid,
+    lowest_base,
+    moderate_softmax,
+    sigmoid_focal_block,
+)
 from imbalanced_losses.precision import working_dtype
 
 __all__ = ["Focal", "SigmoidFocal", "SoftmaxFocal"]
 
-# Softmax logits per thread that are worked on at a time on the CPU: enough to hide the cost of some fifty calls.
-BLOCK_SIZE = 1 << 20
+# Logits per thread that are worked on at a time on the CPU: more leave the cache, fewer do not hide the cost of calls,
+# of which the softmax needs more, some by rows.
+SIGMOID_BLOCK_SIZE = 1 << 17
+SOFTMAX_BLOCK_SIZE = 1 << 20
 
-# Up to so many logits what counts is the number of operators, and autograd needs fewer than a Function does.
+# Of up to so many logits the graph keeps all that the forward knows: what counts is the number of operators.
 FEW_LOGITS = 1 << 12
 
 # Up to so many classes, reductions over them as the last axis cost more than to lay the rows out as that axis.
@@ -42,17 +51,28 @@ class Focal(ABC):
             return self._value(logits, targets, alpha)
         if is_transformed():
             return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
-        if logits.device.type == "cpu" and logits.numel() <= FEW_LOGITS:
-            return self._of_few(logits, targets, alpha)
         return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
 
+    @final
+    def mean_of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor | None:
+        """The mean over what is not ignored, as one node of the graph; None if that is not known to be faster."""
+        if 0 < logits.numel() <= FEW_LOGITS and reads_freely(logits, targets):
+            return _MeanOfFew.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        return None
+
     @abstractmethod
-    def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The loss per element in the fewest operators, for autograd to differentiate."""
+    def _count(self, targets: Tensor) -> Tensor | int:
+        """How many elements are not ignored; 1 if none is."""
 
     @abstractmethod
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         """The loss or, given the gradient by it, the gradient by the logits, for :func:`can_overwrite` calls only."""
+
+    @abstractmethod
+    def _terms_at_once(
+        self, logits: Tensor, targets: Tensor, alpha: Tensor | None
+    ) -> HardSigmoid | ModerateSoftmax | None:
+        """What loss and gradient are made of, or None if these need other steps; for :func:`can_overwrite` calls."""
 
     @abstractmethod
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
@@ -73,7 +93,10 @@ class _Derivatives(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, alpha = ctx.saved_tensors
-        if can_overwrite(grad, logits):
+        overwrites = can_overwrite(grad, logits)
+        if overwrites and ctx.terms is not None:
+            gradient = ctx.terms.gradient(grad).to(logits.dtype)
+        elif overwrites:
             gradient = ctx.focal._at_once(grad, logits, targets, alpha)
         else:
             gradient = ctx.focal._pullback(grad, logits, targets, alpha).to(logits.dtype)
@@ -91,7 +114,32 @@ class _ClosedForm(_Derivatives):
     @staticmethod
     def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
         _keep(ctx, focal, tensors)
-        return focal._at_once(None, *tensors) if can_overwrite(tensors[0]) else focal._value(*tensors)
+        logits, targets, _ = tensors
+        if not can_overwrite(logits):
+            return focal._value(*tensors)
+        if logits.numel() <= FEW_LOGITS and reads_freely(logits, targets):
+            ctx.terms = focal._terms_at_once(*tensors)
+        return focal._at_once(None, *tensors) if ctx.terms is None else ctx.terms.loss()
+
+
+@final
+class _MeanOfFew(_Derivatives):
+    """Its mean over what is not ignored."""
+
+    @staticmethod
+    def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
+        loss = _ClosedForm.forward(ctx, focal, *tensors)
+        any_ignored = ctx.terms is None or ctx.terms.ignored is not None
+        ctx.count = focal._count(tensors[1]) if any_ignored else loss.numel()
+        return loss.sum() / ctx.count  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Derivatives.backward(ctx, (grad / ctx.count).expand(ctx.saved_tensors[1].shape))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _Derivatives.jvp(ctx, *tangents).sum() / ctx.count  # type: ignore[no-any-return]
 
 
 @final
@@ -110,25 +158,9 @@ class _MappedClosedForm(_Derivatives):
 
 
 def _keep(ctx: Any, focal: Focal, tensors: tuple[Tensor | None, ...]) -> None:
-    ctx.focal = focal
+    ctx.focal, ctx.terms = focal, None
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
-
-
-def _by_blocks(result: Tensor, function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
-    """``function(*rows, alpha)``, written to ``result`` by as many rows at a time as fit ``BLOCK_SIZE``."""
-    shape = rows[-2].shape
-    size = max(1, BLOCK_SIZE * torch.get_num_threads() // shape[1:].numel())
-    few_classes = len(shape) == 2 and shape[1] <= FEW_CLASSES
-    for part, *block in zip(*(torch.split(tensor, size) for tensor in (result, *rows)), strict=True):
-        part.copy_(_rows_last(function, *block, alpha=alpha) if few_classes else function(*block, alpha))
-    return result
-
-
-def _rows_last(function: Callable[..., Tensor], *rows: Tensor, alpha: Tensor | None) -> Tensor:
-    """``function(*rows, alpha)`` as that of one row of many positions: reductions over a short last axis are slow."""
-    result = function(*(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows), alpha)
-    return result.squeeze(0).movedim(-1, 0)
 
 
 def _floored(base: Tensor, gamma: float) -> Tensor:
@@ -164,12 +196,36 @@ class SigmoidFocal(Focal):
     gamma: float
     ignore_index: int | None
 
-    def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        return self._value(logits, targets, alpha)
+    def _count(self, targets: Tensor) -> Tensor | int:
+        if self.ignore_index is None:
+            return targets.numel()
+        return (targets.to(working_dtype(targets)) != self.ignore_index).sum().clamp_min(1)
+
+    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> HardSigmoid | None:
+        dtype = working_dtype(logits)
+        if self.ignore_index is not None:
+            return None
+        return hard_sigmoid(logits.to(dtype), targets.to(dtype), self.balance, self.gamma)
 
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        dtype = working_dtype(logits)
-        return sigmoid_focal_blocks(grad, logits, targets, self.balance, self.gamma, self.ignore_index, dtype)
+        dtype, reads = working_dtype(logits), reads_freely(logits, targets)
+
+        def of_block(z: Tensor, y: Tensor, grad: Tensor | None = None) -> Tensor:
+            z, y = z.to(dtype), y.to(dtype)
+            ignored = None if self.ignore_index is None else y == self.ignore_index
+            if ignored is not None:
+                z, y = z.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
+            terms = hard_sigmoid(z, y, self.balance, self.gamma) if reads else None
+            if terms is None:
+                block = sigmoid_focal_block(z, y, grad, self.balance, self.gamma)
+            else:
+                block = terms.loss() if grad is None else terms.gradient(grad)
+            return block if ignored is None else block.masked_fill_(ignored, 0)
+
+        rows = [tensor.reshape(-1) for tensor in (logits, targets, *([] if grad is None else [grad]))]
+        return by_blocks(of_block, SIGMOID_BLOCK_SIZE, dtype if grad is None else logits.dtype, rows[0], *rows).view(
+            logits.shape
+        )
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
@@ -232,27 +288,32 @@ class SoftmaxFocal(Focal):
     ignore_index: int
     label_smoothing: float
 
-    def _of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+    def _count(self, targets: Tensor) -> Tensor | int:
+        return (targets.long() != self.ignore_index).sum().clamp_min(1)
+
+    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> ModerateSoftmax | None:
         if self.label_smoothing > 0:
-            return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
-        z, targets = logits.to(working_dtype(logits)), targets.long()
-        ignored = targets == self.ignore_index
-        own_class = targets.masked_fill(ignored, 0)
-        values = z.detach()
-        z = z - values.amax(1, keepdim=True).add_(values.amin(1, keepdim=True), alpha=0)  # nan if one is not finite
-        barred = ignored.unsqueeze(1).expand_as(z).scatter(1, own_class.unsqueeze(1), True)
-        rest = z.masked_fill(barred, torch.finfo(z.dtype).min).logsumexp(1)  # nothing at all where ignored
-        lead = rest + torch.nn.functional.nll_loss(z, targets, ignore_index=self.ignore_index, reduction="none")
-        loss = _floored(lead.sigmoid(), self.gamma).pow(self.gamma) * _softplus(lead)
-        return loss if alpha is None else loss * alpha[own_class]
+            return None
+        return moderate_softmax(logits.to(working_dtype(logits)), targets, alpha, self.gamma, self.ignore_index)
 
     def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        rows = (logits, targets) if grad is None else (grad, logits, targets)
-        function: Callable[..., Tensor] = self._value if grad is None else self._pullback
-        like, dtype = (targets, working_dtype(logits)) if grad is None else (logits, logits.dtype)
-        if logits.device.type != "cpu" or logits.numel() <= BLOCK_SIZE * torch.get_num_threads():
-            return function(*rows, alpha).to(dtype)
-        return _by_blocks(torch.empty_like(like, dtype=dtype), function, *rows, alpha=alpha)
+        reads = reads_freely(logits, targets)
+        few_classes = reads and logits.dim() == 2 and logits.shape[1] <= FEW_CLASSES
+
+        def of_block(*rows: Tensor) -> Tensor:
+            if few_classes:
+                rows = tuple(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows)
+            z, y, *pulled = rows
+            terms = self._terms_at_once(z, y, alpha) if reads else None
+            if terms is not None:
+                block = terms.gradient(pulled[0]) if pulled else terms.loss()
+            else:
+                block = self._pullback(pulled[0], z, y, alpha) if pulled else self._value(z, y, alpha)
+            return block.squeeze(0).movedim(-1, 0) if few_classes else block
+
+        if grad is None:
+            return by_blocks(of_block, SOFTMAX_BLOCK_SIZE, working_dtype(logits), targets, logits, targets)
+        return by_blocks(of_block, SOFTMAX_BLOCK_SIZE, logits.dtype, logits, logits, targets, grad)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)

@@ -160,18 +160,32 @@ def sigmoid_focal(
     >>> sigmoid_focal(logits, targets, cfg)  # 0.5^2 log 2, and little for the two that are right
     tensor([0.1733, 0.0227, 0.0227])
     """
-    return reduce_elements(*sigmoid_focal_elements(logits, targets, cfg, sample_weight=sample_weight), cfg.reduction)
+    focal, targets, weights = _check_sigmoid(logits, targets, cfg, sample_weight)
+    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets)) is not None:
+        return mean
+    return reduce_elements(*_sigmoid_elements(focal, logits, targets, weights), cfg.reduction)
 
 
 def sigmoid_focal_elements(
     logits: Tensor, targets: Tensor, cfg: SigmoidFocalConfig, *, sample_weight: Tensor | None = None
 ) -> Elements:
     """:func:`sigmoid_focal` before its reduction."""
+    focal, targets, weights = _check_sigmoid(logits, targets, cfg, sample_weight)
+    return _sigmoid_elements(focal, logits, targets, weights)
+
+
+def _check_sigmoid(
+    logits: Tensor, targets: Tensor, cfg: SigmoidFocalConfig, sample_weight: Tensor | None
+) -> tuple[SigmoidFocal, Tensor, Tensor | None]:
     check_config(cfg, SigmoidFocalConfig)
     targets = check_element_targets(targets, logits)
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
-    loss = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)(logits, targets)
-    counted = None if cfg.ignore_index is None else targets.to(loss.dtype) != cfg.ignore_index
+    return SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index), targets, weights
+
+
+def _sigmoid_elements(focal: SigmoidFocal, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Elements:
+    loss = focal(logits, targets)
+    counted = None if focal.ignore_index is None else targets.to(loss.dtype) != focal.ignore_index
     return loss, counted, weights
 
 
@@ -232,7 +246,10 @@ def softmax_focal(
     >>> softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=1.0, reduction="none"))  # 0.5 log 2, and little
     tensor([0.3466, 0.0151])
     """
-    elements = softmax_focal_elements(logits, targets, cfg, alpha=alpha, sample_weight=sample_weight)
+    focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
+    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets, alpha)) is not None:
+        return mean
+    elements = _softmax_elements(focal, logits, targets, cfg, alpha, weights)
     return reduce_elements(*elements, "mean" if cfg.reduction == "mean_positive" else cfg.reduction)
 
 
@@ -245,13 +262,31 @@ def softmax_focal_elements(
     sample_weight: Tensor | None = None,
 ) -> Elements:
     """:func:`softmax_focal` before its reduction."""
+    focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
+    return _softmax_elements(focal, logits, targets, cfg, alpha, weights)
+
+
+def _check_softmax(
+    logits: Tensor, targets: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None, sample_weight: Tensor | None
+) -> tuple[SoftmaxFocal, Tensor | None, Tensor | None]:
     check_config(cfg, SoftmaxFocalConfig)
     check_class_ids(targets, logits)
     if cfg.background_class >= logits.shape[1]:
         raise ValueError(f"expected background_class in [0, {logits.shape[1]}), got {cfg.background_class}")
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
     focal = SoftmaxFocal(cfg.gamma, cfg.ignore_index, cfg.label_smoothing)
-    loss = focal(logits, targets, _class_weights(logits, cfg, alpha))
+    return focal, _class_weights(logits, cfg, alpha), weights
+
+
+def _softmax_elements(
+    focal: SoftmaxFocal,
+    logits: Tensor,
+    targets: Tensor,
+    cfg: SoftmaxFocalConfig,
+    alpha: Tensor | None,
+    weights: Tensor | None,
+) -> Elements:
+    loss = focal(logits, targets, alpha)
     classes = targets.long()
     counted = classes != cfg.ignore_index
     if cfg.reduction == "mean_positive":

@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from imbalanced_losses import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.kernels import focal as kernel
-from imbalanced_losses.kernels import focal_blocks
 from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case, paper_sigmoid, paper_softmax
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -234,8 +233,8 @@ def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) 
 def test_blocks_of_rows_change_nothing(case: Case, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.inputs(n=11)
     expected = gradient_of(case, *inputs, reduction="none")
-    for module in (kernel, focal_blocks):
-        monkeypatch.setattr(module, "BLOCK_SIZE", 2 * inputs[0][0].numel())
+    for name in ("SIGMOID_BLOCK_SIZE", "SOFTMAX_BLOCK_SIZE"):
+        monkeypatch.setattr(kernel, name, 2 * inputs[0][0].numel())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_close(gradient_of(case, *inputs, reduction="none"), expected, rtol=1e-14, atol=1e-15)
 
@@ -377,3 +376,50 @@ def test_alpha_as_a_tensor_overrides_the_configuration() -> None:
     expected = softmax_focal(logits, targets, SoftmaxFocalConfig(alpha=weights))
     for cfg in (SoftmaxFocalConfig(), SoftmaxFocalConfig(alpha=[9.0] * N_CLASSES)):
         assert_close(softmax_focal(logits, targets, cfg, alpha=torch.tensor(weights)), expected, rtol=0, atol=0)
+
+
+# --- steps that depend on the values ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 40.0])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@every_gamma
+@every_case
+def test_steps_chosen_by_the_values_are_the_others(
+    case: Case, gamma: float, reduction: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels 0 and 1 and logits of up to 30 have steps of their own, on the CPU."""
+    logits, targets = case.inputs(n=9)
+    values = gradient_of(case, scale * logits, targets, gamma=gamma, reduction=reduction)
+    monkeypatch.setattr(kernel, "reads_freely", lambda *_: False)
+    expected = gradient_of(case, scale * logits, targets, gamma=gamma, reduction=reduction)
+    assert_close(values, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@every_case
+def test_a_second_backward_gives_the_same(case: Case, reduction: str) -> None:
+    logits, targets = case.inputs()
+    logits.requires_grad_()
+    loss = case.call(logits, targets, reduction=reduction).sum()
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (double,) = torch.autograd.grad(2 * loss, logits)
+    assert_close(double, 2 * first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_classes_at_every_place_show_that_they_are_not_finite(bad: float) -> None:
+    """Also among ignored positions, which do not."""
+    for shape in SHAPES:
+        for place in range(N_CLASSES):
+            logits, targets = class_problem(shape)
+            targets[0] = -100
+            logits[:2, place] = bad
+            leaf = logits.requires_grad_()
+            loss = softmax_focal(leaf, targets, SoftmaxFocalConfig(reduction="none"))
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            assert not loss[1].isfinite().any()
+            assert not gradient[1].isfinite().any()
+            for rows in (loss, gradient):
+                assert (rows[0] == 0).all()
+                assert rows[2:].isfinite().all()
