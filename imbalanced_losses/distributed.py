@@ -204,8 +204,9 @@ def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int
     with their gradient.
     """
     own_bytes = [_as_bytes(column) for column in columns]
-    packed = torch.cat(own_bytes, 1)
-    packed = torch.nn.functional.pad(packed, (0, 0, 0, max(counts) - len(packed)))
+    own_rows = torch.cat(own_bytes, 1)
+    packed = own_rows.new_zeros(max(counts), own_rows.shape[1])
+    packed[: len(own_rows)] = own_rows
     everyones = packed.new_empty(ranks.size, *packed.shape)
     if packed.numel() > 0:  # the same on all ranks
         dist.all_gather(list(everyones), packed, group=ranks.group)
