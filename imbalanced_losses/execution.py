@@ -1,4 +1,4 @@
-"""Who runs this code: eager mode, a transform of ``torch.func`` or a compiler. Whatever may depend on it asks here."""
+"""Who runs this code: eager mode, a transform of ``torch.func`` or a tracer. Whatever may depend on it asks here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["can_overwrite", "can_read_values", "is_plain_eager", "is_transformed", "reads_freely"]
+__all__ = [
+    "can_overwrite",
+    "can_read_values",
+    "has_tangent",
+    "is_plain_eager",
+    "is_traced",
+    "is_transformed",
+    "reads_freely",
+]
+
+
+def is_traced() -> bool:
+    """Whether operators are recorded for later (by ``torch.compile``, ``make_fx`` or ``torch.jit.trace``), not run."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._is_tracing() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def is_transformed() -> bool:
@@ -16,22 +31,29 @@ def is_transformed() -> bool:
 
 def is_plain_eager() -> bool:
     """Whether this is eager mode outside any transform."""
-    return not torch.compiler.is_compiling() and not is_transformed()
+    return not is_traced() and not is_transformed()
 
 
 def reads_freely(*tensors: Tensor) -> bool:
-    """Whether this is plain eager mode on the CPU, where reading data costs nothing.
+    """Whether this is plain eager mode on the CPU, where reading data costs nothing."""
+    return is_plain_eager() and all(map(_is_at_hand, tensors))
 
-    A subclass of Tensor may hold no data.
-    """
-    return is_plain_eager() and all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+
+def _is_at_hand(tensor: Tensor) -> bool:
+    """Whether this is a tensor in the host's memory; a subclass may hold no data."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
 def can_read_values(tensor: object) -> bool:
-    """Whether this is a Tensor that Python may look into: not while compiling, under ``vmap`` or on ``meta``."""
-    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.is_meta:
+    """Whether this is a Tensor that Python may look into: not while it is traced, under ``vmap`` or on ``meta``."""
+    if is_traced() or not isinstance(tensor, Tensor) or tensor.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether this is differentiated in forward mode outside any transform."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def can_overwrite(*tensors: Tensor) -> bool:
@@ -40,4 +62,4 @@ def can_overwrite(*tensors: Tensor) -> bool:
         return False
     if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
         return False
-    return all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)  # type: ignore[no-untyped-call]
+    return not any(has_tangent(tensor) for tensor in tensors)

@@ -148,10 +148,10 @@ class Pool:
         """``values [C]``, which a logit that is not finite makes ``nan``."""
         return values if self.poison is None else values * self.poison
 
-    def rank_counts(self, negative: Tensor) -> Tensor:
-        """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive."""
+    def rank_counts(self, negative: Tensor) -> Tensor | None:
+        """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive, if not always 1."""
         if self.beside is None:
-            return torch.stack([self.positive, negative], 1).to(self.scores.dtype)
+            return None
         return torch.stack([self.positive * self.beside[:, None], self.count(negative)], 1)
 
     def _join(self, parts: list[Tensor]) -> Tensor:

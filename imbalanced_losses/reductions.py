@@ -1,4 +1,7 @@
-"""Masked and weighted means and sums. Every division by a count or a mass in the library happens here."""
+"""Masked and weighted means and sums.
+
+Every division by a count or a mass in the library happens here, but for a mean of few focal losses, which is fused.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from imbalanced_losses.execution import is_traced
 from imbalanced_losses.kernels.pairs import sigmoid_derivative, tail_sigmoid
 from imbalanced_losses.precision import widest_dtype
 
@@ -113,7 +114,7 @@ def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
 
     def part(scores: Tensor, weights: Tensor) -> Tensor:
         pairs = (scores[..., :, None] - scores[..., None, :]) / temperature[:, None, None, None]  # [.., j, i]
-        if torch.compiler.is_compiling():
+        if is_traced():
             return weighted_sums(weights, torch.where(itself, 0, tail_sigmoid(pairs)))
         return weights @ sigmoid_derivative(pairs, order).masked_fill_(itself, 0)
 
@@ -214,7 +215,7 @@ def _powers(base: Tensor, terms: int) -> Tensor:
 def _in_parts(function: Callable[..., Tensor], width: int, *rows: Tensor, dim: int = 1) -> Tensor:
     """``function`` of ``[R, N, ...]`` tensors, a slice of N at a time where eager mode would leave the cache."""
     r, n, size = rows[0].shape
-    step = n if torch.compiler.is_compiling() else max(1, SLICE // (r * size * width))
+    step = n if is_traced() else max(1, SLICE // (r * size * width))
     if step >= n:
         return function(*rows)
     parts = [slice(start, start + step) for start in range(0, n, step)]

@@ -1,6 +1,7 @@
 r"""Sums of sigmoids over all pairs of scores: the soft ranks that Smooth-AP and the pairwise pAUC are made of.
 
-One interface, :func:`sigmoid_sums`, and one place that chooses between three evaluators: the rows that are asked for,
+One interface, :func:`sigmoid_sums` (Smooth-AP with few positives spares the ranks of several classes, see
+``missed_precision.py``), and one place that chooses between three evaluators: the rows that are asked for,
 pair by pair (few positives, on a CPU); all pairs (small pools); and short sums of exponentials over sorted scores (the
 rest, in near-linear time). In eager mode they sit behind an ``autograd.Function`` that keeps the inputs and computes
 pairs anew in the backward, but for very few pairs, whose derivatives it keeps; ``torch.compile`` gets plain
@@ -22,12 +23,12 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import is_transformed, reads_freely
+from imbalanced_losses.execution import has_tangent, is_traced, is_transformed, reads_freely
 from imbalanced_losses.kernels.exponential_sums import sorted_sums, weighted_sums
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.pairs import all_pairs, asked_pairs, few_pairs, few_pairs_gradient, tail_sigmoid
 
-__all__ = ["Method", "sigmoid_sums"]
+__all__ = ["Method", "full_precision", "sigmoid_sums"]
 
 Method = Literal["auto", "all_pairs", "asked_pairs", "near_linear"]
 
@@ -96,12 +97,12 @@ def sigmoid_sums(
     asked = torch.ones_like(scores, dtype=torch.bool) if asked is None else asked
     if method == "auto" and reads_freely(scores, weights, temperature, asked):
         if len(scores) == 1 and len(rows := asked.nonzero()) * scores.shape[1] <= KEPT_PAIRS:
-            with _full_precision(scores.device):
+            with full_precision(scores.device):
                 return _FewPairs.apply(scores, weights, temperature, asked, rows[:, 1])  # type: ignore[no-any-return, no-untyped-call]
     else:
         exclusive = exclusive and len(scores) > 1
         method = _static_method(scores, exclusive) if method == "auto" else method
-        if torch.compiler.is_compiling() or (exclusive and method == "all_pairs"):
+        if is_traced() or (exclusive and method == "all_pairs"):
             if method == "near_linear":
                 sums = _sort_and_sum(scores, weights, temperature)
             else:
@@ -114,7 +115,7 @@ def _static_method(scores: Tensor, exclusive: bool) -> Method:
     """The choice by shape alone: compiled, under transforms and on accelerators."""
     r, m = scores.shape
     pairs = m * m * (1 if exclusive else r)
-    near_linear_from = COMPILED_NEAR_LINEAR_FROM if torch.compiler.is_compiling() else NEAR_LINEAR_FROM
+    near_linear_from = COMPILED_NEAR_LINEAR_FROM if is_traced() else NEAR_LINEAR_FROM
     few_rows = m < (max(near_linear_from, 100 * r) if exclusive else near_linear_from)
     return "all_pairs" if few_rows and pairs <= MOST_PAIRS else "near_linear"
 
@@ -186,13 +187,14 @@ def _of_order_0(scores: Tensor, weights: Tensor, temperature: Tensor, asked: Ten
 
 
 def _pair_sums(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with _full_precision(inputs[0].device):
-        if not torch.is_grad_enabled() and not is_transformed():
+    with full_precision(inputs[0].device):
+        differentiated = torch.is_grad_enabled() or is_transformed() or any(map(has_tangent, inputs[:3]))
+        if not differentiated:
             return _evaluate(*inputs)
         return _PairSums.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would run the matrix products in half precision."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -259,11 +261,11 @@ class _FewPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, weights, temperature, asked, place, slopes = ctx.saved_tensors
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+        if torch.is_grad_enabled() or ctx.needs_input_grad[1] or has_tangent(scores):
             tensors = _of_order_0(scores, weights, temperature, asked)
             grads = _pull_back(tensors, 0, "asked_pairs", ctx.needs_input_grad, grad, tensors[2])
             return *grads[:2], None, None, None
-        with _full_precision(scores.device):
+        with full_precision(scores.device):
             return few_pairs_gradient(grad, weights, temperature, place, slopes), None, None, None, None
 
     @staticmethod

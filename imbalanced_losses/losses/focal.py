@@ -21,7 +21,8 @@ from imbalanced_losses.checks import (
     check_number,
     check_weight_sequence,
 )
-from imbalanced_losses.kernels.focal import SigmoidFocal, SoftmaxFocal
+from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
+from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
 from imbalanced_losses.precision import working_dtype
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
 
@@ -146,7 +147,8 @@ def sigmoid_focal(
 
     Notes
     -----
-    Cost: O(1) per element. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest.
+    Cost: O(1) per element. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest (of
+    up to 4,096 logits on the CPU it keeps all).
 
     References
     ----------
@@ -185,8 +187,7 @@ def _check_sigmoid(
 
 def _sigmoid_elements(focal: SigmoidFocal, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Elements:
     loss = focal(logits, targets)
-    counted = None if focal.ignore_index is None else targets.to(loss.dtype) != focal.ignore_index
-    return loss, counted, weights
+    return loss, focal.counted(targets), weights
 
 
 def softmax_focal(
@@ -233,7 +234,8 @@ def softmax_focal(
 
     Notes
     -----
-    Cost: O(C) per position. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest.
+    Cost: O(C) per position. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest (of
+    up to 4,096 logits on the CPU it keeps all).
 
     References
     ----------
@@ -287,10 +289,9 @@ def _softmax_elements(
     weights: Tensor | None,
 ) -> Elements:
     loss = focal(logits, targets, alpha)
-    classes = targets.long()
-    counted = classes != cfg.ignore_index
+    counted = focal.counted(targets)
     if cfg.reduction == "mean_positive":
-        counted = counted & (classes != cfg.background_class)
+        counted = counted & (targets.long() != cfg.background_class)
     return loss, counted, weights
 
 

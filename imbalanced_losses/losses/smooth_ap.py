@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_config
-from imbalanced_losses.kernels.soft_rank import sigmoid_sums
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
-from imbalanced_losses.precision import widest_dtype
+from imbalanced_losses.kernels.missed_precision import missed_precision
+from imbalanced_losses.pool import PerClass, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import weighted_mean
+from imbalanced_losses.reductions import mean_over_mass
 
 __all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
 
@@ -153,16 +152,14 @@ def smooth_ap_per_class(
         generator=generator,
     )
     weight, negative = pool.positive_weight, pool.negative
-    mass = weight.sum(-1)
-    loss = weighted_mean(_one_minus_precision(pool, negative, exclusive=not cfg.multilabel), weight, mass)
-    return per_class_result(pool, loss, (mass > 0) & negative.any(-1)), new_state
-
-
-def _one_minus_precision(pool: Pool, negative: Tensor, *, exclusive: bool) -> Tensor:
-    """``1 - R_i^+ / R_i`` for every row ``[C, M]``; of use at positives."""
-    sums = sigmoid_sums(
-        pool.scores, pool.rank_counts(negative), pool.temperature, asked=pool.positive, exclusive=exclusive
+    missed = missed_precision(
+        pool.scores,
+        pool.positive,
+        negative,
+        weight,
+        pool.temperature,
+        pool.rank_counts(negative),
+        exclusive=not cfg.multilabel,
     )
-    above_positive, above_negative = sums.to(widest_dtype(sums.device)).unbind(1)
-    # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
-    return above_negative / (above_negative + above_positive + 1)
+    mass = weight.sum(-1)
+    return per_class_result(pool, mean_over_mass(missed, mass), (mass > 0) & negative.any(-1)), new_state

@@ -20,7 +20,7 @@ from imbalanced_losses.checks import (
     check_weight_values,
 )
 from imbalanced_losses.distributed import GradReduction, find_ranks
-from imbalanced_losses.execution import can_read_values
+from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
     SoftmaxFocalConfig,
@@ -75,7 +75,7 @@ class _FocalLoss(nn.Module, ABC):
         """Read the targets."""
 
     def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        if torch.compiler.is_compiling() or not self.validate_targets:
+        if is_traced() or not self.validate_targets:
             return
         if can_read_values(targets):
             self._check_values(inputs, targets)

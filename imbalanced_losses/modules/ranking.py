@@ -22,7 +22,7 @@ from imbalanced_losses.checks import (
     check_weight_values,
 )
 from imbalanced_losses.distributed import GradReduction, find_ranks, stand_for_all
-from imbalanced_losses.execution import can_read_values
+from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.kernels.quantile import Interpolation
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
@@ -121,9 +121,9 @@ class _RankingLoss(nn.Module, ABC):
         if ranks is not None:
             check, device = functools.partial(self._check_values, batch), self.temperature.device
             batch = gather_batch(ranks, batch, self.config, self.queue_size, device, check)
-        elif not torch.compiler.is_compiling():
+        elif not is_traced():
             self._check_values(batch)
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
         update_queue = self.training or self.update_queue_in_eval
         result, new_state = self._per_class(

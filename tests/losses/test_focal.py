@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 from imbalanced_losses import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.kernels import focal as kernel
+from imbalanced_losses.kernels import sigmoid_focal as sigmoid_kernel
+from imbalanced_losses.kernels import softmax_focal as softmax_kernel
 from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case, paper_sigmoid, paper_softmax
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -233,8 +235,8 @@ def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) 
 def test_blocks_of_rows_change_nothing(case: Case, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.inputs(n=11)
     expected = gradient_of(case, *inputs, reduction="none")
-    for name in ("SIGMOID_BLOCK_SIZE", "SOFTMAX_BLOCK_SIZE"):
-        monkeypatch.setattr(kernel, name, 2 * inputs[0][0].numel())
+    for of_one in (sigmoid_kernel, softmax_kernel):
+        monkeypatch.setattr(of_one, "BLOCK_SIZE", 2 * inputs[0][0].numel())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_close(gradient_of(case, *inputs, reduction="none"), expected, rtol=1e-14, atol=1e-15)
 
@@ -391,7 +393,8 @@ def test_steps_chosen_by_the_values_are_the_others(
     """Labels 0 and 1 and logits of up to 30 have steps of their own, on the CPU."""
     logits, targets = case.inputs(n=9)
     values = gradient_of(case, scale * logits, targets, gamma=gamma, reduction=reduction)
-    monkeypatch.setattr(kernel, "reads_freely", lambda *_: False)
+    for module in (kernel, sigmoid_kernel, softmax_kernel):
+        monkeypatch.setattr(module, "reads_freely", lambda *_: False)
     expected = gradient_of(case, scale * logits, targets, gamma=gamma, reduction=reduction)
     assert_close(values, expected, rtol=1e-9, atol=1e-14)
 

@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from imbalanced_losses import SoftmaxFocalConfig, softmax_focal
 from imbalanced_losses.kernels import focal as kernel
+from imbalanced_losses.kernels import sigmoid_focal as sigmoid_kernel
+from imbalanced_losses.kernels import softmax_focal as softmax_kernel
 from imbalanced_losses.kernels.focal import FEW_LOGITS
 from tests.losses.focal_cases import CASES, DEFAULTS, GAMMAS, N_CLASSES, Case
 from tests.reads_data import ReadsData
@@ -237,7 +239,8 @@ def test_nothing_reads_data_or_changes_an_argument(
     """But for numbers that choose a faster kernel, on the CPU."""
     monkeypatch.setattr(kernel, "FEW_LOGITS", few)
     if not on_cpu:
-        monkeypatch.setattr(kernel, "reads_freely", lambda *_: False)
+        for module in (kernel, sigmoid_kernel, softmax_kernel):
+            monkeypatch.setattr(module, "reads_freely", lambda *_: False)
     logits, targets = case.inputs()
     logits.requires_grad_()
     weights = torch.rand(6)

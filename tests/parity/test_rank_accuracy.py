@@ -64,7 +64,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 @pytest.fixture(params=["near_linear", "asked_pairs", "all_pairs", "auto"])
 def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The dispatch of this machine, or one evaluator for every pool."""
-    module = "imbalanced_losses.losses.smooth_ap.sigmoid_sums"
+    module = "imbalanced_losses.kernels.missed_precision.sigmoid_sums"
     if request.param != "auto":
         monkeypatch.setattr(module, functools.partial(sigmoid_sums, method=request.param))
     name: str = request.param

@@ -1,0 +1,177 @@
+"""The sigmoid focal loss per element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.execution import can_overwrite, reads_freely
+from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, lowest_base, softplus
+from imbalanced_losses.precision import working_dtype
+
+__all__ = ["SigmoidFocal"]
+
+# Logits per thread that are worked on at a time on the CPU: more leave the cache, fewer do not hide the cost of calls.
+BLOCK_SIZE = 1 << 17
+
+
+class _SigmoidTerms(NamedTuple):
+    away: Tensor  # from the label's side: 1 or -1
+    hardness: Tensor  # of the label: 1/2 if it is 0 or 1
+    softness: Tensor  # 1/2 - hardness
+    wrong: Tensor  # probability of the other side than the label's
+    miss: Tensor  # 1 - p_t
+    cross_entropy: Tensor
+    weight: Tensor | float  # alpha_t
+
+
+@final
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are there
+class SigmoidFocal(Focal):
+    """``alpha_t (1 - p_t)^gamma CE`` for logits of any shape and labels in [0, 1].
+
+    In terms of the probability of the side that the label is not on, every digit of a small loss is kept.
+    """
+
+    balance: float
+    """``alpha``; -1 switches it off."""
+    gamma: float
+    ignore_index: int | None
+
+    def counted(self, targets: Tensor) -> Tensor | None:
+        """Which elements are not ignored; None if none can be."""
+        # uint8 156 equals -100 if asked as it is
+        return None if self.ignore_index is None else targets.to(working_dtype(targets)) != self.ignore_index
+
+    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _HardTerms | None:
+        dtype = working_dtype(logits)
+        if self.ignore_index is not None:
+            return None
+        return _hard_terms(logits.to(dtype), targets.to(dtype), self.balance, self.gamma)
+
+    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        dtype, reads = working_dtype(logits), reads_freely(logits, targets)
+
+        def of_block(z: Tensor, y: Tensor, grad: Tensor | None = None) -> Tensor:
+            ignored = None if (counted := self.counted(y)) is None else ~counted
+            z, y = z.to(dtype), y.to(dtype)
+            if ignored is not None:
+                z, y = z.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
+            terms = _hard_terms(z, y, self.balance, self.gamma) if reads else None
+            if terms is None:
+                block = _soft_block(z, y, grad, self.balance, self.gamma)
+            else:
+                block = terms.loss() if grad is None else terms.gradient(grad)
+            return block if ignored is None else block.masked_fill_(ignored, 0)
+
+        rows = [tensor.reshape(-1) for tensor in (logits, targets, *([] if grad is None else [grad]))]
+        return by_blocks(of_block, BLOCK_SIZE, dtype if grad is None else logits.dtype, rows[0], *rows).view(
+            logits.shape
+        )
+
+    def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        terms = self._terms(logits, targets)
+        loss = floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy
+        return self._unless_ignored(loss if self.balance == -1 else loss * terms.weight, targets)
+
+    def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        away, hardness, softness, wrong, miss, cross_entropy, weight = self._terms(logits, targets)
+        miss = floored(miss, self.gamma - 1)
+        spread = hardness * wrong * (1 - wrong)
+        slope = torch.addcmul(miss * (wrong - softness), spread, cross_entropy, value=2 * self.gamma)
+        return self._unless_ignored(grad * away * (weight * miss.pow(self.gamma - 1)) * slope, targets)
+
+    def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        return self._pullback(tangent, logits, targets, alpha)  # elements do not mix: the derivative is diagonal
+
+    def _terms(self, logits: Tensor, targets: Tensor) -> _SigmoidTerms:
+        dtype = working_dtype(logits)
+        z = self._unless_ignored(logits.to(dtype), targets)
+        half = 0.5 - self._unless_ignored(targets.to(dtype), targets)
+        away = half.new_ones(()).copysign(half)
+        hardness = away * half
+        if not can_overwrite(logits):  # autograd of the formula would give a finite gradient where the loss is not
+            away = away.add(z.detach(), alpha=0)
+        x = away * z
+        softness, wrong = 0.5 - hardness, x.sigmoid()
+        miss = torch.addcmul(softness, hardness, wrong, value=2)
+        cross_entropy = torch.addcmul(softplus(x), softness, x, value=-1)
+        weight = 1.0 if self.balance == -1 else (1 - 2 * self.balance) * half + 0.5
+        return _SigmoidTerms(away, hardness, softness, wrong, miss, cross_entropy, weight)
+
+    def _unless_ignored(self, value: Tensor, targets: Tensor) -> Tensor:
+        counted = self.counted(targets)
+        return value if counted is None else torch.where(counted, value, 0)
+
+
+class _HardTerms(NamedTuple):
+    """What the sigmoid focal loss of labels 0 and 1 and its gradient are made of, all of one shape."""
+
+    miss: Tensor  # 1 - p_t
+    cross_entropy: Tensor
+    weight: Tensor  # miss^gamma alpha_t, negative where the label is 1
+    gamma: float
+    ignored: None = None  # these are for losses that ignore nothing
+
+    def loss(self) -> Tensor:
+        """The loss per element."""
+        return self.weight.abs().mul_(self.cross_entropy)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """The gradient by the logits, given that by the loss."""
+        slope = torch.addcmul(self.cross_entropy, self.miss, self.cross_entropy, value=-1)
+        return torch.add(self.miss, slope, alpha=self.gamma).mul_(self.weight).mul_(grad)
+
+
+def _hard_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _HardTerms | None:
+    """The terms for logits and labels of one dtype, in half the steps of other labels; None if one is not 0 or 1.
+
+    It reads the labels.
+    """
+    if (y * y).sub_(y).sum().item() != 0:  # of labels in [0, 1] no term is above 0
+        return None
+    x = torch.addcmul(z, y, z, value=-2)  # nan of infinite logits of either sign
+    cross_entropy = softplus(x)
+    miss = x.sigmoid_()
+    weight = torch.rsub(y, 1, alpha=2) if balance == -1 else torch.rsub(y, 1 - balance)
+    return _HardTerms(miss, cross_entropy, miss.pow(gamma).mul_(weight), gamma)
+
+
+def _soft_block(z: Tensor, y: Tensor, grad: Tensor | None, balance: float, gamma: float) -> Tensor:
+    """The loss per element or, given the gradient by it, the gradient by the logits; for any labels."""
+    block = _loss(z, y, gamma) if grad is None else _derivative(z, y, gamma).mul_(grad)
+    return block if balance == -1 else block.mul_(torch.mul(y, 2 * balance - 1).add_(1 - balance))
+
+
+def _loss(z: Tensor, y: Tensor, gamma: float) -> Tensor:
+    _, _, miss, cross_entropy = _terms(z, y)
+    if low := lowest_base(gamma, miss.dtype):
+        miss.clamp_min_(low)
+    return miss.pow_(gamma).mul_(cross_entropy)
+
+
+def _derivative(z: Tensor, y: Tensor, gamma: float) -> Tensor:
+    p, q, miss, cross_entropy = _terms(z, y)
+    by_miss = (p * q).mul_(cross_entropy)
+    by_miss.mul_(torch.mul(y, -2, out=cross_entropy).add_(1))
+    if low := lowest_base(gamma - 1, miss.dtype):
+        miss.clamp_min_(low)
+    slope = torch.lerp(p, q.neg_(), y, out=p).mul_(miss).add_(by_miss, alpha=gamma)
+    return slope if gamma == 1 else slope.mul_(miss if gamma == 2 else miss.pow_(gamma - 1))
+
+
+def _terms(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probabilities of the labels 1 and 0, ``1 - p_t`` and the cross-entropy.
+
+    Labels weigh terms of one sign each, so that no digit of a small one is lost.
+    """
+    negated = -z
+    p, q = z.sigmoid(), negated.sigmoid()
+    miss = torch.lerp(p, q, y)
+    cross_entropy = z.clamp_min(0)
+    torch.lerp(cross_entropy, negated.clamp_min_(0), y, out=cross_entropy)
+    cross_entropy.sub_(torch.minimum(p, q, out=negated).neg_().log1p_())
+    return p, q, miss, cross_entropy

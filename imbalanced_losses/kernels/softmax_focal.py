@@ -1,0 +1,234 @@
+"""The softmax focal loss per position."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.execution import can_overwrite, reads_freely
+from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, softplus
+from imbalanced_losses.precision import working_dtype
+
+__all__ = ["SoftmaxFocal"]
+
+# Logits per thread that are worked on at a time on the CPU: more leave the cache, fewer do not hide the cost of calls,
+# some of which go by rows.
+BLOCK_SIZE = 1 << 20
+
+# Up to so many classes, reductions over them as the last axis cost more than to lay the rows out as that axis.
+FEW_CLASSES = 16
+
+# Up to so many powers, one call of exp costs less than the two that exp2 takes; of more, twice as much.
+FEW_POWERS = 1 << 12
+
+# In absolute value, up to which no sum, product or quotient of two exponentials leaves float32.
+LARGEST_LOGIT = 30.0
+
+
+class _SoftmaxTerms(NamedTuple):
+    ignored: Tensor
+    own_class: Tensor  # the target, or 0 where ignored
+    others: Tensor  # the other classes' unnormalised probabilities, 0 at the target
+    rest: Tensor  # their sum
+    miss: Tensor  # 1 - p_y
+    focus: Tensor  # (1 - p_y)^gamma
+    cross_entropy: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are there
+class SoftmaxFocal(Focal):
+    """``(1 - p_y)^gamma CE`` for logits ``[N, C, ...]`` and class ids ``[N, ...]``, with class weights ``alpha [C]``.
+
+    It is the binary loss of the target against all the others, by how far their ``logsumexp`` is above the target's
+    logit: so ``1 - p_y`` and ``-log p_y`` keep their digits near 0. Every term is ``[N, 1, ...]`` or ``[N, C, ...]``.
+    A logit that is not finite counts as 0, and the loss and gradient of its position are multiplied by nan: softmax
+    alone would not tell of ``-inf``.
+    """
+
+    gamma: float
+    ignore_index: int
+    label_smoothing: float
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Which positions are not ignored."""
+        return targets.long() != self.ignore_index
+
+    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _ModerateTerms | None:
+        if self.label_smoothing > 0:
+            return None
+        return _moderate_terms(logits.to(working_dtype(logits)), targets, alpha, self.gamma, self.ignore_index)
+
+    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        reads = reads_freely(logits, targets)
+        few_classes = reads and logits.dim() == 2 and logits.shape[1] <= FEW_CLASSES
+
+        def of_block(*rows: Tensor) -> Tensor:
+            if few_classes:
+                rows = tuple(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows)
+            z, y, *pulled = rows
+            terms = self._terms_at_once(z, y, alpha) if reads else None
+            if terms is not None:
+                block = terms.gradient(pulled[0]) if pulled else terms.loss()
+            else:
+                block = self._pullback(pulled[0], z, y, alpha) if pulled else self._value(z, y, alpha)
+            return block.squeeze(0).movedim(-1, 0) if few_classes else block
+
+        if grad is None:
+            return by_blocks(of_block, BLOCK_SIZE, working_dtype(logits), targets, logits, targets)
+        return by_blocks(of_block, BLOCK_SIZE, logits.dtype, logits, logits, targets, grad)
+
+    def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        terms = self._terms(logits, targets, alpha)
+        return (terms.focus * terms.cross_entropy).masked_fill(terms.ignored, 0).squeeze(1)
+
+    def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        ignored, own_class, others, rest, miss, focus, cross_entropy = self._terms(logits, targets, alpha)
+        base = floored(miss, self.gamma)
+        by_focus = 1 - miss if base is miss else (1 - miss) * (miss / base)
+        by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
+        by_margin = torch.addcmul(by_margin, by_focus, cross_entropy, value=self.gamma)
+        grad = grad.unsqueeze(1) * focus
+        by_others = (grad * by_margin / rest).masked_fill(ignored, 0)
+        if can_overwrite(grad, logits):
+            gradient = others.mul_(by_others).scatter_(1, own_class, -by_others * rest)
+        else:
+            gradient = by_others * others.scatter(1, own_class, -rest)
+        if self.label_smoothing == 0:
+            return gradient
+        smooth = grad.masked_fill(ignored, 0) * self._share(logits, alpha)
+        return (gradient - smooth).scatter_add(1, own_class, smooth.sum(1, keepdim=True))
+
+    def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        ones = torch.ones_like(targets, dtype=working_dtype(logits))
+        return (self._pullback(ones, logits, targets, alpha) * tangent).sum(1)  # positions do not mix
+
+    def _terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _SoftmaxTerms:
+        z = logits.to(working_dtype(logits))
+        targets = targets.long().unsqueeze(1)
+        ignored = targets == self.ignore_index
+        own_class = targets.masked_fill(ignored, 0)
+        if can_overwrite(logits) and z.shape[1] > 1:
+            others, highest = self._others_at_once(z, own_class)
+            broken = z.amin(1, keepdim=True) * 0
+        else:
+            values = z.detach()
+            intact = (values.amax(1, keepdim=True) < torch.inf) & (values.amin(1, keepdim=True) > -torch.inf)
+            broken = torch.where(intact | ignored, 0.0, torch.nan)  # not 0 * z, which a compiler may take for 0
+            z = torch.where(z.abs() < torch.inf, z, 0)  # a compiler has no fast isfinite
+            others, highest = self._others(z, own_class)
+        rest = others.sum(1, keepdim=True)
+        own, log_rest = z.gather(1, own_class) - highest, rest.log()
+        lead = log_rest - own + broken
+        miss, cross_entropy = lead.sigmoid(), softplus(lead)
+        focus = floored(miss, self.gamma).pow(self.gamma)
+        if alpha is not None or self.label_smoothing > 0:
+            cross_entropy = cross_entropy * self._target_weight(alpha, own_class)
+        if self.label_smoothing > 0:
+            log_likelihoods = z - highest - torch.logaddexp(own, log_rest)
+            cross_entropy = cross_entropy - (self._share(logits, alpha) * log_likelihoods).sum(1, keepdim=True)
+        return _SoftmaxTerms(ignored, own_class, others, rest, miss, focus, cross_entropy)
+
+    def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
+        """The other classes' ``exp(z - highest)`` and the highest of their logits."""
+        number = torch.arange(z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.dim() - 2))
+        others = torch.where(number == own_class, torch.finfo(z.dtype).min, z)  # which a compiler fuses, not a scatter
+        highest = others.detach().amax(1, keepdim=True)
+        # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
+        return (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_(), highest
+
+    def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
+        """``_others`` by the highest logit of all, in the fewest passes over ``z``; finite also where ``z`` is not."""
+        highest = z.amax(1, keepdim=True)
+        least = math.log2(torch.finfo(z.dtype).tiny)
+        powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
+        return powers.exp2_().scatter_(1, own_class, 0), highest
+
+    def _target_weight(self, alpha: Tensor | None, own_class: Tensor) -> Tensor | float:
+        """Weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
+        return (1 - self.label_smoothing) * (1.0 if alpha is None else alpha[own_class])
+
+    def _share(self, logits: Tensor, alpha: Tensor | None) -> Tensor:
+        """Weight of every ``-log p_c`` in the cross-entropy, ``[1, C, 1, ...]``."""
+        alpha = logits.new_ones(logits.shape[1], dtype=working_dtype(logits)) if alpha is None else alpha
+        return self.label_smoothing / len(alpha) * alpha.reshape(1, -1, *[1] * (logits.dim() - 2))
+
+    def _weight_of_all(self, alpha: Tensor, own_class: Tensor) -> Tensor:
+        """Sum of the weights in the cross-entropy, ``[N, 1, ...]``; 1 without class weights."""
+        return self._target_weight(alpha, own_class) + self.label_smoothing * alpha.mean()
+
+
+class _ModerateTerms(NamedTuple):
+    """What the softmax focal loss of moderate logits ``[N, C, ...]`` and its gradient are made of.
+
+    All but ``others [N, C, ...]`` and ``ignored [N, ...]`` are ``[N, 1, ...]``.
+    """
+
+    ignored: Tensor | None  # None if none is
+    own_class: Tensor  # the target, or 0 where ignored
+    others: Tensor  # the other classes' exp(z)
+    rest: Tensor  # their sum
+    total: Tensor  # that of all classes
+    odds: Tensor  # against the target: rest / exp(z_y)
+    cross_entropy: Tensor
+    focus: Tensor  # (1 - p_y)^gamma and the target's weight
+    gamma: float
+
+    def loss(self) -> Tensor:
+        """The loss per position ``[N, ...]``."""
+        loss = (self.focus * self.cross_entropy).squeeze(1)
+        return loss if self.ignored is None else loss.masked_fill_(self.ignored, 0)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """The gradient by the logits ``[N, C, ...]``, given that by the loss."""
+        by_others = torch.addcmul(self.focus, self.focus, self.cross_entropy / self.odds, value=self.gamma)
+        by_others.div_(self.total).squeeze(1).mul_(grad)
+        if self.ignored is not None:
+            by_others.squeeze(1).masked_fill_(self.ignored, 0)
+        return self.others.scatter_(1, self.own_class, self.rest.neg()) * by_others
+
+
+def _moderate_terms(
+    z: Tensor, targets: Tensor, alpha: Tensor | None, gamma: float, ignore_index: int
+) -> _ModerateTerms | None:
+    """The terms in the fewest passes over the logits, without their maxima; None if ``exp`` needs those.
+
+    It reads the logits and the targets.
+    """
+    if z.shape[1] == 1 or z.numel() == 0:
+        return None
+    own_class, ignored = targets.long(), None
+    if (own_class == ignore_index).any().item():
+        ignored = own_class == ignore_index
+        own_class = own_class.masked_fill(ignored, 0)
+    largest = _largest(z)
+    if not math.isfinite(largest):
+        z = _with_broken_rows(z, ignored)
+        largest = _largest(z.nan_to_num())
+    if largest > LARGEST_LOGIT:
+        return None
+    own_class = own_class.unsqueeze(1)
+    others = z.exp() if z.numel() <= FEW_POWERS else (z * math.log2(math.e)).exp2_()
+    own = others.gather(1, own_class)
+    others.scatter_(1, own_class, torch.zeros_like(own))  # by zeros, twice as fast as by 0
+    rest = others.sum(1, keepdim=True)
+    odds, total = rest / own, rest + own
+    focus = (rest / total).pow_(gamma)
+    if alpha is not None:
+        focus.mul_(alpha[own_class])
+    return _ModerateTerms(ignored, own_class, others, rest, total, odds, odds.log1p(), focus, gamma)
+
+
+def _largest(z: Tensor) -> float:
+    lowest, highest = torch.aminmax(z)
+    return max(highest.item(), -lowest.item())
+
+
+def _with_broken_rows(z: Tensor, ignored: Tensor | None) -> Tensor:
+    """Logits that are nan at every position where one is not finite, and 0 where that is ignored."""
+    z = z + (z.amin(1, keepdim=True) * 0 + z.amax(1, keepdim=True) * 0)
+    return z if ignored is None else z.masked_fill(ignored.unsqueeze(1), 0)
