@@ -42,7 +42,7 @@ class Processes:
         return [self._receive(rank) for rank in range(self.size)]
 
     def _receive(self, rank: int) -> tuple[Any, str | None]:
-        if not self._lines[rank].poll(self.timeout):
+        if not self._lines[rank].poll(self.timeout + 20):  # longer than torch waits
             self.close()
             raise TimeoutError(f"rank {rank} hangs")
         try:
