@@ -128,7 +128,8 @@ def stand_for_all(own: Tensor, value: Tensor, ranks: Ranks, grad_reduction: Grad
     them (DDP, FSDP) will divide by their number; with ``"sum"`` it counts once.
     """
     factor = ranks.size if grad_reduction == "mean" else 1
-    return _Part.apply(own, value, factor)  # type: ignore[no-any-return, no-untyped-call]
+    # detached also because the compiler does not trace a Function of one tensor twice
+    return _Part.apply(own, value.detach(), factor)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Part(torch.autograd.Function):
