@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from imbalanced_losses.distributed import all_gather_with_grad
-from tests.distributed.jobs import call_arguments
 from tests.distributed.training import Recipe, make_model, to_scalar
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from imbalanced_losses.distributed import all_gather_with_grad
 from tests.distributed.jobs import call_arguments
-from tests.distributed.training import LOSSES, Recipe, to_scalar
+from tests.distributed.training import Recipe, to_scalar
 
 
 class Traffic(TorchDispatchMode):
@@ -23,13 +25,15 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace in ("c10d", "_c10d_functional"):
-            name, (_, sent) = func._schema.name, args[:2]  # results first, as torch's all-gather has them
-            size = sum(leaf.nbytes for leaf in pytree.tree_leaves(sent) if isinstance(leaf, Tensor))
-            self.seen.append((name, size))
+            tensors = [[leaf for leaf in pytree.tree_leaves(arg) if isinstance(leaf, Tensor)] for arg in args]
+            *_, sent = filter(None, tensors)  # a gather names its results first
+            self.seen.append((func._schema.name, sum(tensor.nbytes for tensor in sent)))
         return func(*args, **(kwargs or {}))
 
 
-def count(recipe: Recipe, extras: list[list[str]], **options: Any) -> tuple[list[tuple[str, int]], ...]:
+def count(
+    recipe: Recipe, extras: list[list[str]], dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[list[tuple[str, int]], ...]:
     """What a forward and its backward send; ``extras`` are the optional arguments of each rank."""
     rank, size = dist.get_rank(), dist.get_world_size()
     loss_fn = recipe.make_loss(**options)
@@ -37,27 +41,28 @@ def count(recipe: Recipe, extras: list[list[str]], **options: Any) -> tuple[list
     start, end = recipe.bounds(size)[rank : rank + 2]
     given = {name: optional[name][start:end] for name in extras[rank]}
     with Traffic() as forward:
-        loss = to_scalar(loss_fn(logits[start:end].requires_grad_(), targets[start:end], **given))
+        loss = to_scalar(loss_fn(logits[start:end].to(dtype).requires_grad_(), targets[start:end], **given))
     with Traffic() as backward:
         loss.backward()
     return forward.seen, backward.seen
 
 
-def count_gather(counts: list[int], dtype: torch.dtype) -> list[tuple[str, int]]:
-    from imbalanced_losses.distributed import all_gather_with_grad
-
-    with Traffic() as traffic:
-        all_gather_with_grad(torch.zeros(counts[dist.get_rank()], 3, dtype=dtype))
-    return traffic.seen
-
-
-def count_known(numbers: int) -> list[tuple[str, int]]:
-    """Of torch's own collectives, so that a count of none means none."""
-    own = torch.zeros(numbers)
-    with Traffic() as traffic:
-        dist.all_gather([torch.zeros(numbers) for _ in range(dist.get_world_size())], own)
-        dist.all_reduce(own)
-    return traffic.seen
+def count_gather(counts: list[int], dtype: torch.dtype) -> tuple[list[tuple[str, int]], ...]:
+    """Of three columns."""
+    own = torch.zeros(counts[dist.get_rank()], 3, dtype=dtype, requires_grad=True)
+    with Traffic() as forward:
+        everyones = all_gather_with_grad(own)
+    with Traffic() as backward:
+        everyones.sum().backward()
+    return forward.seen, backward.seen
 
 
-__all__ = ["LOSSES", "Traffic", "count", "count_gather", "count_known"]
+def count_known(numbers: int) -> tuple[list[tuple[str, int]], ...]:
+    """Of torch's own collectives in forward and backward: where these are seen, none is none."""
+    own = torch.zeros(numbers, requires_grad=True)
+    with Traffic() as forward:
+        total = dist_functional.all_reduce(own)
+        dist.all_gather([torch.zeros(numbers) for _ in range(dist.get_world_size())], own.detach())
+    with Traffic() as backward:
+        total.sum().backward()
+    return forward.seen, backward.seen
