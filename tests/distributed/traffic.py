@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,11 +56,23 @@ def count_gather(counts: list[int], dtype: torch.dtype) -> tuple[list[tuple[str,
     return forward.seen, backward.seen
 
 
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        return _Total.backward(ctx, own)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def count_known(numbers: int) -> tuple[list[tuple[str, int]], ...]:
-    """Of torch's own collectives in forward and backward: where these are seen, none is none."""
+    """Of collectives in forward and backward that are there: where these are seen, none is none."""
     own = torch.zeros(numbers, requires_grad=True)
     with Traffic() as forward:
-        total = dist_functional.all_reduce(own)
+        total = _Total.apply(own)
         dist.all_gather([torch.zeros(numbers) for _ in range(dist.get_world_size())], own.detach())
     with Traffic() as backward:
         total.sum().backward()
