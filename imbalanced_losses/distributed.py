@@ -21,18 +21,7 @@ from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_tensor
 
-__all__ = [
-    "GradReduction",
-    "Ranks",
-    "all_gather_no_grad",
-    "all_gather_with_grad",
-    "dtype_number",
-    "exchange_facts",
-    "find_ranks",
-    "gather_columns",
-    "refuse_differences",
-    "stand_for_all",
-]
+__all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is the shells' own
 
 GradReduction = Literal["mean", "sum"]
 
