@@ -3,7 +3,7 @@
     python examples/lightning_ddp.py
 
 The losses find Lightning's group of processes by themselves. The module passes its hooks on to the loss, and that is
-all. Needs the extra ``lightning``.
+all. Needs the extras ``demo`` and ``lightning``.
 """
 
 from __future__ import annotations
