@@ -2,7 +2,7 @@
 # make test         lint, then the whole suite against the installed package, with its coverage gate
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
-# make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; minutes
+# make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make clean        removes the environments, caches and pictures
 

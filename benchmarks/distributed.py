@@ -142,9 +142,10 @@ def _step(step: dict[str, Any] | None, errors: list[str]) -> str:
     if step is None:
         return "-"
     if "error" in step:
-        if step["error"] not in errors:
-            errors.append(step["error"])
-        return f"error {errors.index(step['error']) + 1}"
+        error = step["error"].partition(" This is typically")[0].rstrip(".")  # gloo's guess at what else it could be
+        if error not in errors:
+            errors.append(error)
+        return f"error {errors.index(error) + 1}"
     elsewhere = f" ({step['distance']:.2f})" if step["distance"] > 1e-5 else ""
     return f"{step['ratio']:.3f}{elsewhere}"
 
