@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_tensor
+from imbalanced_losses.checks import check_tensor
 
 __all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is the shells' own
 
@@ -170,6 +170,13 @@ def _raise_the_first(ranks: Ranks, error: Exception | None) -> NoReturn:
     raise (TypeError if is_type_error else ValueError)(f"rank {rank}: {message}") from error
 
 
+def device_to_speak_from(value: object, ranks: Ranks) -> torch.device:
+    """The value's device; of what should have been a tensor, the one that the other ranks' tensors are likely on."""
+    if isinstance(value, Tensor):
+        return value.device
+    return torch.device("cuda" if "nccl" in dist.get_backend(ranks.group) else "cpu")
+
+
 def refuse_differences(what: str, of_ranks: Sequence[object]) -> None:
     """All ranks must have the same."""
     if any(value != of_ranks[0] for value in of_ranks):
@@ -222,12 +229,11 @@ def _from_bytes(part: Tensor, like: Tensor) -> Tensor:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _gather(tensor: Tensor, ranks: Ranks) -> Tensor:
     error: Exception | None = None
-    facts, device = [0] * (3 + _MOST_DIMENSIONS), torch.device("cpu")
+    facts, device = [0] * (3 + _MOST_DIMENSIONS), device_to_speak_from(tensor, ranks)
     try:
         _check_rows(tensor)
         rest = list(tensor.shape[1:])
         facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MOST_DIMENSIONS - len(rest))]
-        device = tensor.device
     except (TypeError, ValueError) as caught:
         error = caught
     everyones, _ = exchange_facts(ranks, device, facts, error)
@@ -255,8 +261,3 @@ def _ranks_of(group: dist.ProcessGroup | None) -> Ranks:
     if rank < 0:
         raise RuntimeError("expected a process group that this process is in, got one without it")
     return Ranks(group, dist.get_world_size(group), rank)
-
-
-def check_grad_reduction(grad_reduction: object) -> None:
-    """Refuse what is neither ``"mean"`` nor ``"sum"``."""
-    check_choice("grad_reduction", grad_reduction, ("mean", "sum"))

@@ -31,7 +31,17 @@ from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, reduce_classes
 
-__all__ = ["PerClass", "Pool", "RankingConfig", "Rows", "build_pool", "check_rows", "per_class_result", "reduce"]
+__all__ = [
+    "PerClass",
+    "Pool",
+    "RankingConfig",
+    "Rows",
+    "build_pool",
+    "check_queue",
+    "check_rows",
+    "per_class_result",
+    "reduce",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +187,7 @@ def build_pool(
     before the backward does no harm.
     """
     live = check_rows(logits, targets, cfg, iid_mask, sample_weight)
-    _check_queue(queue_state, live, cfg)
+    check_queue(queue_state, live, cfg)
     pool = _one_problem_a_class(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
     if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
         pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
@@ -218,7 +228,8 @@ def check_rows(
     )
 
 
-def _check_queue(state: QueueState, live: Rows, cfg: RankingConfig) -> None:
+def check_queue(state: QueueState, live: Rows, cfg: RankingConfig) -> None:
+    """The queue must be one that the live rows can be pushed to."""
     if not isinstance(state, QueueState):
         raise TypeError(f"expected queue_state to be a QueueState, got {type(state).__name__}")
     kind = "multi-label" if cfg.multilabel else "single-label"

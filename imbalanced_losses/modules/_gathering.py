@@ -12,6 +12,7 @@ from torch import Tensor
 from imbalanced_losses.distributed import (
     GradReduction,
     Ranks,
+    device_to_speak_from,
     dtype_name,
     dtype_number,
     exchange_facts,
@@ -19,7 +20,8 @@ from imbalanced_losses.distributed import (
     refuse_differences,
     stand_for_all,
 )
-from imbalanced_losses.pool import RankingConfig, Rows, check_rows
+from imbalanced_losses.pool import RankingConfig, Rows, check_queue, check_rows
+from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
 
 __all__ = ["Batch", "SharedGroup", "gather_batch", "reduce_over_ranks"]
@@ -47,20 +49,19 @@ class Batch(NamedTuple):
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def gather_batch(
-    ranks: Ranks, batch: Batch, cfg: RankingConfig, queue_size: int, device: torch.device, check: Callable[[], None]
-) -> Batch:
+def gather_batch(ranks: Ranks, batch: Batch, cfg: RankingConfig, queue: QueueState, check: Callable[[], None]) -> Batch:
     """Join the ranks' batches, in two collectives whatever optional arguments each rank was given.
 
     The first tells the sizes, and whether a rank's input is wrong, the second brings the rows: logits, targets, and
     flags and weights if some rank has any.
     """
     error: Exception | None = None
-    rows, facts = None, [0] * 8
+    rows, facts, device = None, [0] * 8, queue.logits.device
     try:
         check()
         rows = check_rows(batch.logits, batch.targets, cfg, batch.iid_mask, batch.sample_weight)
-        facts = _describe(rows, batch, cfg, queue_size)
+        check_queue(queue, rows, cfg)
+        facts = _describe(rows, batch, cfg, queue)
     except (TypeError, ValueError) as caught:
         error = caught
     everyones, _ = exchange_facts(ranks, device, facts, error)
@@ -86,14 +87,14 @@ def gather_batch(
     )
 
 
-def _describe(rows: Rows, batch: Batch, cfg: RankingConfig, queue_size: int) -> list[int]:
+def _describe(rows: Rows, batch: Batch, cfg: RankingConfig, queue: QueueState) -> list[int]:
     seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))  # all keep the same rows
     return [
         len(rows.logits),
         dtype_number(rows.logits.dtype),
         cfg.num_classes,
         cfg.multilabel,
-        queue_size,
+        len(queue.targets),
         batch.iid_mask is not None,
         batch.sample_weight is not None,
         seed,
@@ -124,32 +125,33 @@ def reduce_over_ranks(
 ) -> Tensor:
     """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each.
 
-    ``exclusive`` is whether ``inputs`` hold a class in each column: then all ranks must have as many.
+    All ranks must have as many columns, but where ``inputs [N, A, ...]`` are not ``exclusive`` (hold no class in each
+    column): then A may be anchors, of which each image has its own number.
     """
     error: Exception | None = None
-    device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
+    device = device_to_speak_from(inputs, ranks)
     own, mass = torch.zeros(2, device=device)
     try:
         own, mass = sum_elements(*elements())
     except (TypeError, ValueError) as caught:
         error = caught
-    n_classes = inputs.shape[1] if exclusive and error is None else 0
-    total, mass = _add_up(ranks, n_classes, error, own, mass)
+    n_columns = inputs.shape[1] if error is None and (exclusive or inputs.dim() == 2) else 0
+    total, mass = _add_up(ranks, n_columns, error, own, mass)
     if mean:
         return stand_for_all(mean_over_mass(own, mass), mean_over_mass(total, mass), ranks, grad_reduction)
     return stand_for_all(own, total, ranks, grad_reduction)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _add_up(ranks: Ranks, n_classes: int, error: Exception | None, own: Tensor, mass: Tensor) -> Tensor:
+def _add_up(ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, mass: Tensor) -> Tensor:
     """The sums of all ranks: ``[2]``, of the own dtype."""
     facts, totals = exchange_facts(
         ranks,
         own.device,
-        [dtype_number(own.dtype), n_classes],
+        [dtype_number(own.dtype), n_columns],
         error,
         torch.stack([own.detach().double(), mass.double()]),
     )
     refuse_differences("the loss's dtype", [dtype_name(number) for number, _ in facts])
-    refuse_differences("the number of classes", [number for _, number in facts])
+    refuse_differences("the number of columns", [number for _, number in facts])
     return totals.sum(0).to(own.dtype)

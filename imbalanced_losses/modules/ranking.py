@@ -119,8 +119,8 @@ class _RankingLoss(nn.Module, ABC):
         batch = Batch(logits, targets, iid_mask, sample_weight)
         ranks = find_ranks(self.gather_distributed, self.group)
         if ranks is not None:
-            check, device = functools.partial(self._check_values, batch), self.temperature.device
-            batch = gather_batch(ranks, batch, self.config, self.queue_size, device, check)
+            check = functools.partial(self._check_values, batch)
+            batch = gather_batch(ranks, batch, self.config, self.queue_state, check)
         elif not is_traced():
             self._check_values(batch)
         if not is_traced():

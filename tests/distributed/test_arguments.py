@@ -89,7 +89,16 @@ DIFFERENT: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]], str]
         "softmax_focal",
         [{"inputs": LOGITS.expand(6, 2), "targets": TARGETS}, {"inputs": LOGITS.expand(6, 3), "targets": TARGETS}],
         [{}, {}],
-        refusal("the number of classes to be the same on all ranks, got 2 on rank 0, 3 on rank 1"),
+        refusal("the number of columns to be the same on all ranks, got 2 on rank 0, 3 on rank 1"),
+    ),
+    "focal columns": (
+        "sigmoid_focal",
+        [
+            {"inputs": LOGITS, "targets": TARGETS[:, None]},
+            {"inputs": LOGITS.expand(6, 2), "targets": TARGETS[:, None].expand(6, 2)},
+        ],
+        [{}, {}],
+        refusal("the number of columns to be the same on all ranks, got 1 on rank 0, 2 on rank 1"),
     ),
     "focal labels": (
         "sigmoid_focal",

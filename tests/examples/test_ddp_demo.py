@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -72,7 +71,6 @@ def test_flags_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "expected --batch-size of at least 1, got 0" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="needs the extra lightning")
 def test_lightning_trains_through_the_phases() -> None:
     output = run(str(EXAMPLES / "lightning_ddp.py"), *QUICK)
     table = table_of(output)
