@@ -2,6 +2,7 @@
 # make test         lint, then the whole suite against the installed package, with its coverage gate
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
+# make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make clean        removes the environments, caches and pictures
 
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo test lint suite bench test-oldest clean
+.PHONY: demo test lint suite bench bench-distributed test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
@@ -39,6 +40,9 @@ suite: $(VENV)/.installed
 bench: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/run.py --peer $(PEER_VENV)/bin/python $(BENCH_FLAGS)
 
+bench-distributed: $(VENV)/.installed $(PEER_VENV)/.installed
+	$(BIN)/python benchmarks/distributed.py --peer $(PEER_VENV)/bin/python --metric-learning $(PEER_VENV)/bin/python
+
 test-oldest:
 	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
@@ -53,10 +57,11 @@ $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 	$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
-# An environment of its own: the peer's import name is ours.
-$(PEER_VENV)/.installed: $(CONSTRAINTS)
+# An environment of its own: the peer's import name is ours. The other one is for bench-distributed.
+$(PEER_VENV)/.installed: $(CONSTRAINTS) Makefile
 	test -x $(PEER_VENV)/bin/python || $(PYTHON) -m venv $(PEER_VENV)
-	$(PEER_VENV)/bin/python -m pip --disable-pip-version-check install --constraint $(CONSTRAINTS) imbalanced-losses==0.6.0
+	$(PEER_VENV)/bin/python -m pip --disable-pip-version-check install --constraint $(CONSTRAINTS) \
+		imbalanced-losses==0.6.0 pytorch-metric-learning==2.9.0
 	touch $@
 
 clean:

@@ -179,6 +179,17 @@ def save_plot(path: Path, history: Sequence[Epoch], scores: Tensor, data: Split)
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
+    args = parser.parse_args(argv)
+    check_args(parser, args)
+    if args.plot and not args.plot.parent.is_dir():
+        parser.error(f"expected --plot in a folder that exists, got {args.plot}")
+    return args
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Settings of data, loss, schedule and training, which other demos share."""
     losses = ["smooth-ap", "recall", "pauc", "focal", "bce"]
     parser.add_argument("--loss", choices=losses, default=losses[0], help="main loss (default %(default)s)")
     data = ["digits", "generated"]
@@ -196,10 +207,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-2, help="of AdamW (default %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of split, model and batches (default %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
-    args = parser.parse_args(argv)
-    check_args(parser, args)
-    return args
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -215,8 +222,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         parser.error(f"expected --weight-decay of at least 0, got {args.weight_decay}")
     if not 0 < args.pos_rate < 1:
         parser.error(f"expected --pos-rate between 0 and 1, got {args.pos_rate}")
-    if args.plot and not args.plot.parent.is_dir():
-        parser.error(f"expected --plot in a folder that exists, got {args.plot}")
 
 
 def main(argv: Sequence[str] | None = None) -> list[Epoch]:

@@ -6,7 +6,7 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 
 from importlib.metadata import version
 
-from imbalanced_losses import metrics, schedule
+from imbalanced_losses import distributed, metrics, schedule
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import (
@@ -42,6 +42,7 @@ __all__ = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "distributed",
     "init_queue",
     "metrics",
     "pauc_at_budget",

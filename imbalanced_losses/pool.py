@@ -31,7 +31,17 @@ from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, reduce_classes
 
-__all__ = ["PerClass", "Pool", "RankingConfig", "build_pool", "per_class_result", "reduce"]
+__all__ = [
+    "PerClass",
+    "Pool",
+    "RankingConfig",
+    "Rows",
+    "build_pool",
+    "check_queue",
+    "check_rows",
+    "per_class_result",
+    "reduce",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +83,7 @@ class PerClass:
     diagnostics: dict[str, Tensor]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Checked rows: logits [N, C], targets [N] or [N, C], valid like targets, iid [N], sample_weight [N]."""
 
     logits: Tensor
@@ -98,7 +108,7 @@ class Pool:
     poison : Tensor [C], optional
         1, or ``nan`` with ``nan`` gradients for a class whose valid logits are not all finite; left out if all are.
     temperature : Tensor []
-    parts : tuple of _Rows
+    parts : tuple of Rows
         The live rows, and the queue's if there are any.
     kept : Tensor [M], int64, optional
         Which rows of the parts are in the pool; all of them if left out.
@@ -114,7 +124,7 @@ class Pool:
     positive: Tensor
     poison: Tensor | None
     temperature: Tensor
-    parts: tuple[_Rows, ...]
+    parts: tuple[Rows, ...]
     kept: Tensor | None = None
     stands_for: Tensor | None = None
     beside: Tensor | None = None
@@ -176,8 +186,8 @@ def build_pool(
     The pool holds the old queue; the new state holds the live rows. It is a copy, so a queue buffer that is overwritten
     before the backward does no harm.
     """
-    live = _check_rows(logits, targets, cfg, iid_mask, sample_weight)
-    _check_queue(queue_state, live, cfg)
+    live = check_rows(logits, targets, cfg, iid_mask, sample_weight)
+    check_queue(queue_state, live, cfg)
     pool = _one_problem_a_class(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
     if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
         pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
@@ -198,13 +208,14 @@ def reduce(result: PerClass, cfg: RankingConfig) -> Tensor:
     return reduce_classes(result.loss, result.valid, cfg.reduction)
 
 
-def _check_rows(
+def check_rows(
     logits: Tensor, targets: Tensor, cfg: RankingConfig, iid_mask: Tensor | None, sample_weight: Tensor | None
-) -> _Rows:
+) -> Rows:
+    """The live rows, with ones for what is left out."""
     logits = check_logits(logits, cfg.num_classes)
     targets = check_targets(targets, logits, multilabel=cfg.multilabel)
     n, device, dtype = logits.shape[0], logits.device, working_dtype(logits)
-    return _Rows(
+    return Rows(
         logits=logits,
         targets=targets,
         valid=targets != cfg.ignore_index,
@@ -217,7 +228,8 @@ def _check_rows(
     )
 
 
-def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
+def check_queue(state: QueueState, live: Rows, cfg: RankingConfig) -> None:
+    """The queue must be one that the live rows can be pushed to."""
     if not isinstance(state, QueueState):
         raise TypeError(f"expected queue_state to be a QueueState, got {type(state).__name__}")
     kind = "multi-label" if cfg.multilabel else "single-label"
@@ -228,15 +240,15 @@ def _check_queue(state: QueueState, live: _Rows, cfg: RankingConfig) -> None:
         raise ValueError(f"expected a queue on {live.logits.device} like the logits, got {state.logits.device}")
 
 
-def _one_problem_a_class(live: _Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
+def _one_problem_a_class(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
     """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
     dtype = working_dtype(live.logits)
     parts = [live]
     if queue.logits.shape[0] > 0:
         weights = queue.sample_weight.to(dtype)
-        parts.append(_Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))
+        parts.append(Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))
     elif live.logits.shape[0] == 0:
-        parts.append(_Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
+        parts.append(Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
     targets, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "valid"))
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = torch.cat([part.logits.to(dtype) for part in parts]).mT.contiguous()

@@ -12,9 +12,19 @@ from torch import Tensor
 
 from imbalanced_losses.execution import reads_freely
 
-__all__ = ["Reduction", "mean_over_mass", "reduce_classes", "reduce_elements", "weighted_mean"]
+__all__ = [
+    "Elements",
+    "Reduction",
+    "mean_over_mass",
+    "reduce_classes",
+    "reduce_elements",
+    "sum_elements",
+    "weighted_mean",
+]
 
 Reduction = Literal["mean", "sum", "none"]
+Elements = tuple[Tensor, Tensor | None, Tensor | None]
+"""What :func:`reduce_elements` takes: a loss per element, which of them count, their weights."""
 
 
 def mean_over_mass(total: Tensor, mass: Tensor) -> Tensor:
@@ -57,15 +67,24 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     reduction : {"mean", "sum", "none"}
         ``"none"`` gives the weighted loss ``[N, ...]``.
     """
-    if weights is not None:
-        weights = weights.reshape(weights.shape + (1,) * (loss.dim() - weights.dim())).to(loss.dtype)
-        loss = loss * weights
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    if reduction == "sum":
-        return total
-    if weights is None:  # a number, which needs no choice between itself and one
-        return total / (max(1, loss.numel()) if counted is None else counted.sum().clamp_min(1))
-    weights = weights.expand_as(loss)
-    return mean_over_mass(total, (weights if counted is None else torch.where(counted, weights, 0)).sum())
+    if reduction == "mean" and weights is None and counted is None:
+        return loss.sum() / max(1, loss.numel())  # not mean(), whose backward writes a tensor of the loss's size
+    if reduction == "mean":
+        total, mass = sum_elements(loss, counted, weights)
+        return total / mass.clamp_min(1) if weights is None else mean_over_mass(total, mass)
+    loss = loss if weights is None else loss * _of_elements(weights, loss)
+    return loss.sum() if reduction == "sum" else loss
+
+
+def sum_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The two sums whose quotient is the mean of :func:`reduce_elements`: of weighted losses, of what counts."""
+    if weights is None:
+        return loss.sum(), torch.full((), loss.numel(), device=loss.device) if counted is None else counted.sum()
+    weights = _of_elements(weights, loss)
+    mass = weights.expand_as(loss) if counted is None else torch.where(counted, weights, 0)
+    return (loss * weights).sum(), mass.sum()
+
+
+def _of_elements(weights: Tensor, loss: Tensor) -> Tensor:
+    """Weights ``[N]`` or ``[N, ...]`` beside a loss ``[N, ...]``."""
+    return weights.reshape(weights.shape + (1,) * (loss.dim() - weights.dim())).to(loss.dtype)

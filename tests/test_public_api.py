@@ -32,6 +32,7 @@ PUBLIC_NAMES = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "distributed",
     "init_queue",
     "metrics",
     "pauc_at_budget",
@@ -48,6 +49,7 @@ PUBLIC_NAMES = [
     "unstack_states",
 ]
 SUBMODULE_NAMES = {
+    "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
     "schedule": [
         "PHASES",
@@ -69,19 +71,20 @@ RANKING = (
 )
 SIGNATURES = {
     "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
-    "validate_targets=True)",
+    "validate_targets=True, grad_reduction='mean', group=None)",
     "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
-    "label_smoothing=0.0, gather_distributed=None, *, validate_targets=True)",
+    "label_smoothing=0.0, gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True)",
+    "validate_targets=True, grad_reduction='mean', group=None)",
     "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
-    "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True)",
+    "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
+    "grad_reduction='mean', group=None)",
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
-    "multilabel=False, *, threshold_gradient='stop', validate_targets=True)",
+    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
     "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
     "blend_steps=None, final_main_weight=1.0)",
@@ -111,6 +114,8 @@ SIGNATURES = {
     "schedule.main_weight": "(state, cfg)",
     "schedule.blend": "(warmup_loss, main_loss, weight)",
     "schedule.temperature": "(state, cfg)",
+    "distributed.all_gather_with_grad": "(tensor, group=None)",
+    "distributed.all_gather_no_grad": "(tensor, group=None)",
     "metrics.average_precision": "(scores, targets, *, multilabel=False, ignore_index=-100, sample_weight=None)",
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
@@ -121,7 +126,7 @@ SIGNATURES = {
 }
 
 
-NOT_CALLABLE = {"__version__", "metrics", "schedule", "schedule.PHASES"}
+NOT_CALLABLE = {"__version__", "distributed", "distributed.GradReduction", "metrics", "schedule", "schedule.PHASES"}
 CALLABLES = [
     name
     for name in [*PUBLIC_NAMES, *(f"{module}.{name}" for module, names in SUBMODULE_NAMES.items() for name in names)]

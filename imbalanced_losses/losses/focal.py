@@ -24,9 +24,17 @@ from imbalanced_losses.checks import (
 from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
 from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
 from imbalanced_losses.precision import working_dtype
-from imbalanced_losses.reductions import Reduction, reduce_elements
+from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
 
-__all__ = ["SigmoidFocalConfig", "SoftmaxFocalConfig", "SoftmaxReduction", "sigmoid_focal", "softmax_focal"]
+__all__ = [
+    "SigmoidFocalConfig",
+    "SoftmaxFocalConfig",
+    "SoftmaxReduction",
+    "sigmoid_focal",
+    "sigmoid_focal_elements",
+    "softmax_focal",
+    "softmax_focal_elements",
+]
 
 SoftmaxReduction = Literal["mean", "sum", "none", "mean_positive"]
 
@@ -154,14 +162,32 @@ def sigmoid_focal(
     >>> sigmoid_focal(logits, targets, cfg)  # 0.5^2 log 2, and little for the two that are right
     tensor([0.1733, 0.0227, 0.0227])
     """
+    focal, targets, weights = _check_sigmoid(logits, targets, cfg, sample_weight)
+    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets)) is not None:
+        return mean
+    return reduce_elements(*_sigmoid_elements(focal, logits, targets, weights), cfg.reduction)
+
+
+def sigmoid_focal_elements(
+    logits: Tensor, targets: Tensor, cfg: SigmoidFocalConfig, *, sample_weight: Tensor | None = None
+) -> Elements:
+    """:func:`sigmoid_focal` before its reduction."""
+    focal, targets, weights = _check_sigmoid(logits, targets, cfg, sample_weight)
+    return _sigmoid_elements(focal, logits, targets, weights)
+
+
+def _check_sigmoid(
+    logits: Tensor, targets: Tensor, cfg: SigmoidFocalConfig, sample_weight: Tensor | None
+) -> tuple[SigmoidFocal, Tensor, Tensor | None]:
     check_config(cfg, SigmoidFocalConfig)
     targets = check_element_targets(targets, logits)
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
-    focal = SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index)
-    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets)) is not None:
-        return mean
+    return SigmoidFocal(cfg.alpha, cfg.gamma, cfg.ignore_index), targets, weights
+
+
+def _sigmoid_elements(focal: SigmoidFocal, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Elements:
     loss = focal(logits, targets)
-    return reduce_elements(loss, focal.counted(targets), weights, cfg.reduction)
+    return loss, focal.counted(targets), weights
 
 
 def softmax_focal(
@@ -222,20 +248,51 @@ def softmax_focal(
     >>> softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=1.0, reduction="none"))  # 0.5 log 2, and little
     tensor([0.3466, 0.0151])
     """
+    focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
+    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets, alpha)) is not None:
+        return mean
+    elements = _softmax_elements(focal, logits, targets, cfg, alpha, weights)
+    return reduce_elements(*elements, "mean" if cfg.reduction == "mean_positive" else cfg.reduction)
+
+
+def softmax_focal_elements(
+    logits: Tensor,
+    targets: Tensor,
+    cfg: SoftmaxFocalConfig,
+    *,
+    alpha: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Elements:
+    """:func:`softmax_focal` before its reduction."""
+    focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
+    return _softmax_elements(focal, logits, targets, cfg, alpha, weights)
+
+
+def _check_softmax(
+    logits: Tensor, targets: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None, sample_weight: Tensor | None
+) -> tuple[SoftmaxFocal, Tensor | None, Tensor | None]:
     check_config(cfg, SoftmaxFocalConfig)
     check_class_ids(targets, logits)
     if cfg.background_class >= logits.shape[1]:
         raise ValueError(f"expected background_class in [0, {logits.shape[1]}), got {cfg.background_class}")
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
     focal = SoftmaxFocal(cfg.gamma, cfg.ignore_index, cfg.label_smoothing)
-    alpha = _class_weights(logits, cfg, alpha)
-    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets, alpha)) is not None:
-        return mean
+    return focal, _class_weights(logits, cfg, alpha), weights
+
+
+def _softmax_elements(
+    focal: SoftmaxFocal,
+    logits: Tensor,
+    targets: Tensor,
+    cfg: SoftmaxFocalConfig,
+    alpha: Tensor | None,
+    weights: Tensor | None,
+) -> Elements:
     loss = focal(logits, targets, alpha)
     counted = focal.counted(targets)
     if cfg.reduction == "mean_positive":
-        return reduce_elements(loss, counted & (targets.long() != cfg.background_class), weights, "mean")
-    return reduce_elements(loss, counted, weights, cfg.reduction)
+        counted = counted & (targets.long() != cfg.background_class)
+    return loss, counted, weights
 
 
 def _class_weights(logits: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None) -> Tensor | None:

@@ -1,17 +1,157 @@
-"""Where the shells meet ``torch.distributed``."""
+"""Where the shells meet ``torch.distributed``: a batch or a sum of all ranks in place of the own one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from imbalanced_losses.distributed import (
+    GradReduction,
+    Ranks,
+    device_to_speak_from,
+    dtype_name,
+    dtype_number,
+    exchange_facts,
+    gather_columns,
+    refuse_differences,
+    stand_for_all,
+)
+from imbalanced_losses.pool import RankingConfig, Rows, check_queue, check_rows
+from imbalanced_losses.queue import QueueState
+from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
+
+__all__ = ["Batch", "SharedGroup", "gather_batch", "reduce_over_ranks"]
 
 
-def check_local(gather_distributed: bool | None) -> None:
-    """Refuse what this version cannot do: gather the rows of several ranks.
+@final
+class SharedGroup:
+    """A process group as a module's attribute: a copy of the module shares it."""
 
-    ``None`` gathers where a process group of more than one rank is initialised, ``False`` never, ``True`` always.
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedGroup:
+        return self
+
+
+class Batch(NamedTuple):
+    """What a ranking loss is called with; the generator draws what ``max_pool_size`` keeps."""
+
+    logits: Tensor
+    targets: Tensor
+    iid_mask: Tensor | None
+    sample_weight: Tensor | None
+    generator: torch.Generator | None = None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def gather_batch(ranks: Ranks, batch: Batch, cfg: RankingConfig, queue: QueueState, check: Callable[[], None]) -> Batch:
+    """Join the ranks' batches, in two collectives whatever optional arguments each rank was given.
+
+    The first tells the sizes, and whether a rank's input is wrong, the second brings the rows: logits, targets, and
+    flags and weights if some rank has any.
     """
-    initialised = dist.is_available() and dist.is_initialized()
-    if gather_distributed and not initialised:
-        raise RuntimeError("expected an initialised process group for gather_distributed=True, got none")
-    if gather_distributed is not False and initialised and dist.get_world_size() > 1:
-        raise NotImplementedError("gathering across ranks is not in this version: pass gather_distributed=False")
+    error: Exception | None = None
+    rows, facts, device = None, [0] * 8, queue.logits.device
+    try:
+        check()
+        rows = check_rows(batch.logits, batch.targets, cfg, batch.iid_mask, batch.sample_weight)
+        check_queue(queue, rows, cfg)
+        facts = _describe(rows, batch, cfg, queue)
+    except (TypeError, ValueError) as caught:
+        error = caught
+    everyones, _ = exchange_facts(ranks, device, facts, error)
+    assert rows is not None  # else every rank has raised
+    counts, dtypes, classes, multilabel, queue_sizes, flagged, weighted, seeds = map(list, zip(*everyones, strict=True))
+    refuse_differences("the logits' dtype", [dtype_name(number) for number in dtypes])
+    refuse_differences("num_classes", classes)
+    refuse_differences("multilabel", [bool(flag) for flag in multilabel])
+    refuse_differences("queue_size", queue_sizes)
+    columns = {"logits": rows.logits, "targets": _encode(rows.targets, cfg)}
+    if any(flagged):
+        columns["iid_mask"] = rows.iid
+    if any(weighted):
+        columns["sample_weight"] = rows.sample_weight
+    gathered = dict(zip(columns, gather_columns(ranks, list(columns.values()), counts), strict=True))
+    generator = None if cfg.max_pool_size is None else torch.Generator(device).manual_seed(seeds[0])
+    return Batch(
+        gathered["logits"],
+        _decode(gathered["targets"], cfg),
+        gathered.get("iid_mask"),
+        gathered.get("sample_weight"),
+        generator,
+    )
+
+
+def _describe(rows: Rows, batch: Batch, cfg: RankingConfig, queue: QueueState) -> list[int]:
+    seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))  # all keep the same rows
+    return [
+        len(rows.logits),
+        dtype_number(rows.logits.dtype),
+        cfg.num_classes,
+        cfg.multilabel,
+        len(queue.targets),
+        batch.iid_mask is not None,
+        batch.sample_weight is not None,
+        seed,
+    ]
+
+
+def _encode(targets: Tensor, cfg: RankingConfig) -> Tensor:
+    """Labels that are 0, 1 or ignored travel in a byte."""
+    if cfg.num_classes > 1 and not cfg.multilabel:
+        return targets
+    return torch.where(targets == cfg.ignore_index, 2, targets == 1).to(torch.uint8)
+
+
+def _decode(targets: Tensor, cfg: RankingConfig) -> Tensor:
+    if cfg.num_classes > 1 and not cfg.multilabel:
+        return targets
+    return torch.where(targets == 2, cfg.ignore_index, targets.long())
+
+
+def reduce_over_ranks(
+    ranks: Ranks,
+    grad_reduction: GradReduction,
+    inputs: Tensor,
+    elements: Callable[[], Elements],
+    *,
+    mean: bool,
+    exclusive: bool,
+) -> Tensor:
+    """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each.
+
+    All ranks must have as many columns, but where ``inputs [N, A, ...]`` are not ``exclusive`` (hold no class in each
+    column): then A may be anchors, of which each image has its own number.
+    """
+    error: Exception | None = None
+    device = device_to_speak_from(inputs, ranks)
+    own, mass = torch.zeros(2, device=device)
+    try:
+        own, mass = sum_elements(*elements())
+    except (TypeError, ValueError) as caught:
+        error = caught
+    n_columns = inputs.shape[1] if error is None and (exclusive or inputs.dim() == 2) else 0
+    total, mass = _add_up(ranks, n_columns, error, own, mass)
+    if mean:
+        return stand_for_all(mean_over_mass(own, mass), mean_over_mass(total, mass), ranks, grad_reduction)
+    return stand_for_all(own, total, ranks, grad_reduction)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _add_up(ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, mass: Tensor) -> Tensor:
+    """The sums of all ranks: ``[2]``, of the own dtype."""
+    facts, totals = exchange_facts(
+        ranks,
+        own.device,
+        [dtype_number(own.dtype), n_columns],
+        error,
+        torch.stack([own.detach().double(), mass.double()]),
+    )
+    refuse_differences("the loss's dtype", [dtype_name(number) for number, _ in facts])
+    refuse_differences("the number of columns", [number for _, number in facts])
+    return totals.sum(0).to(own.dtype)

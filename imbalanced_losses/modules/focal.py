@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import (
+    check_choice,
     check_class_id_values,
     check_class_ids,
     check_element_targets,
@@ -17,22 +19,72 @@ from imbalanced_losses.checks import (
     check_weight_sequence,
     check_weight_values,
 )
+from imbalanced_losses.distributed import GradReduction, find_ranks
 from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
     SoftmaxFocalConfig,
     SoftmaxReduction,
     sigmoid_focal,
+    sigmoid_focal_elements,
     softmax_focal,
+    softmax_focal_elements,
 )
-from imbalanced_losses.modules._gathering import check_local
-from imbalanced_losses.reductions import Reduction
+from imbalanced_losses.modules._gathering import SharedGroup, reduce_over_ranks
+from imbalanced_losses.reductions import Elements, Reduction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss"]
 
 
+class _FocalLoss(nn.Module, ABC):
+    """Settings, value checks and reduction: all that the focal losses share as modules."""
+
+    def __init__(
+        self,
+        gather_distributed: bool | None,
+        validate_targets: bool,
+        grad_reduction: GradReduction,
+        group: ProcessGroup | None,
+    ) -> None:
+        super().__init__()
+        check_choice("grad_reduction", grad_reduction, ("mean", "sum"))
+        self.gather_distributed = gather_distributed
+        self.validate_targets = validate_targets
+        self.grad_reduction = grad_reduction
+        self._group = SharedGroup(group)
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The process group over which the loss is reduced; ``None`` is the default group."""
+        return self._group.group
+
+    def extra_repr(self) -> str:
+        """Show the configuration in ``repr``."""
+        return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__dataclass_fields__)
+
+    @property
+    @abstractmethod
+    def config(self) -> SigmoidFocalConfig | SoftmaxFocalConfig:
+        """The configuration that the pure function takes."""
+
+    @abstractmethod
+    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
+        """Read the targets."""
+
+    def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
+        if is_traced() or not self.validate_targets:
+            return
+        if can_read_values(targets):
+            self._check_values(inputs, targets)
+        if sample_weight is not None and can_read_values(sample_weight):
+            check_weight_values(sample_weight)
+
+
 @final
-class SigmoidFocalLoss(nn.Module):
+class SigmoidFocalLoss(_FocalLoss):
     """Focal loss of independent binary decisions: :func:`~imbalanced_losses.sigmoid_focal` as a module.
 
     Parameters
@@ -46,10 +98,16 @@ class SigmoidFocalLoss(nn.Module):
     ignore_index : int, optional
         Elements with this target take no part.
     gather_distributed : bool, optional
-        Gather over all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always. This version
-        cannot gather yet: with several ranks it takes ``False`` only.
+        Reduce over all ranks, so that a step of W processes is that of one on all rows: ``None`` where a process group
+        of several ranks is initialised, ``False`` never, ``True`` always (``RuntimeError`` without a group). With
+        ``reduction="none"`` each rank has its own elements, as with torch's losses: their mean is that of all rows
+        where the ranks have as many each.
     validate_targets : bool
         Check the values of targets and weights in eager mode, at the cost of a device synchronisation.
+    grad_reduction : {"mean", "sum"}
+        What happens to the ranks' gradients: DDP and FSDP average them, other wrappers may sum.
+    group : ProcessGroup, optional
+        Whose elements count. Default: the default group.
 
     Raises
     ------
@@ -73,28 +131,37 @@ class SigmoidFocalLoss(nn.Module):
         gather_distributed: bool | None = None,
         *,
         validate_targets: bool = True,
+        grad_reduction: GradReduction = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__()
-        self.config = SigmoidFocalConfig(alpha=alpha, gamma=gamma, reduction=reduction, ignore_index=ignore_index)
-        self.gather_distributed = gather_distributed
-        self.validate_targets = validate_targets
+        super().__init__(gather_distributed, validate_targets, grad_reduction, group)
+        self._settings = SigmoidFocalConfig(alpha=alpha, gamma=gamma, reduction=reduction, ignore_index=ignore_index)
+
+    @property
+    def config(self) -> SigmoidFocalConfig:
+        """The configuration, for :func:`~imbalanced_losses.sigmoid_focal`."""
+        return self._settings
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
-        check_local(self.gather_distributed)
-        if not is_traced():
-            if self.validate_targets and can_read_values(targets):
-                check_probability_values(check_element_targets(targets, inputs), self.config.ignore_index)
-            _check_weights(self.validate_targets, sample_weight)
-        return sigmoid_focal(inputs, targets, self.config, sample_weight=sample_weight)
+        ranks = find_ranks(self.gather_distributed, self.group)
+        if ranks is None or self._settings.reduction == "none":
+            self._check(inputs, targets, sample_weight)
+            return sigmoid_focal(inputs, targets, self._settings, sample_weight=sample_weight)
 
-    def extra_repr(self) -> str:
-        """Show the configuration in ``repr``."""
-        return _show(self.config)
+        def elements() -> Elements:
+            self._check(inputs, targets, sample_weight)
+            return sigmoid_focal_elements(inputs, targets, self._settings, sample_weight=sample_weight)
+
+        mean = self._settings.reduction == "mean"
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=False)
+
+    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
+        check_probability_values(check_element_targets(targets, inputs), self._settings.ignore_index)
 
 
 @final
-class SoftmaxFocalLoss(nn.Module):
+class SoftmaxFocalLoss(_FocalLoss):
     """Focal loss of one decision between C classes: :func:`~imbalanced_losses.softmax_focal` as a module.
 
     Parameters
@@ -112,7 +179,7 @@ class SoftmaxFocalLoss(nn.Module):
         The class that ``"mean_positive"`` does not count.
     label_smoothing : float
         In [0, 1], as in ``torch.nn.functional.cross_entropy``.
-    gather_distributed, validate_targets
+    gather_distributed, validate_targets, grad_reduction, group
         As in :class:`SigmoidFocalLoss`.
 
     Raises
@@ -140,8 +207,10 @@ class SoftmaxFocalLoss(nn.Module):
         gather_distributed: bool | None = None,
         *,
         validate_targets: bool = True,
+        grad_reduction: GradReduction = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(gather_distributed, validate_targets, grad_reduction, group)
         settings = SoftmaxFocalConfig(
             alpha=_as_tuple(alpha),
             gamma=gamma,
@@ -152,8 +221,6 @@ class SoftmaxFocalLoss(nn.Module):
         )
         self.register_buffer("alpha", _as_buffer(alpha, settings.alpha))
         self._settings = dataclasses.replace(settings, alpha=None)  # the buffer's are the class weights that count
-        self.gather_distributed = gather_distributed
-        self.validate_targets = validate_targets
 
     @property
     def config(self) -> SoftmaxFocalConfig:
@@ -162,17 +229,22 @@ class SoftmaxFocalLoss(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
-        check_local(self.gather_distributed)
-        if not is_traced():
-            if self.validate_targets and can_read_values(targets):
-                check_class_ids(targets, inputs)
-                check_class_id_values(targets, inputs.shape[1], self._settings.ignore_index)
-            _check_weights(self.validate_targets, sample_weight)
-        return softmax_focal(inputs, targets, self._settings, alpha=self.alpha, sample_weight=sample_weight)
+        options = {"alpha": self.alpha, "sample_weight": sample_weight}
+        ranks = find_ranks(self.gather_distributed, self.group)
+        if ranks is None or self._settings.reduction == "none":
+            self._check(inputs, targets, sample_weight)
+            return softmax_focal(inputs, targets, self._settings, **options)
 
-    def extra_repr(self) -> str:
-        """Show the configuration in ``repr``."""
-        return _show(self.config)
+        def elements() -> Elements:
+            self._check(inputs, targets, sample_weight)
+            return softmax_focal_elements(inputs, targets, self._settings, **options)
+
+        mean = self._settings.reduction != "sum"
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=True)
+
+    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
+        check_class_ids(targets, inputs)
+        check_class_id_values(targets, inputs.shape[1], self._settings.ignore_index)
 
 
 def _as_tuple(alpha: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
@@ -183,12 +255,3 @@ def _as_buffer(alpha: Tensor | Sequence[float] | None, values: tuple[float, ...]
     if isinstance(alpha, Tensor) and alpha.is_floating_point():
         return alpha.detach().clone()
     return None if values is None else torch.tensor(values)
-
-
-def _check_weights(validate: bool, sample_weight: Tensor | None) -> None:
-    if validate and sample_weight is not None and can_read_values(sample_weight):
-        check_weight_values(sample_weight)
-
-
-def _show(config: SigmoidFocalConfig | SoftmaxFocalConfig) -> str:
-    return ", ".join(f"{name}={getattr(config, name)!r}" for name in config.__dataclass_fields__)

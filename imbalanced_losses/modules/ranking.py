@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import (
+    check_choice,
     check_logits,
     check_row_weights,
     check_target_values,
@@ -18,15 +21,19 @@ from imbalanced_losses.checks import (
     check_temperature_number,
     check_weight_values,
 )
+from imbalanced_losses.distributed import GradReduction, find_ranks, stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.kernels.quantile import Interpolation
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap_per_class
-from imbalanced_losses.modules._gathering import check_local
+from imbalanced_losses.modules._gathering import Batch, SharedGroup, gather_batch
 from imbalanced_losses.pool import PerClass, RankingConfig, reduce
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
 from imbalanced_losses.reductions import Reduction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["PAUCAtBudgetLoss", "RecallAtQuantileLoss", "SmoothAPLoss"]
 
@@ -45,13 +52,18 @@ class _RankingLoss(nn.Module, ABC):
         update_queue_in_eval: bool,
         gather_distributed: bool | None,
         validate_targets: bool,
+        grad_reduction: GradReduction,
+        group: ProcessGroup | None,
     ) -> None:
         super().__init__()
+        check_choice("grad_reduction", grad_reduction, ("mean", "sum"))
         self.config = config
         self.queue_size = queue_size
         self.update_queue_in_eval = update_queue_in_eval
         self.gather_distributed = gather_distributed
         self.validate_targets = validate_targets
+        self.grad_reduction = grad_reduction
+        self._group = SharedGroup(group)
         self._warned_of_subsampling = False
         queue = init_queue(
             queue_size, config.num_classes, multilabel=config.multilabel, ignore_index=config.ignore_index
@@ -64,6 +76,11 @@ class _RankingLoss(nn.Module, ABC):
     def queue_state(self) -> QueueState:
         """The queue's buffers as the state that the pure functions take (not a copy)."""
         return QueueState(**{field: getattr(self, f"queue_{field}") for field in QUEUE_FIELDS})
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The process group whose rows are gathered; ``None`` is the default group."""
+        return self._group.group
 
     def reset_queue(self) -> None:
         """Empty the queue."""
@@ -98,27 +115,36 @@ class _RankingLoss(nn.Module, ABC):
         sample_weight: Tensor | None,
         **options: bool,
     ) -> PerClass:
-        """Check, compute, write the queue back."""
-        check_local(self.gather_distributed)
+        """Check, gather, compute, write the queue back."""
+        batch = Batch(logits, targets, iid_mask, sample_weight)
+        ranks = find_ranks(self.gather_distributed, self.group)
+        if ranks is not None:
+            check = functools.partial(self._check_values, batch)
+            batch = gather_batch(ranks, batch, self.config, self.queue_state, check)
+        elif not is_traced():
+            self._check_values(batch)
         if not is_traced():
-            self._check_values(logits, targets, sample_weight)
-            self._warn_of_subsampling(logits.shape[0] + self.queue_size)
+            self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
         update_queue = self.training or self.update_queue_in_eval
         result, new_state = self._per_class(
-            logits,
-            targets,
+            batch.logits,
+            batch.targets,
             temperature=self.temperature,
-            iid_mask=iid_mask,
-            sample_weight=sample_weight,
+            iid_mask=batch.iid_mask,
+            sample_weight=batch.sample_weight,
             update_queue=update_queue,
+            generator=batch.generator,
             **options,
         )
         if update_queue:
             self._store(new_state)
-        return result
+        if ranks is None:
+            return result
+        loss = stand_for_all(result.loss, result.loss, ranks, self.grad_reduction)
+        return dataclasses.replace(result, loss=loss)
 
-    def _check_values(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        cfg = self.config
+    def _check_values(self, batch: Batch) -> None:
+        cfg, logits, targets, sample_weight = self.config, batch.logits, batch.targets, batch.sample_weight
         columns = check_logits(logits, cfg.num_classes)
         if not self.validate_targets:
             return
@@ -168,14 +194,18 @@ class SmoothAPLoss(_RankingLoss):
     update_queue_in_eval : bool
         Whether rows enter the queue also in ``eval()`` mode.
     gather_distributed : bool, optional
-        Gather the rows of all ranks: ``None`` where a process group is there, ``False`` never, ``True`` always. This
-        version cannot gather yet: with several ranks it takes ``False`` only.
+        Gather the rows of all ranks, so that a step of W processes is that of one on all rows: ``None`` where a process
+        group of several ranks is initialised, ``False`` never, ``True`` always (``RuntimeError`` without a group).
     max_pool_size : int, optional
         Estimate the loss of larger pools from a sample of that many rows (warns once); no pool needs it.
     multilabel : bool
         Targets are ``[N, C]`` labels in {0, 1}.
     validate_targets : bool
         Check the values of targets and weights in eager mode, at the cost of a device synchronisation.
+    grad_reduction : {"mean", "sum"}
+        What happens to the ranks' gradients: DDP and FSDP average them, other wrappers may sum.
+    group : ProcessGroup, optional
+        Whose rows are gathered. Default: the default group.
 
     Raises
     ------
@@ -206,6 +236,8 @@ class SmoothAPLoss(_RankingLoss):
         multilabel: bool = False,
         *,
         validate_targets: bool = True,
+        grad_reduction: GradReduction = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         config = SmoothAPConfig(
             num_classes=num_classes,
@@ -215,7 +247,9 @@ class SmoothAPLoss(_RankingLoss):
             max_pool_size=max_pool_size,
             multilabel=multilabel,
         )
-        super().__init__(config, queue_size, update_queue_in_eval, gather_distributed, validate_targets)
+        super().__init__(
+            config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
+        )
         self.config: SmoothAPConfig = config
 
     def forward(
@@ -243,7 +277,7 @@ class RecallAtQuantileLoss(_RankingLoss):
     ----------
     num_classes, queue_size, temperature, reduction, ignore_index, update_queue_in_eval, gather_distributed
         As in :class:`SmoothAPLoss`.
-    max_pool_size, multilabel, validate_targets
+    max_pool_size, multilabel, validate_targets, grad_reduction, group
         As in :class:`SmoothAPLoss`.
     quantile : float
         Alert budget in [0, 1]: the share of rows above the threshold.
@@ -277,6 +311,8 @@ class RecallAtQuantileLoss(_RankingLoss):
         *,
         threshold_gradient: Literal["stop", "implicit"] = "stop",
         validate_targets: bool = True,
+        grad_reduction: GradReduction = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         config = RecallAtQuantileConfig(
             num_classes=num_classes,
@@ -289,7 +325,9 @@ class RecallAtQuantileLoss(_RankingLoss):
             multilabel=multilabel,
             threshold_gradient=threshold_gradient,
         )
-        super().__init__(config, queue_size, update_queue_in_eval, gather_distributed, validate_targets)
+        super().__init__(
+            config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
+        )
         self.config: RecallAtQuantileConfig = config
 
     def forward(
@@ -317,7 +355,7 @@ class PAUCAtBudgetLoss(_RankingLoss):
     ----------
     num_classes, queue_size, reduction, ignore_index, update_queue_in_eval, gather_distributed
         As in :class:`SmoothAPLoss`.
-    max_pool_size, multilabel, validate_targets
+    max_pool_size, multilabel, validate_targets, grad_reduction, group
         As in :class:`SmoothAPLoss`.
     alpha, beta : float
         The band of false-positive rates (or shares of the population), ``0 <= alpha < beta <= 1``.
@@ -369,6 +407,8 @@ class PAUCAtBudgetLoss(_RankingLoss):
         *,
         threshold_gradient: Literal["stop", "implicit"] = "stop",
         validate_targets: bool = True,
+        grad_reduction: GradReduction = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         config = PAUCAtBudgetConfig(
             num_classes=num_classes,
@@ -387,7 +427,9 @@ class PAUCAtBudgetLoss(_RankingLoss):
             multilabel=multilabel,
             threshold_gradient=threshold_gradient,
         )
-        super().__init__(config, queue_size, update_queue_in_eval, gather_distributed, validate_targets)
+        super().__init__(
+            config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
+        )
         self.config: PAUCAtBudgetConfig = config
 
     def forward(

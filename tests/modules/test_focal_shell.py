@@ -32,7 +32,7 @@ def value_and_grad(loss_fn: Any, logits: Tensor, targets: Tensor, **rows: Tensor
 
 
 def test_signatures() -> None:
-    """Order and defaults are the contract; ``validate_targets`` and ``sample_weight`` go by keyword."""
+    """Order and defaults are the contract; what is not in it goes by keyword."""
     expected = {
         SigmoidFocalLoss: {"alpha": 0.25, "gamma": 2.0, "reduction": "mean", "ignore_index": None},
         SoftmaxFocalLoss: {
@@ -46,10 +46,11 @@ def test_signatures() -> None:
     }
     for shell, defaults in expected.items():
         parameters = inspect.signature(shell).parameters
-        defaults = {**defaults, "gather_distributed": None, "validate_targets": True}
+        keywords = {"validate_targets": True, "grad_reduction": "mean", "group": None}
+        defaults = {**defaults, "gather_distributed": None, **keywords}
         assert {name: parameter.default for name, parameter in parameters.items()} == defaults
         assert list(parameters) == list(defaults)
-        assert parameters["validate_targets"].kind is inspect.Parameter.KEYWORD_ONLY
+        assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in keywords)
         forward = inspect.signature(shell.forward).parameters
         assert list(forward) == ["self", "inputs", "targets", "sample_weight"]
         assert forward["sample_weight"].kind is inspect.Parameter.KEYWORD_ONLY
@@ -242,20 +243,28 @@ def test_compiled_shells_read_no_values() -> None:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gather", [None, False, True])
-@pytest.mark.parametrize("world_size", [0, 1, 2])
 @each_loss
-def test_gathering(case: Case, world_size: int, gather: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until rows are gathered, a group of several ranks needs ``gather_distributed=False``."""
-    monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: world_size > 0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
-    shell = case.shell(gather_distributed=gather)
-    if gather and world_size == 0:
-        with pytest.raises(RuntimeError, match="expected an initialised process group for gather_distributed=True"):
-            shell(*case.inputs())
-    elif gather is not False and world_size == 2:
-        with pytest.raises(NotImplementedError, match="pass gather_distributed=False"):
-            shell(*case.inputs())
-    else:
-        assert shell(*case.inputs()).isfinite()
+def test_gather_without_a_process_group(case: Case) -> None:
+    """``True`` is an error, ``None`` and ``False`` compute locally."""
+    with pytest.raises(RuntimeError, match="expected an initialised process group, got none"):
+        case.shell(gather_distributed=True)(*case.inputs())
+    for setting in (None, False):
+        assert_close(case.shell(gather_distributed=setting)(*case.inputs()), case.call(*case.inputs()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gather", [None, False, True])
+@every_case
+def test_one_rank_computes_locally(case: Case, gather: bool | None, group_of_one: None) -> None:
+    expected = value_and_grad(case.call, *case.inputs())
+    assert_close(value_and_grad(case.shell(gather_distributed=gather), *case.inputs()), expected, rtol=0, atol=0)
+
+
+@each_loss
+def test_what_happens_to_gradients_is_checked_and_copied(case: Case, group_of_one: None) -> None:
+    with pytest.raises(ValueError, match="expected grad_reduction to be one of"):
+        case.shell(grad_reduction="max")
+    group = torch.distributed.group.WORLD
+    shell = case.shell(grad_reduction="sum", group=group)
+    for same in (shell, copy.deepcopy(shell)):
+        assert same.group is group
+        assert same.grad_reduction == "sum"

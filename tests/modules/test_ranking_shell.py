@@ -34,11 +34,12 @@ POOL_OF_SETTINGS = {
     "gather_distributed": None,
 }
 TAIL = {"max_pool_size": None, "multilabel": False}
+BY_KEYWORD = {"validate_targets": True, "grad_reduction": "mean", "group": None}
 
 CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
     SmoothAPLoss: (
         {"num_classes": REQUIRED, "queue_size": 1024, "temperature": 0.01, **POOL_OF_SETTINGS, **TAIL},
-        {"validate_targets": True},
+        BY_KEYWORD,
     ),
     RecallAtQuantileLoss: (
         {
@@ -50,7 +51,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "quantile_interpolation": "higher",
             **TAIL,
         },
-        {"threshold_gradient": "stop", "validate_targets": True},
+        {"threshold_gradient": "stop", **BY_KEYWORD},
     ),
     PAUCAtBudgetLoss: (
         {
@@ -68,7 +69,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "quantile_interpolation": "higher",
             **TAIL,
         },
-        {"threshold_gradient": "stop", "validate_targets": True},
+        {"threshold_gradient": "stop", **BY_KEYWORD},
     ),
 }
 

@@ -257,6 +257,26 @@ def test_gather_without_a_process_group(shell_class: type) -> None:
         assert shell_class(1, queue_size=4, gather_distributed=setting)(logits, targets).isfinite()
 
 
+@pytest.mark.parametrize("gather", [None, False, True])
+@every_class
+def test_one_rank_computes_locally(shell_class: type, gather: bool | None, group_of_one: None) -> None:
+    logits, targets = torch.randn(8), (torch.arange(8) % 2).long()
+    shell, alone = (shell_class(1, queue_size=4, gather_distributed=setting) for setting in (gather, False))
+    assert_bits(shell(logits, targets), alone(logits, targets))
+    assert_bits(snapshot(shell), snapshot(alone))
+
+
+@every_class
+def test_what_happens_to_gradients_is_checked_and_copied(shell_class: type, group_of_one: None) -> None:
+    with pytest.raises(ValueError, match="expected grad_reduction to be one of"):
+        shell_class(1, grad_reduction="max")
+    group = torch.distributed.group.WORLD
+    shell = shell_class(1, grad_reduction="sum", group=group)
+    for same in (shell, copy.deepcopy(shell)):
+        assert same.group is group
+        assert same.grad_reduction == "sum"
+
+
 def test_compiled_shells_gather_no_less_than_eager_ones() -> None:
     """A compiled shell must not quietly leave out what an eager one refuses to leave out."""
     logits, targets = torch.randn(6), torch.arange(6) % 2

@@ -1,0 +1,263 @@
+"""Rows of all ranks, and the rule by which W processes train exactly as one.
+
+Every rank computes the loss of all rows, of which its own carry gradient. DDP and FSDP average the ranks' gradients, so
+a loss multiplies its own by the number of ranks: what arrives is the gradient of the one loss. Nothing is communicated
+in the backward.
+
+A rank that finds its input wrong still takes part in the first collective and says so there: then every rank raises the
+same error, and none waits for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from imbalanced_losses.checks import check_tensor
+
+__all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is the shells' own
+
+GradReduction = Literal["mean", "sum"]
+
+# Numbers that travel; a dtype that is not here has no rows to gather.
+_DTYPES = (
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.uint16, torch.uint32, torch.uint64),
+)
+_MOST_DIMENSIONS = 8
+
+
+def all_gather_with_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Concatenate all ranks' rows; the gradient reaches the local rows as if the result held them in place.
+
+    To be called by all ranks of the group. The gradient is that of this rank's own use of the result: nothing is
+    summed over ranks, and nothing multiplied.
+
+    Parameters
+    ----------
+    tensor : Tensor [N, ...], floating point, integer or bool
+        ``N`` may differ between ranks and be 0; the other sizes and the dtype may not.
+    group : ProcessGroup, optional
+        Default: the default group.
+
+    Returns
+    -------
+    Tensor [sum of N, ...]
+        In the order of the ranks; with one rank the input itself.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no process group, or this process is not in it.
+    TypeError, ValueError
+        On every rank, if the input of some rank has no rows or differs from that of the others in dtype or shape.
+
+    Notes
+    -----
+    Cost: two collectives, of sizes and of rows padded to the largest number of them, and one wait for the sizes.
+
+    Examples
+    --------
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> all_gather_with_grad(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
+    >>> dist.destroy_process_group()
+    """
+    ranks = _ranks_of(group)
+    return tensor if ranks.size == 1 else _gather(tensor, ranks)
+
+
+def all_gather_no_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """:func:`all_gather_with_grad` without gradient.
+
+    Examples
+    --------
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> all_gather_no_grad(torch.ones(2, requires_grad=True)).requires_grad
+    False
+    >>> dist.destroy_process_group()
+    """
+    return all_gather_with_grad(tensor.detach() if isinstance(tensor, Tensor) else tensor, group)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes that train together: their group (``None`` is the default one), their number, this one's."""
+
+    group: dist.ProcessGroup | None
+    size: int
+    rank: int
+
+
+def find_ranks(gather_distributed: bool | None, group: dist.ProcessGroup | None) -> Ranks | None:
+    """Whose rows a loss is to gather: ``None`` if it is to stay with its own.
+
+    ``gather_distributed`` is ``None`` to gather where there is a group of several ranks, ``False`` never, ``True`` for
+    an error where there is no group.
+    """
+    if gather_distributed is False or (gather_distributed is None and not _is_initialised()):
+        return None
+    ranks = _ranks_of(group)
+    return ranks if ranks.size > 1 else None
+
+
+def stand_for_all(own: Tensor, value: Tensor, ranks: Ranks, grad_reduction: GradReduction) -> Tensor:
+    """``value``, the same on all ranks, with the gradient of ``own``, this rank's part of it.
+
+    The gradient rule: with ``"mean"`` the part counts as often as there are ranks, since what averages gradients over
+    them (DDP, FSDP) will divide by their number; with ``"sum"`` it counts once.
+    """
+    factor = ranks.size if grad_reduction == "mean" else 1
+    # detached also because the compiler does not trace a Function of one tensor twice
+    return _Part.apply(own, value.detach(), factor)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, value: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.factor, None, None
+
+
+def exchange_facts(
+    ranks: Ranks,
+    device: torch.device,
+    facts: Sequence[int],
+    error: Exception | None = None,
+    totals: Tensor | None = None,
+) -> tuple[list[list[int]], Tensor]:
+    """Tell the other ranks a few integers, whether this one failed, and some float64 totals: one collective.
+
+    Returns
+    -------
+    facts : list of W lists of int
+    totals : Tensor [W, K], float64
+
+    Raises
+    ------
+    ValueError, TypeError
+        The first failed rank's error, on all ranks.
+    """
+    own = torch.tensor([error is not None, *facts], dtype=torch.int64, device=device)
+    if totals is not None:
+        own = torch.cat([own, totals.detach().to(torch.float64).view(torch.int64)])
+    everyones = own.new_empty(ranks.size, len(own))
+    dist.all_gather(list(everyones), own, group=ranks.group)
+    n = 1 + len(facts)
+    failed, *columns = everyones[:, :n].T.tolist()
+    if any(failed):
+        _raise_the_first(ranks, error)
+    return [list(row) for row in zip(*columns, strict=True)], everyones[:, n:].contiguous().view(torch.float64)
+
+
+def _raise_the_first(ranks: Ranks, error: Exception | None) -> NoReturn:
+    errors: list[Any] = [None] * ranks.size
+    dist.all_gather_object(errors, None if error is None else (isinstance(error, TypeError), str(error)), ranks.group)
+    rank, (is_type_error, message) = next((i, found) for i, found in enumerate(errors) if found is not None)
+    raise (TypeError if is_type_error else ValueError)(f"rank {rank}: {message}") from error
+
+
+def device_to_speak_from(value: object, ranks: Ranks) -> torch.device:
+    """The value's device; of what should have been a tensor, the one that the other ranks' tensors are likely on."""
+    if isinstance(value, Tensor):
+        return value.device
+    return torch.device("cuda" if "nccl" in dist.get_backend(ranks.group) else "cpu")
+
+
+def refuse_differences(what: str, of_ranks: Sequence[object]) -> None:
+    """All ranks must have the same."""
+    if any(value != of_ranks[0] for value in of_ranks):
+        found = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(of_ranks))
+        raise ValueError(f"expected {what} to be the same on all ranks, got {found}")
+
+
+def dtype_number(dtype: torch.dtype) -> int:
+    """The number that a dtype travels as."""
+    return _DTYPES.index(dtype)
+
+
+def dtype_name(number: int) -> str:
+    """Of the number that a dtype travels as."""
+    return str(_DTYPES[number])
+
+
+def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Concatenate the ranks' rows of several tensors ``[N, ...]`` in one collective.
+
+    Of ``counts`` rows a rank; all sizes but these, and the dtypes, are the same on all ranks. Own rows stay in place,
+    with their gradient.
+    """
+    own_bytes = [_as_bytes(column) for column in columns]
+    own_rows = torch.cat(own_bytes, 1)
+    packed = own_rows.new_zeros(max(counts), own_rows.shape[1])
+    packed[: len(own_rows)] = own_rows
+    everyones = packed.new_empty(ranks.size, *packed.shape)
+    if packed.numel() > 0:  # the same on all ranks
+        dist.all_gather(list(everyones), packed, group=ranks.group)
+    widths = [part.shape[1] for part in own_bytes]
+    gathered = []
+    for column, part in zip(columns, torch.split(everyones, widths, -1), strict=True):
+        rows = [_from_bytes(part[rank, :n], column) for rank, n in enumerate(counts)]
+        rows[ranks.rank] = column
+        gathered.append(torch.cat(rows))
+    return gathered
+
+
+def _as_bytes(column: Tensor) -> Tensor:
+    """Uint8 ``[N, B]`` of ``[N, ...]``."""
+    return column.detach().reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)
+
+
+def _from_bytes(part: Tensor, like: Tensor) -> Tensor:
+    flat = part.clone(memory_format=torch.contiguous_format).flatten()
+    return flat.view(like.dtype).view(len(part), *like.shape[1:])
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _gather(tensor: Tensor, ranks: Ranks) -> Tensor:
+    error: Exception | None = None
+    facts, device = [0] * (3 + _MOST_DIMENSIONS), device_to_speak_from(tensor, ranks)
+    try:
+        _check_rows(tensor)
+        rest = list(tensor.shape[1:])
+        facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MOST_DIMENSIONS - len(rest))]
+    except (TypeError, ValueError) as caught:
+        error = caught
+    everyones, _ = exchange_facts(ranks, device, facts, error)
+    refuse_differences("the dtype", [dtype_name(number) for _, number, *_ in everyones])
+    refuse_differences("the shape of a row", [row[3 : 3 + row[2]] for row in everyones])
+    return gather_columns(ranks, [tensor], [row[0] for row in everyones])[0]
+
+
+def _check_rows(tensor: Tensor) -> None:
+    check_tensor("tensor", tensor)
+    if not 1 <= tensor.dim() <= 1 + _MOST_DIMENSIONS:
+        raise ValueError(f"expected a tensor of 1 to {1 + _MOST_DIMENSIONS} dimensions, got shape {list(tensor.shape)}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"expected a tensor of a real dtype, got {tensor.dtype}")
+
+
+def _is_initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _ranks_of(group: dist.ProcessGroup | None) -> Ranks:
+    if not _is_initialised():
+        raise RuntimeError("expected an initialised process group, got none: call torch.distributed.init_process_group")
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise RuntimeError("expected a process group that this process is in, got one without it")
+    return Ranks(group, dist.get_world_size(group), rank)

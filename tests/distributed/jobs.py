@@ -1,0 +1,119 @@
+"""What the processes run for the tests of gathers, refusals and interrupted runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from imbalanced_losses import LossWarmupWrapper, SmoothAPLoss
+from imbalanced_losses.distributed import all_gather_no_grad, all_gather_with_grad
+from tests.distributed.training import LOSSES, Recipe
+
+
+def rows_of(rank: int, count: int, dtype: torch.dtype, shape: tuple[int, ...] = (3,)) -> Tensor:
+    """``count`` rows that tell their rank and place."""
+    place = torch.arange(count).reshape(count, *(1 for _ in shape)) + torch.zeros(shape)
+    return (place + 10 * rank).to(dtype)
+
+
+def gather(counts: list[int], dtype: torch.dtype, shape: tuple[int, ...] = (3,)) -> Tensor:
+    return all_gather_no_grad(rows_of(dist.get_rank(), counts[dist.get_rank()], dtype, shape))
+
+
+def gather_with_grad(counts: list[int]) -> tuple[Tensor, Tensor | None]:
+    """The gradient of a use of the result that differs from rank to rank."""
+    rank = dist.get_rank()
+    own = rows_of(rank, counts[rank], torch.float32).requires_grad_()
+    everyones = all_gather_with_grad(own)
+    weights = torch.arange(1.0, len(everyones) + 1)[:, None] * (rank + 1)
+    (everyones * weights).sum().backward()
+    return everyones.detach(), own.grad
+
+
+def gather_in_group(members: list[int], counts: list[int]) -> Tensor | str:
+    group = dist.new_group(members)
+    try:
+        return all_gather_no_grad(rows_of(dist.get_rank(), counts[dist.get_rank()], torch.int64), group)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        dist.barrier()
+
+
+def gather_different(tensors: list[Any]) -> str:
+    try:
+        all_gather_with_grad(tensors[dist.get_rank()])
+    except (TypeError, ValueError) as error:
+        return repr(error)
+    return "no error"
+
+
+def call_different(loss: str, calls: list[dict[str, Any]], options: list[dict[str, Any]]) -> tuple[str, float, bool]:
+    """The error of one call with arguments that differ between ranks, its seconds, whether the state stayed."""
+    rank = dist.get_rank()
+    loss_fn: nn.Module = LOSSES[loss][1](**options[rank])
+    before = {name: value.clone() for name, value in loss_fn.state_dict().items()}
+    start = time.perf_counter()
+    try:
+        loss_fn(**calls[rank])
+        message = "no error"
+    except (TypeError, ValueError) as error:
+        message = repr(error)
+    seconds = time.perf_counter() - start
+    return message, seconds, all(torch.equal(value, before[name]) for name, value in loss_fn.state_dict().items())
+
+
+def call_with(recipe: Recipe, extras: list[list[str]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, gradient by the own rows and state after a call with only some of the optional arguments."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return call_shard(recipe, rank, size, extras[rank])
+
+
+def call_shard(
+    recipe: Recipe, rank: int, size: int, extras: list[str], given: dict[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    start, end = recipe.bounds(size)[rank : rank + 2]
+    logits, targets, optional = call_arguments(recipe)
+    optional = optional if given is None else given
+    own = logits[start:end].requires_grad_()
+    loss_fn = recipe.make_loss()
+    loss = loss_fn(own, targets[start:end], **{name: optional[name][start:end] for name in extras})
+    loss.backward()
+    assert own.grad is not None
+    return loss.detach(), own.grad, loss_fn.state_dict()
+
+
+def call_arguments(recipe: Recipe) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    features, targets, _ = recipe.batch(0, 2)
+    logits = features[:, : LOSSES[recipe.loss][0]].contiguous()
+    generator = torch.Generator().manual_seed(7)
+    iid_mask = torch.rand(len(logits), generator=generator) < 0.7
+    return logits, targets, {"iid_mask": iid_mask, "sample_weight": torch.rand(len(logits), generator=generator) + 0.5}
+
+
+def settings(make: Callable[..., nn.Module] = SmoothAPLoss) -> dict[str, Any]:
+    """The losses of one call with each setting of ``gather_distributed``, of the loss or of the wrapper around it."""
+    rank = dist.get_rank()
+    logits, targets, _ = call_arguments(Recipe("smooth_ap"))
+    own = slice(12 * rank, 12 * (rank + 1))
+    found: dict[str, Any] = {}
+    for setting in (None, True, False):
+        found[f"loss {setting}"] = make(1, temperature=0.3, gather_distributed=setting)(
+            logits[own], targets[own]
+        ).item()
+        wrapper = LossWarmupWrapper(
+            nn.BCEWithLogitsLoss(),
+            make(1, gather_distributed=False),
+            temp_start=0.3,
+            temp_end=0.3,
+            gather_distributed=setting,
+        )
+        wrapper.on_train_epoch_start(0)
+        wrapper.on_train_batch_start(0)
+        found[f"wrapper {setting}"] = wrapper(logits[own], targets[own]).item()
+    return found

@@ -1,0 +1,41 @@
+"""W processes under torch's own DDP train exactly as one on the concatenated batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+
+from tests.distributed.processes import Processes
+from tests.distributed.training import FOCAL, LOSSES, Recipe, train
+
+GroupOf = Callable[[int], Processes]
+
+every_size = pytest.mark.parametrize("size", [2, 3, 4])
+every_shard = pytest.mark.parametrize("shards", ["even", "uneven", "empty", "no positives"])
+
+
+def recipes_of(loss: str, shards: str) -> list[Recipe]:
+    if loss in FOCAL:
+        reductions = ["mean", "sum", *(["mean_positive"] if loss == "softmax_focal" else [])]
+        return [Recipe(loss, *rest, 0, shards) for rest in product(reductions, [False, True])]
+    return [Recipe(loss, *rest, shards) for rest in product(["mean", "sum", "none"], [False, True], [0, 40])]
+
+
+@every_size
+@every_shard
+@pytest.mark.parametrize("loss", LOSSES)
+def test_five_steps_equal_those_of_one_process(processes: GroupOf, loss: str, shards: str, size: int) -> None:
+    recipes = recipes_of(loss, shards)
+    of_ranks = processes(size).run("tests.distributed.training:train_all", recipes=recipes)
+    for recipe, *runs in zip(recipes, *of_ranks, strict=True):
+        alone = train(recipe, parts=size)
+        for run in runs:
+            difference = (run["parameters"] - alone["parameters"]).norm() / alone["parameters"].norm()
+            assert difference <= 1e-5, (recipe, difference)
+            torch.testing.assert_close(run["losses"], alone["losses"], rtol=1e-5, atol=1e-6)
+            for name, value in run["state"].items():
+                assert torch.equal(value, runs[0]["state"][name]), (recipe, name)  # to the bit across ranks
+                torch.testing.assert_close(value, alone["state"][name], rtol=1e-4, atol=1e-5)
