@@ -35,7 +35,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 suite: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PYTEST_WORKERS) $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 bench: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/run.py --peer $(PEER_VENV)/bin/python $(BENCH_FLAGS)

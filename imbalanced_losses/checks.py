@@ -42,9 +42,11 @@ __all__ = [
 
 
 def check_tensor(name: str, value: object) -> None:
-    """``value`` must be a Tensor."""
+    """``value`` must be a dense Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} to be a Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"expected {name} to be a dense Tensor, got one of layout {value.layout}")
 
 
 def check_config(cfg: object, expected: type) -> None:

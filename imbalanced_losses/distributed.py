@@ -32,6 +32,10 @@ _DTYPES = (
     *(torch.uint16, torch.uint32, torch.uint64),
 )
 _MOST_DIMENSIONS = 8
+_MOST_FACTS = 3 + _MOST_DIMENSIONS
+
+Caller = Literal["all_gather", "a ranking loss", "a focal loss"]
+_CALLERS = ("all_gather", "a ranking loss", "a focal loss")
 
 
 def all_gather_with_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -125,7 +129,7 @@ class _Part(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, value: Tensor, factor: int) -> Tensor:
         ctx.factor = factor
-        return value.view_as(value)
+        return value.clone()  # a view could not be changed in place, as by `loss /= 2`
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -134,40 +138,45 @@ class _Part(torch.autograd.Function):
 
 def exchange_facts(
     ranks: Ranks,
+    caller: Caller,
     device: torch.device,
     facts: Sequence[int],
     error: Exception | None = None,
     totals: Tensor | None = None,
 ) -> tuple[list[list[int]], Tensor]:
-    """Tell the other ranks a few integers, whether this one failed, and some float64 totals: one collective.
+    """Tell the other ranks who calls, whether that failed, up to 11 integers and two float64 totals: one collective.
+
+    The message is as long whoever calls, so that calls which do not belong together are found out.
 
     Returns
     -------
     facts : list of W lists of int
-    totals : Tensor [W, K], float64
+    totals : Tensor [W, 2], float64
 
     Raises
     ------
-    ValueError, TypeError
-        The first failed rank's error, on all ranks.
+    ValueError, TypeError, RuntimeError
+        The first failed rank's error, or that the ranks call different things; on all ranks.
     """
-    own = torch.tensor([error is not None, *facts], dtype=torch.int64, device=device)
-    if totals is not None:
-        own = torch.cat([own, totals.detach().to(torch.float64).view(torch.int64)])
+    head = [error is not None, _CALLERS.index(caller), *facts, *[0] * (_MOST_FACTS - len(facts))]
+    totals = torch.zeros(2, dtype=torch.float64, device=device) if totals is None else totals.detach().double()
+    own = torch.cat([torch.tensor(head, dtype=torch.int64, device=device), totals.view(torch.int64)])
     everyones = own.new_empty(ranks.size, len(own))
     dist.all_gather(list(everyones), own, group=ranks.group)
-    n = 1 + len(facts)
-    failed, *columns = everyones[:, :n].T.tolist()
+    failed, callers, *columns = everyones[:, : len(head)].T.tolist()
     if any(failed):
         _raise_the_first(ranks, error)
-    return [list(row) for row in zip(*columns, strict=True)], everyones[:, n:].contiguous().view(torch.float64)
+    refuse_differences("what gathers", [_CALLERS[number] for number in callers])
+    received = [list(row) for row in zip(*columns[: len(facts)], strict=True)]
+    return received, everyones[:, len(head) :].contiguous().view(torch.float64)
 
 
 def _raise_the_first(ranks: Ranks, error: Exception | None) -> NoReturn:
+    kind = next((kind for kind in (TypeError, ValueError) if isinstance(error, kind)), RuntimeError)
     errors: list[Any] = [None] * ranks.size
-    dist.all_gather_object(errors, None if error is None else (isinstance(error, TypeError), str(error)), ranks.group)
-    rank, (is_type_error, message) = next((i, found) for i, found in enumerate(errors) if found is not None)
-    raise (TypeError if is_type_error else ValueError)(f"rank {rank}: {message}") from error
+    dist.all_gather_object(errors, None if error is None else (kind, str(error)), ranks.group)
+    rank, (kind, message) = next((i, found) for i, found in enumerate(errors) if found is not None)
+    raise kind(f"rank {rank}: {message}") from error
 
 
 def device_to_speak_from(value: object, ranks: Ranks) -> torch.device:
@@ -186,6 +195,8 @@ def refuse_differences(what: str, of_ranks: Sequence[object]) -> None:
 
 def dtype_number(dtype: torch.dtype) -> int:
     """The number that a dtype travels as."""
+    if dtype not in _DTYPES:
+        raise TypeError(f"expected a dtype that can be gathered, got {dtype}")
     return _DTYPES.index(dtype)
 
 
@@ -229,14 +240,14 @@ def _from_bytes(part: Tensor, like: Tensor) -> Tensor:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _gather(tensor: Tensor, ranks: Ranks) -> Tensor:
     error: Exception | None = None
-    facts, device = [0] * (3 + _MOST_DIMENSIONS), device_to_speak_from(tensor, ranks)
+    facts, device = [0] * _MOST_FACTS, device_to_speak_from(tensor, ranks)
     try:
         _check_rows(tensor)
         rest = list(tensor.shape[1:])
         facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MOST_DIMENSIONS - len(rest))]
-    except (TypeError, ValueError) as caught:
+    except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
-    everyones, _ = exchange_facts(ranks, device, facts, error)
+    everyones, _ = exchange_facts(ranks, "all_gather", device, facts, error)
     refuse_differences("the dtype", [dtype_name(number) for _, number, *_ in everyones])
     refuse_differences("the shape of a row", [row[3 : 3 + row[2]] for row in everyones])
     return gather_columns(ranks, [tensor], [row[0] for row in everyones])[0]
@@ -246,8 +257,6 @@ def _check_rows(tensor: Tensor) -> None:
     check_tensor("tensor", tensor)
     if not 1 <= tensor.dim() <= 1 + _MOST_DIMENSIONS:
         raise ValueError(f"expected a tensor of 1 to {1 + _MOST_DIMENSIONS} dimensions, got shape {list(tensor.shape)}")
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"expected a tensor of a real dtype, got {tensor.dtype}")
 
 
 def _is_initialised() -> bool:

@@ -65,8 +65,8 @@ def test_two_processes_are_measured(distributed: ModuleType) -> None:
         found["costs"][case]
         for case in ("SmoothAPLoss(temperature=0.1), 1 class", "SigmoidFocalLoss(reduction='mean'), 1 class")
     )
-    assert smooth_ap == {"collectives": 2, "bytes": 72 + 32 * (4 + 1)}  # sizes; logits and labels
-    assert focal == {"collectives": 1, "bytes": 40}
+    assert smooth_ap == {"collectives": 2, "bytes": 120 + 32 * (4 + 1)}  # sizes; logits and labels
+    assert focal == {"collectives": 1, "bytes": 120}
 
 
 def test_a_process_that_dies_is_a_result_and_the_next_loss_is_measured(

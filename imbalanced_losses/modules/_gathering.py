@@ -29,13 +29,18 @@ __all__ = ["Batch", "SharedGroup", "gather_batch", "reduce_over_ranks"]
 
 @final
 class SharedGroup:
-    """A process group as a module's attribute: a copy of the module shares it."""
+    """A process group as a module's attribute: a copy of the module shares it; with one it cannot be pickled."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedGroup:
         return self
+
+    def __reduce__(self) -> tuple[type[SharedGroup], tuple[None]]:
+        if self.group is not None:
+            raise TypeError("expected a loss without group= to pickle: a process group ends with its process")
+        return SharedGroup, (None,)
 
 
 class Batch(NamedTuple):
@@ -49,28 +54,34 @@ class Batch(NamedTuple):
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def gather_batch(ranks: Ranks, batch: Batch, cfg: RankingConfig, queue: QueueState, check: Callable[[], None]) -> Batch:
+def gather_batch(
+    ranks: Ranks,
+    batch: Batch,
+    cfg: RankingConfig,
+    queue: QueueState,
+    update_queue: bool,
+    check: Callable[[], None],
+) -> Batch:
     """Join the ranks' batches, in two collectives whatever optional arguments each rank was given.
 
     The first tells the sizes, and whether a rank's input is wrong, the second brings the rows: logits, targets, and
     flags and weights if some rank has any.
     """
     error: Exception | None = None
-    rows, facts, device = None, [0] * 8, queue.logits.device
+    rows, facts, device = None, [0] * (5 + len(_SETTINGS)), queue.logits.device
     try:
         check()
         rows = check_rows(batch.logits, batch.targets, cfg, batch.iid_mask, batch.sample_weight)
         check_queue(queue, rows, cfg)
-        facts = _describe(rows, batch, cfg, queue)
-    except (TypeError, ValueError) as caught:
+        facts = _describe(rows, batch, cfg, queue, update_queue)
+    except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
-    everyones, _ = exchange_facts(ranks, device, facts, error)
+    everyones, _ = exchange_facts(ranks, "a ranking loss", device, facts, error)
     assert rows is not None  # else every rank has raised
-    counts, dtypes, classes, multilabel, queue_sizes, flagged, weighted, seeds = map(list, zip(*everyones, strict=True))
+    counts, dtypes, flagged, weighted, seeds, *settings = map(list, zip(*everyones, strict=True))
     refuse_differences("the logits' dtype", [dtype_name(number) for number in dtypes])
-    refuse_differences("num_classes", classes)
-    refuse_differences("multilabel", [bool(flag) for flag in multilabel])
-    refuse_differences("queue_size", queue_sizes)
+    for what, of_ranks in zip(_SETTINGS, settings, strict=True):
+        refuse_differences(what, of_ranks)
     columns = {"logits": rows.logits, "targets": _encode(rows.targets, cfg)}
     if any(flagged):
         columns["iid_mask"] = rows.iid
@@ -87,17 +98,19 @@ def gather_batch(ranks: Ranks, batch: Batch, cfg: RankingConfig, queue: QueueSta
     )
 
 
-def _describe(rows: Rows, batch: Batch, cfg: RankingConfig, queue: QueueState) -> list[int]:
+# What all ranks must agree on.
+_SETTINGS = ("num_classes", "multilabel", "queue_size", "ignore_index", "whether the queue is updated")
+
+
+def _describe(rows: Rows, batch: Batch, cfg: RankingConfig, queue: QueueState, update_queue: bool) -> list[int]:
     seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))  # all keep the same rows
     return [
         len(rows.logits),
         dtype_number(rows.logits.dtype),
-        cfg.num_classes,
-        cfg.multilabel,
-        len(queue.targets),
         batch.iid_mask is not None,
         batch.sample_weight is not None,
         seed,
+        *(cfg.num_classes, cfg.multilabel, len(queue.targets), cfg.ignore_index, update_queue),
     ]
 
 
@@ -133,7 +146,7 @@ def reduce_over_ranks(
     own, mass = torch.zeros(2, device=device)
     try:
         own, mass = sum_elements(*elements())
-    except (TypeError, ValueError) as caught:
+    except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
     n_columns = inputs.shape[1] if error is None and (exclusive or inputs.dim() == 2) else 0
     total, mass = _add_up(ranks, n_columns, error, own, mass)
@@ -147,6 +160,7 @@ def _add_up(ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, 
     """The sums of all ranks: ``[2]``, of the own dtype."""
     facts, totals = exchange_facts(
         ranks,
+        "a focal loss",
         own.device,
         [dtype_number(own.dtype), n_columns],
         error,

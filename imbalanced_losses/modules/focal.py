@@ -15,6 +15,7 @@ from imbalanced_losses.checks import (
     check_class_id_values,
     check_class_ids,
     check_element_targets,
+    check_element_weights,
     check_probability_values,
     check_weight_sequence,
     check_weight_values,
@@ -79,8 +80,8 @@ class _FocalLoss(nn.Module, ABC):
             return
         if can_read_values(targets):
             self._check_values(inputs, targets)
-        if sample_weight is not None and can_read_values(sample_weight):
-            check_weight_values(sample_weight)
+        if sample_weight is not None and isinstance(targets, Tensor) and can_read_values(sample_weight):
+            check_weight_values(check_element_weights("sample_weight", sample_weight, targets))
 
 
 @final

@@ -117,15 +117,15 @@ class _RankingLoss(nn.Module, ABC):
     ) -> PerClass:
         """Check, gather, compute, write the queue back."""
         batch = Batch(logits, targets, iid_mask, sample_weight)
+        update_queue = self.training or self.update_queue_in_eval
         ranks = find_ranks(self.gather_distributed, self.group)
         if ranks is not None:
             check = functools.partial(self._check_values, batch)
-            batch = gather_batch(ranks, batch, self.config, self.queue_state, check)
+            batch = gather_batch(ranks, batch, self.config, self.queue_state, update_queue, check)
         elif not is_traced():
             self._check_values(batch)
         if not is_traced():
             self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
-        update_queue = self.training or self.update_queue_in_eval
         result, new_state = self._per_class(
             batch.logits,
             batch.targets,

@@ -56,16 +56,45 @@ def gather_different(tensors: list[Any]) -> str:
 def call_different(loss: str, calls: list[dict[str, Any]], options: list[dict[str, Any]]) -> tuple[str, float, bool]:
     """The error of one call with arguments that differ between ranks, its seconds, whether the state stayed."""
     rank = dist.get_rank()
-    loss_fn: nn.Module = LOSSES[loss][1](**options[rank])
+    settings = dict(options[rank])
+    training = not settings.pop("eval", False)
+    loss_fn: nn.Module = LOSSES[loss][1](**settings).train(training)
     before = {name: value.clone() for name, value in loss_fn.state_dict().items()}
     start = time.perf_counter()
     try:
         loss_fn(**calls[rank])
         message = "no error"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         message = repr(error)
     seconds = time.perf_counter() - start
     return message, seconds, all(torch.equal(value, before[name]) for name, value in loss_fn.state_dict().items())
+
+
+def change_in_place(recipe: Recipe) -> tuple[float, float]:
+    """The loss, and half of it by a change in place that keeps the gradient."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    start, end = recipe.bounds(size)[rank : rank + 2]
+    logits, targets, _ = call_arguments(recipe)
+    loss_fn = recipe.make_loss()
+    own = logits[start:end].requires_grad_()
+    whole = loss_fn(own, targets[start:end])
+    (gradient,) = torch.autograd.grad(whole, own)
+    loss_fn.load_state_dict(recipe.make_loss().state_dict())
+    loss = loss_fn(own, targets[start:end])
+    loss /= 2
+    torch.testing.assert_close(torch.autograd.grad(loss, own)[0] * 2, gradient)
+    return whole.item(), loss.item()
+
+
+def call_unlike(losses: list[str]) -> str:
+    """A loss of its own on each rank."""
+    recipe = Recipe(losses[dist.get_rank()])
+    logits, targets, _ = call_arguments(recipe)
+    try:
+        recipe.make_loss()(logits, targets)
+    except ValueError as error:
+        return str(error)
+    return "no error"
 
 
 def call_with(recipe: Recipe, extras: list[list[str]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import coverage
+
+ROOT = Path(__file__).parents[2]
+
 
 class Processes:
     """Starts W workers; all of them run each job, and the results come back in the order of their ranks."""
@@ -19,10 +24,14 @@ class Processes:
         self.size, self.timeout = size, timeout
         self._folder = tempfile.TemporaryDirectory()
         address, store = str(Path(self._folder.name) / "line"), str(Path(self._folder.name) / "store")
+        measured = (
+            {} if coverage.Coverage.current() is None else {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
+        )
+        env = {**os.environ, **measured}
         with Listener(address, "AF_UNIX", backlog=size) as listener:
             worker = [sys.executable, str(Path(__file__).with_name("worker.py")), address, store]
             self.workers = [
-                subprocess.Popen([*worker, str(rank), str(size), str(timeout)], stderr=subprocess.DEVNULL)
+                subprocess.Popen([*worker, str(rank), str(size), str(timeout)], env=env, stderr=subprocess.DEVNULL)
                 for rank in range(size)
             ]
             lines = [listener.accept() for _ in range(size)]
@@ -54,8 +63,11 @@ class Processes:
         for line in self._lines.values():
             line.close()
         for worker in self.workers:
-            worker.kill()
-            worker.wait()
+            try:
+                worker.wait(10)  # it saves what coverage has measured
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
         self._folder.cleanup()
 
     def __enter__(self) -> Processes:

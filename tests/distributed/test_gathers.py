@@ -86,7 +86,7 @@ def test_a_group_of_some_ranks(processes: GroupOf) -> None:
         ),
         (
             [torch.zeros(2), torch.zeros(2, dtype=torch.complex64)],
-            "TypeError('rank 1: expected a tensor of a real dtype, got torch.complex64')",
+            "TypeError('rank 1: expected a dtype that can be gathered, got torch.complex64')",
         ),
     ],
 )

@@ -106,6 +106,7 @@ def train(recipe: Recipe, rank: int = 0, size: int = 1, parts: int | None = None
     net = DistributedDataParallel(model) if size > 1 else model
     loss_fn = recipe.make_loss(**options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    start_parameters = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     start, end = recipe.bounds(size)[rank : rank + 2]
     losses = []
     for step in range(STEPS):
@@ -117,6 +118,7 @@ def train(recipe: Recipe, rank: int = 0, size: int = 1, parts: int | None = None
         optimizer.step()
         losses.append(loss.item())
     return {
+        "moved": (torch.nn.utils.parameters_to_vector(model.parameters()) - start_parameters).detach().norm(),
         "parameters": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
         "losses": torch.tensor(losses),
         "state": loss_fn.state_dict(),

@@ -12,6 +12,7 @@ from datetime import timedelta
 from multiprocessing.connection import Client
 from pathlib import Path
 
+import coverage
 import torch
 import torch.distributed as dist
 
@@ -25,6 +26,8 @@ COMPILERS_OWN = (
 def main(address: str, store: str, rank: int, size: int, timeout: float) -> None:
     sys.path.append(str(Path(__file__).parents[2]))  # for the tests; the package is the installed one
     torch.set_num_threads(1)
+    coverage.process_startup()  # where the suite is measured, so are its processes
+    measured = coverage.Coverage.current()
     line = Client(address, "AF_UNIX")
     line.send(rank)
     dist.init_process_group(
@@ -38,6 +41,9 @@ def main(address: str, store: str, rank: int, size: int, timeout: float) -> None
         try:
             job, options = pickle.loads(line.recv_bytes())
         except EOFError:
+            if measured is not None:
+                measured.stop()
+                measured.save()
             os._exit(0)
         module, _, name = job.partition(":")
         torch.manual_seed(0)
