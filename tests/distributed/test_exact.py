@@ -17,18 +17,20 @@ every_size = pytest.mark.parametrize("size", [2, 3, 4])
 every_shard = pytest.mark.parametrize("shards", ["even", "uneven", "empty", "no positives"])
 
 
-def recipes_of(loss: str, shards: str) -> list[Recipe]:
+def recipes_of(loss: str, shards: str, size: int) -> list[Recipe]:
+    """Every reduction with and without weights and queue; of more than two processes, with both or neither."""
+    options = list(product([False, True], [0, 40])) if size == 2 else [(False, 0), (True, 40)]
     if loss in FOCAL:
         reductions = ["mean", "sum", *(["mean_positive"] if loss == "softmax_focal" else [])]
-        return [Recipe(loss, *rest, 0, shards) for rest in product(reductions, [False, True])]
-    return [Recipe(loss, *rest, shards) for rest in product(["mean", "sum", "none"], [False, True], [0, 40])]
+        return [Recipe(loss, reduction, weighted, 0, shards) for reduction in reductions for weighted in (False, True)]
+    return [Recipe(loss, reduction, *rest, shards) for reduction in ("mean", "sum", "none") for rest in options]
 
 
 @every_size
 @every_shard
 @pytest.mark.parametrize("loss", LOSSES)
 def test_five_steps_equal_those_of_one_process(processes: GroupOf, loss: str, shards: str, size: int) -> None:
-    recipes = recipes_of(loss, shards)
+    recipes = recipes_of(loss, shards, size)
     of_ranks = processes(size).run("tests.distributed.training:train_all", recipes=recipes)
     for recipe, *runs in zip(recipes, *of_ranks, strict=True):
         alone = train(recipe, parts=size)
