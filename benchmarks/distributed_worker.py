@@ -166,9 +166,8 @@ def cost(case: Case, rank: int) -> dict[str, int]:
     return {"collectives": seen.count, "bytes": seen.bytes}
 
 
-def together(job: Callable[[], Any], name: str, rank: int, size: int, folder: Path) -> Any:
+def together(job: Callable[[], Any], name: str, rank: int, size: int, folder: Path, meeting: Any) -> Any:
     """Run a job in a group of its own, so that a failure spoils no other; an error is a result."""
-    meeting = dist.FileStore(str(folder / "meeting"), size)  # type: ignore[attr-defined]
     meeting.set(f"{name} {rank}", "here")
     meeting.wait([f"{name} {other}" for other in range(size)], timedelta(seconds=120))
     store = dist.FileStore(str(folder / f"store {name}"), size)  # type: ignore[attr-defined]
@@ -199,16 +198,18 @@ def main() -> None:
     torch.set_num_threads(1)
     start, end = bounds(shards, size)[rank : rank + 2]
     about = {"package": version(PACKAGES[series]), "torch": torch.__version__, "python": platform.python_version()}
+    # one for all jobs: the last of a file's stores to go removes it, which may be while another process opens it anew
+    place = folder, dist.FileStore(str(folder / "meeting"), size)  # type: ignore[attr-defined]
     result: dict[str, Any] = {**about, "cases": [case.key for case in CASES[series]], "steps": {}, "costs": {}}
     for number, case in enumerate(CASES[series][first:]):
         if rank == 0:
             (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
         alone = update(case, 0, ROWS)  # there is no group yet
-        found = together(partial(compare, case, alone, start, end), f"step {number}", rank, size, folder)
+        found = together(partial(compare, case, alone, start, end), f"step {number}", rank, size, *place)
         result["steps"][case.key] = found
     for number, case in enumerate(CASES[series] if shards == "even" else ()):
         if case.options.get("reduction", "mean") == "mean":
-            result["costs"][case.key] = together(partial(cost, case, rank), f"cost {number}", rank, size, folder)
+            result["costs"][case.key] = together(partial(cost, case, rank), f"cost {number}", rank, size, *place)
     if rank == 0:
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
