@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hardware import processor
 from tqdm import tqdm
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -104,12 +105,7 @@ def run(pythons: dict[str, str]) -> dict[str, Any]:
 
 def machine() -> str:
     """What it ran on."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor"
-    )
-    return f"{model}, {os.cpu_count()} cores, {sys.platform}"
+    return f"{processor()}, {os.cpu_count()} cores, {sys.platform}"
 
 
 def page(data: dict[str, Any]) -> str:

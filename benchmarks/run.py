@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import COMPILED_SCORES, Cell, select
+from hardware import processor
 from processes import LostWorkerError, Worker
 from report import write_report
 from tqdm import tqdm
@@ -156,11 +156,9 @@ def make_workers(purpose: str, arguments: argparse.Namespace, limits: Limits) ->
 def describe_machine(arguments: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, object]:
     """What the numbers hang on."""
     versions = {series: workers[series].ask(120, do="hello") for series in workers if series in ("ours", "peer")}
-    cpu_info = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: (.*)$", cpu_info.read_text() if cpu_info.exists() else "", re.M)
     return {
         "date": datetime.now(tz=timezone.utc).date().isoformat(),
-        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": arguments.threads,
         "device": versions["ours"]["device"],

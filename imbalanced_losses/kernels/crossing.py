@@ -24,7 +24,13 @@ FEW_PAIRS = 1 << 16
 
 
 def crossing_sums(
-    scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, *, exclusive: bool = False
+    scores: Tensor,
+    asked: Tensor,
+    counted: Tensor,
+    temperature: Tensor,
+    counts: Tensor | None = None,
+    *,
+    exclusive: bool = False,
 ) -> Tensor:
     r"""Soft count, for each row asked for, of the counted rows above it.
 
@@ -37,6 +43,8 @@ def crossing_sums(
         Disjoint.
     temperature : Tensor [R]
         Above 0; carries no gradient.
+    counts : Tensor [R, M], optional
+        What each counted row counts for, 0 elsewhere; 1 if left out.
     exclusive : bool
         As in :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`.
 
@@ -48,9 +56,9 @@ def crossing_sums(
     Notes
     -----
     Cost: that of :func:`~imbalanced_losses.kernels.soft_rank.sigmoid_sums`; in eager mode on the CPU, where counts may
-    be read, time in proportion to the pairs where that is less, and as much memory.
+    be read, time in proportion to the pairs where that is less, in O(R M) memory and a workspace of bounded size.
     """
-    if reads_freely(scores, asked, counted, temperature) and not has_tangent(scores):
+    if counts is None and reads_freely(scores, asked, counted, temperature) and not has_tangent(scores):
         rows, columns = asked.nonzero(), counted.nonzero()
         if len(scores) == 1 and len(rows) * len(columns) <= FEW_PAIRS:
             return _few_pairs(scores, rows[:, 1], columns[:, 1], temperature.detach())
@@ -59,7 +67,7 @@ def crossing_sums(
         if pairs <= PAIRS_A_ROW * scores.numel():
             inputs = scores, asked, counted, temperature.detach()
             return _Crossing.apply(*inputs, rows, columns, n_rows, n_columns, width)  # type: ignore[no-any-return, no-untyped-call]
-    return _by_ranks(scores, asked, counted, temperature, exclusive=exclusive)
+    return _by_ranks(scores, asked, counted if counts is None else counts, temperature, exclusive=exclusive)
 
 
 def _per_problem(found: Tensor, problems: int) -> Tensor:
@@ -68,10 +76,8 @@ def _per_problem(found: Tensor, problems: int) -> Tensor:
     return problem.new_zeros(problems).index_add_(0, problem, torch.ones_like(problem))
 
 
-def _by_ranks(
-    scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, *, exclusive: bool = False
-) -> Tensor:
-    weights = counted.to(scores.dtype)[:, None]
+def _by_ranks(scores: Tensor, asked: Tensor, counts: Tensor, temperature: Tensor, *, exclusive: bool = False) -> Tensor:
+    weights = counts.to(scores.dtype)[:, None]
     return sigmoid_sums(scores, weights, temperature, asked=asked, exclusive=exclusive)[:, 0]
 
 

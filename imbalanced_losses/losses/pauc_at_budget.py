@@ -12,7 +12,6 @@ from imbalanced_losses.checks import check_choice, check_config, check_fraction,
 from imbalanced_losses.kernels.crossing import crossing_sums
 from imbalanced_losses.kernels.pairs import wide_sigmoid
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
-from imbalanced_losses.kernels.soft_rank import sigmoid_sums
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_mass, weighted_mean
@@ -252,12 +251,10 @@ def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
 
 def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bool) -> Tensor:
     """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
-    if pool.stands_for is None:
-        above = crossing_sums(pool.scores, pool.positive, band, tau, exclusive=exclusive)
-    else:
-        counts = pool.count(band)[:, None]
-        above = sigmoid_sums(pool.scores, counts, tau, asked=pool.positive, exclusive=exclusive)[:, 0]
-    return mean_over_mass(above, pool.count(band).sum(-1, keepdim=True))
+    counts = pool.count(band)
+    weighted = None if pool.stands_for is None else counts
+    above = crossing_sums(pool.scores, pool.positive, band, tau, weighted, exclusive=exclusive)
+    return mean_over_mass(above, counts.sum(-1, keepdim=True))
 
 
 def _diagnose(pool: Pool, budget: _Budget, missed: Tensor, weight: Tensor, valid: Tensor) -> dict[str, Tensor]:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imbalanced_losses.checks import (
-    check_choice,
     check_class_id_values,
     check_class_ids,
     check_element_targets,
@@ -20,7 +19,7 @@ from imbalanced_losses.checks import (
     check_weight_sequence,
     check_weight_values,
 )
-from imbalanced_losses.distributed import GradReduction, find_ranks
+from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
@@ -31,7 +30,7 @@ from imbalanced_losses.losses.focal import (
     softmax_focal,
     softmax_focal_elements,
 )
-from imbalanced_losses.modules._gathering import SharedGroup, reduce_over_ranks
+from imbalanced_losses.modules._gathering import GatheringLoss, reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
 
 if TYPE_CHECKING:
@@ -40,27 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss"]
 
 
-class _FocalLoss(nn.Module, ABC):
-    """Settings, value checks and reduction: all that the focal losses share as modules."""
-
-    def __init__(
-        self,
-        gather_distributed: bool | None,
-        validate_targets: bool,
-        grad_reduction: GradReduction,
-        group: ProcessGroup | None,
-    ) -> None:
-        super().__init__()
-        check_choice("grad_reduction", grad_reduction, ("mean", "sum"))
-        self.gather_distributed = gather_distributed
-        self.validate_targets = validate_targets
-        self.grad_reduction = grad_reduction
-        self._group = SharedGroup(group)
-
-    @property
-    def group(self) -> ProcessGroup | None:
-        """The process group over which the loss is reduced; ``None`` is the default group."""
-        return self._group.group
+class _FocalLoss(GatheringLoss, ABC):
+    """Value checks and configuration: all that the focal losses share as modules."""
 
     def extra_repr(self) -> str:
         """Show the configuration in ``repr``."""
@@ -145,7 +125,7 @@ class SigmoidFocalLoss(_FocalLoss):
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
-        ranks = find_ranks(self.gather_distributed, self.group)
+        ranks = self._find_ranks()
         if ranks is None or self._settings.reduction == "none":
             self._check(inputs, targets, sample_weight)
             return sigmoid_focal(inputs, targets, self._settings, sample_weight=sample_weight)
@@ -231,7 +211,7 @@ class SoftmaxFocalLoss(_FocalLoss):
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
         options = {"alpha": self.alpha, "sample_weight": sample_weight}
-        ranks = find_ranks(self.gather_distributed, self.group)
+        ranks = self._find_ranks()
         if ranks is None or self._settings.reduction == "none":
             self._check(inputs, targets, sample_weight)
             return softmax_focal(inputs, targets, self._settings, **options)

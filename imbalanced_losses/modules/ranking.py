@@ -9,10 +9,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imbalanced_losses.checks import (
-    check_choice,
     check_logits,
     check_row_weights,
     check_target_values,
@@ -21,13 +20,13 @@ from imbalanced_losses.checks import (
     check_temperature_number,
     check_weight_values,
 )
-from imbalanced_losses.distributed import GradReduction, find_ranks, stand_for_all
+from imbalanced_losses.distributed import GradReduction, stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.kernels.quantile import Interpolation
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap_per_class
-from imbalanced_losses.modules._gathering import Batch, SharedGroup, gather_batch
+from imbalanced_losses.modules._gathering import Batch, GatheringLoss, gather_batch
 from imbalanced_losses.pool import PerClass, RankingConfig, reduce
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
 from imbalanced_losses.reductions import Reduction
@@ -40,7 +39,7 @@ __all__ = ["PAUCAtBudgetLoss", "RecallAtQuantileLoss", "SmoothAPLoss"]
 QUEUE_FIELDS = ("logits", "targets", "iid", "sample_weight", "cursor", "ignore_index")
 
 
-class _RankingLoss(nn.Module, ABC):
+class _RankingLoss(GatheringLoss, ABC):
     """State, value checks and write-back: all that the ranking losses share as modules."""
 
     temperature: Tensor
@@ -55,15 +54,10 @@ class _RankingLoss(nn.Module, ABC):
         grad_reduction: GradReduction,
         group: ProcessGroup | None,
     ) -> None:
-        super().__init__()
-        check_choice("grad_reduction", grad_reduction, ("mean", "sum"))
+        super().__init__(gather_distributed, validate_targets, grad_reduction, group)
         self.config = config
         self.queue_size = queue_size
         self.update_queue_in_eval = update_queue_in_eval
-        self.gather_distributed = gather_distributed
-        self.validate_targets = validate_targets
-        self.grad_reduction = grad_reduction
-        self._group = SharedGroup(group)
         self._warned_of_subsampling = False
         queue = init_queue(
             queue_size, config.num_classes, multilabel=config.multilabel, ignore_index=config.ignore_index
@@ -76,11 +70,6 @@ class _RankingLoss(nn.Module, ABC):
     def queue_state(self) -> QueueState:
         """The queue's buffers as the state that the pure functions take (not a copy)."""
         return QueueState(**{field: getattr(self, f"queue_{field}") for field in QUEUE_FIELDS})
-
-    @property
-    def group(self) -> ProcessGroup | None:
-        """The process group whose rows are gathered; ``None`` is the default group."""
-        return self._group.group
 
     def reset_queue(self) -> None:
         """Empty the queue."""
@@ -118,7 +107,7 @@ class _RankingLoss(nn.Module, ABC):
         """Check, gather, compute, write the queue back."""
         batch = Batch(logits, targets, iid_mask, sample_weight)
         update_queue = self.training or self.update_queue_in_eval
-        ranks = find_ranks(self.gather_distributed, self.group)
+        ranks = self._find_ranks()
         if ranks is not None:
             check = functools.partial(self._check_values, batch)
             batch = gather_batch(ranks, batch, self.config, self.queue_state, update_queue, check)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_counter
+from imbalanced_losses.execution import is_traced
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
 __all__ = ["LossWarmupWrapper"]
@@ -194,7 +195,7 @@ class LossWarmupWrapper(nn.Module):
             The loss. Where the main loss gives a tuple (``return_per_class=True``), its first element is the loss to be
             mixed and the rest is passed on.
         """
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             self._warn_of_uncalled_hooks()
         if self._phase == "warmup":
             return self._run_warmup_loss(logits, targets, kwargs)
