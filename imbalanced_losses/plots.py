@@ -1,0 +1,1 @@
+"""Pictures of a schedule and of scores, with matplotlib (the extra ``plots``)."""
