@@ -22,6 +22,7 @@ from imbalanced_losses.schedule import (
     init_schedule,
     main_weight,
     phase,
+    preview,
     start_epoch,
     start_step,
     temperature,
@@ -139,6 +140,58 @@ def test_agrees_with_its_description_over_a_run(cfg: ScheduleConfig, steps_per_e
         state = start_step(state, cfg, step)
         plain.start_step(step)
         assert_agree(state, plain)
+
+
+# --- the preview ------------------------------------------------------------------------------------------------------
+
+
+@given(cfg=configs(), steps=st.integers(1, 40), steps_per_epoch=st.integers(1, 9))
+def test_preview_tells_what_a_loop_sees(cfg: ScheduleConfig, steps: int, steps_per_epoch: int) -> None:
+    seen = preview(cfg, steps, steps_per_epoch=steps_per_epoch)
+    state = init_schedule(cfg)
+    for step in range(steps):
+        if step % steps_per_epoch == 0:
+            state = start_epoch(state, cfg, step // steps_per_epoch)
+        state = start_step(state, cfg, step)
+        assert (seen.step[step], seen.epoch[step]) == (state.step, state.epoch)
+        assert seen.phase[step] == phase(state, cfg)
+        assert seen.main_weight[step] == main_weight(state, cfg)
+        assert float(seen.temperature[step]) == pytest.approx(float(temperature(state, cfg)), rel=1e-6)
+
+
+def test_preview_prints_the_first_step_of_each_phase_and_the_last() -> None:
+    cfg = ScheduleConfig(warmup_steps=333, blend_steps=77, temp_start=0.5, temp_end=0.25, temp_decay_steps=500)
+    header, *lines = str(preview(cfg, 1000)).splitlines()
+    assert header.split() == ["step", "epoch", "phase", "main", "weight", "temperature"]
+    table = [line.split() for line in lines]
+    assert len(table) <= 14
+    for line in (
+        ["0", "0", "warmup", "0.000", "0.5"],
+        ["333", "0", "blend", "0.013", "0.5"],
+        ["410", "0", "main", "1.000", "0.449"],
+        ["999", "0", "main", "1.000", "0.25"],
+    ):
+        assert line in table
+
+
+def test_preview_of_steps_is_one_epoch_unless_told() -> None:
+    assert preview(IN_STEPS, 5).epoch.tolist() == [0, 0, 0, 0, 0]
+    assert preview(IN_STEPS, 5, steps_per_epoch=2).epoch.tolist() == [0, 0, 1, 1, 2]
+    assert preview(ScheduleConfig(), 1).main_weight.tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "expected steps to be at least 1, got 0"),
+        ({"steps": 1.5}, TypeError, "expected steps to be an int, got 1.5"),
+        ({"steps": 5}, ValueError, "expected steps_per_epoch .* in epochs, got None"),
+        ({"steps": 5, "steps_per_epoch": 0}, ValueError, "expected steps_per_epoch to be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_length_is_named(lengths: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        preview(SHORT, **lengths)
 
 
 # --- values written out -----------------------------------------------------------------------------------------------

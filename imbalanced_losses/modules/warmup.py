@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import warnings
 from typing import Any, final
@@ -27,8 +28,9 @@ class LossWarmupWrapper(nn.Module):
     warm-up only ``warmup_loss`` runs, at ``w = 1`` only ``main_loss``. ``main_loss.temperature`` follows
     :func:`~imbalanced_losses.schedule.temperature`, and ``main_loss.reset_queue()`` is called once, when warm-up ends.
 
-    The training loop calls :meth:`on_train_epoch_start` and :meth:`on_train_batch_start`. The schedule is part of
-    ``state_dict()``: a resumed run goes on as if it had never stopped.
+    The training loop calls :meth:`on_train_epoch_start` and :meth:`on_train_batch_start`; where phases are counted in
+    steps, ``auto_step=True`` does without. The schedule is part of ``state_dict()``: a resumed run goes on as if it had
+    never stopped.
 
     Parameters
     ----------
@@ -43,6 +45,9 @@ class LossWarmupWrapper(nn.Module):
         If not ``None``, overrides the attribute of that name of both losses.
     warmup_steps, blend_steps, final_main_weight
         As in :class:`~imbalanced_losses.schedule.ScheduleConfig`.
+    auto_step : bool
+        Each call in training mode is a step of its own, until :meth:`on_train_batch_start` is called for the first
+        time. Micro-batches of accumulated gradients are steps, too.
 
     Attributes
     ----------
@@ -51,7 +56,8 @@ class LossWarmupWrapper(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If the schedule is not a valid :class:`~imbalanced_losses.schedule.ScheduleConfig`, or a loss no ``nn.Module``.
+        If the schedule is not a valid :class:`~imbalanced_losses.schedule.ScheduleConfig`, a loss no ``nn.Module``, or
+        ``auto_step`` is to find out epochs.
 
     Warns
     -----
@@ -97,6 +103,8 @@ class LossWarmupWrapper(nn.Module):
         warmup_steps: int | None = None,
         blend_steps: int | None = None,
         final_main_weight: float = 1.0,
+        *,
+        auto_step: bool = False,
     ) -> None:
         super().__init__()
         _check_module("warmup_loss", warmup_loss)
@@ -111,19 +119,24 @@ class LossWarmupWrapper(nn.Module):
             blend_steps=blend_steps,
             final_main_weight=final_main_weight,
         )
+        if auto_step and self._moves_by_epoch:
+            raise ValueError("expected auto_step with warmup_steps and blend_steps, got phases counted in epochs")
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
+        self.auto_step = auto_step
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self._weights_warmup = _takes(warmup_loss, "sample_weight")
         self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
         _warn_of_missing_hooks(main_loss)
         if gather_distributed is not None:
             _override_gather(gather_distributed, warmup_loss, main_loss)
-        state = schedule.init_schedule(self.config)
+        state = schedule.init_schedule(self.config, device="cpu")
+        if auto_step:
+            state = dataclasses.replace(state, step=state.step - 1)  # the first call moves on to step 0
         for field in SCHEDULE_FIELDS:
-            self.register_buffer(field, getattr(state, field))
+            self.register_buffer(field, torch.tensor(int(getattr(state, field))))
         self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
-        self._follow(schedule.init_schedule(self.config, device="cpu"))
+        self._follow(state)
 
     @property
     def schedule_state(self) -> ScheduleState:
@@ -197,6 +210,29 @@ class LossWarmupWrapper(nn.Module):
         """
         if not is_traced():
             self._warn_of_uncalled_hooks()
+        if not (self.auto_step and self.training and "on_train_batch_start" in self._awaited_hooks):
+            return self._mix(logits, targets, kwargs)
+        before = self._host_state
+        self._take_own_step()
+        try:
+            return self._mix(logits, targets, kwargs)
+        except Exception:
+            self._advance(before)  # what raises was no step
+            raise
+
+    @property
+    def _has_temperature(self) -> bool:
+        return getattr(self.main_loss, "temperature", None) is not None
+
+    @property
+    def _moves_by_epoch(self) -> bool:
+        return not self.config.counts_steps and self.config.warmup_length + self.config.blend_length > 0
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _take_own_step(self) -> None:
+        self._advance(schedule.start_step(self._host_state, self.config, int(self._host_state.step) + 1))
+
+    def _mix(self, logits: Tensor, targets: Tensor, kwargs: dict[str, Any]) -> Any:
         if self._phase == "warmup":
             return self._run_warmup_loss(logits, targets, kwargs)
         if self._phase == "main" and self.config.final_main_weight == 1:
@@ -208,10 +244,6 @@ class LossWarmupWrapper(nn.Module):
         if isinstance(main, tuple):
             return schedule.blend(warmup, main[0], weight), *main[1:]
         return schedule.blend(warmup, main, weight)
-
-    @property
-    def _has_temperature(self) -> bool:
-        return getattr(self.main_loss, "temperature", None) is not None
 
     def _run_warmup_loss(self, logits: Tensor, targets: Tensor, kwargs: dict[str, Any]) -> Any:
         if self._weights_warmup and "sample_weight" in kwargs:
@@ -238,10 +270,9 @@ class LossWarmupWrapper(nn.Module):
 
     def _warn_of_uncalled_hooks(self) -> None:
         cfg = self.config
-        moves_by_epoch = not cfg.counts_steps and cfg.warmup_length + cfg.blend_length > 0
-        moves_by_step = cfg.counts_steps or (self._has_temperature and not self.in_warmup)
+        moves_by_step = not self.auto_step and (cfg.counts_steps or (self._has_temperature and not self.in_warmup))
         for hook, moves, unit, what in (
-            ("on_train_epoch_start", moves_by_epoch, "epoch", "epoch-wise warm-up and blend"),
+            ("on_train_epoch_start", self._moves_by_epoch, "epoch", "epoch-wise warm-up and blend"),
             ("on_train_batch_start", moves_by_step, "batch", "temperature and step-wise phases"),
         ):
             if self.training and moves and hook in self._awaited_hooks:

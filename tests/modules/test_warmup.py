@@ -224,6 +224,87 @@ def test_a_refused_counter_changes_nothing(hook: str, counter: Any, error: type[
     assert wrapper.in_warmup
 
 
+# --- steps of its own -------------------------------------------------------------------------------------------------
+
+IN_STEPS = {"warmup_steps": 2, "blend_steps": 2, "temp_start": 1.0, "temp_end": 0.25, "temp_decay_steps": 2}
+
+
+def call(wrapper: Any, times: int) -> list[tuple[float, float, float, int]]:
+    """What each call gave, without any hook."""
+    seen = []
+    for _ in range(times):
+        loss = float(wrapper(LOGITS, TARGETS))
+        seen.append((loss, wrapper.main_weight, wrapper.current_temperature, int(wrapper.step)))
+    return seen
+
+
+def hooked(wrapper: Any, steps: range) -> list[tuple[float, float, float, int]]:
+    seen = []
+    for step in steps:
+        wrapper.on_train_batch_start(step)
+        seen.append((float(wrapper(LOGITS, TARGETS)), wrapper.main_weight, wrapper.current_temperature, step))
+    return seen
+
+
+@pytest.mark.parametrize("settings", [{}, IN_STEPS, {"blend_steps": 3}, {"warmup_steps": 1}])
+def test_auto_step_is_the_run_with_hooks(settings: dict[str, Any]) -> None:
+    alone, driven = make(**settings, auto_step=True), make(**settings)
+    assert call(alone, 7) == hooked(driven, range(7))
+    assert alone.main_loss.resets == driven.main_loss.resets == ("warmup_steps" in settings)
+
+
+def test_auto_step_stands_still_outside_training_and_before_it() -> None:
+    wrapper = make(blend_steps=1, auto_step=True)
+    assert (wrapper.main_weight, wrapper.in_blend) == (0.5, True)  # as step 0
+    wrapper.eval()
+    assert [loss for loss, *_ in call(wrapper, 3)] == [2.0, 2.0, 2.0]
+    assert [loss for loss, *_ in call(wrapper.train(), 3)] == [2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 3, 5])
+def test_auto_step_resumes_where_it_was(n_before: int) -> None:
+    whole, first, second = (make(**IN_STEPS, auto_step=True) for _ in range(3))
+    call(first, n_before)
+    second.load_state_dict(save_and_load(first))
+    assert call(second, 8 - n_before) == call(whole, 8)[n_before:]
+
+
+def test_the_hook_takes_over_from_auto_step() -> None:
+    wrapper = make(**IN_STEPS, auto_step=True)
+    call(wrapper, 2)
+    wrapper.on_train_batch_start(0)
+    assert [step for *_, step in call(wrapper, 3)] == [0, 0, 0]
+
+
+def test_a_call_that_raises_is_no_step() -> None:
+    main_loss = SmoothAPLoss(num_classes=1)
+    wrapper = make(nn.BCEWithLogitsLoss(), main_loss, **IN_STEPS, auto_step=True)
+    wrapper(LOGITS, TARGETS)
+    before = bits(wrapper.state_dict())
+    with pytest.raises(ValueError, match="input size"):
+        wrapper(LOGITS, TARGETS[:2])
+    assert bits(wrapper.state_dict()) == before
+    wrapper(LOGITS, TARGETS)
+    assert int(wrapper.step) == 1
+
+
+def test_auto_step_compiles_outside_a_full_graph() -> None:
+    wrapper = make(nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1), warmup_steps=2, blend_steps=1, auto_step=True)
+    driven = make(nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1), warmup_steps=2, blend_steps=1)
+    compiled = torch.compile(wrapper, backend="eager")
+    logits, targets = torch.randn(8), torch.tensor([1.0, 0, 0, 0, 1, 0, 0, 0])
+    for step in range(5):
+        driven.on_train_batch_start(step)
+        torch.testing.assert_close(compiled(logits, targets), driven(logits, targets))
+    assert int(wrapper.step) == 4
+
+
+@pytest.mark.parametrize("settings", [{"warmup_epochs": 1}, {"blend_epochs": 1}])
+def test_auto_step_cannot_know_epochs(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected auto_step with warmup_steps and blend_steps, got phases counted in"):
+        make(**settings, auto_step=True)
+
+
 # --- construction and warnings ----------------------------------------------------------------------------------------
 
 
