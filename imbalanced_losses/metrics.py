@@ -70,10 +70,15 @@ def average_precision(
     tensor(0.8333)
     """
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    return _result(pool, average_precision_of(pool), multilabel)
+
+
+def average_precision_of(pool: Pool) -> Tensor:
+    """``[C]``."""
     groups = _ascending(pool.scores)
     positives, rows = (_count_at_or_above(mask, *groups) for mask in (pool.positive, pool.valid))
     precision = positives.to(pool.scores.dtype) / rows.clamp_min(1)
-    return _result(pool, weighted_mean(precision, pool.positive_weight), multilabel)
+    return weighted_mean(precision, pool.positive_weight)
 
 
 def recall_at_quantile(
@@ -123,7 +128,7 @@ def recall_at_quantile(
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
     threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
-    return _result(pool, _share_of_positives(pool, pool.scores >= threshold), multilabel)
+    return _result(pool, share_of_positives(pool, pool.scores >= threshold), multilabel)
 
 
 def partial_auc(
@@ -173,10 +178,22 @@ def partial_auc(
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
-    negatives = pool.negative.sum(-1, keepdim=True)
-    area = _band_area(pool, negatives, alpha, beta) / (beta - alpha)
+    return _result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
+
+
+def partial_auc_of(scores: Tensor, reference: Tensor, weight: Tensor, alpha: float, beta: float) -> Tensor:
+    """``[C]``: mean share of ``weight [C, M]`` found over the shares alpha to beta of ``reference [C, M]`` alerted."""
+    order, first = _ascending(-scores)
+    start, end = _curve(reference.long(), order, first, scores.dtype)
+    found_at_start, found = _curve(weight, order, first, scores.dtype)
+    width = end - start
+    slope = (found - found_at_start) / torch.where(width > 0, width, 1)
+    left, right = start.clamp(alpha, beta), end.clamp(alpha, beta)
+    height = found_at_start + slope * ((left + right) / 2 - start)
+    is_last = functional.pad(first[..., 1:] != first[..., :-1], (0, 1), value=True)
+    area = torch.where(is_last, (right - left) * height, 0).sum(-1) / (beta - alpha)
     # the clamp takes off what rounding adds to a perfect curve
-    return _result(pool, torch.where(negatives[:, 0] > 0, area.clamp(0, 1), torch.nan), multilabel)
+    return torch.where(reference.any(-1), area.clamp(0, 1), torch.nan)
 
 
 def coverage_at_budget(
@@ -228,7 +245,7 @@ def coverage_at_budget(
     paid = pool.valid if budget_basis == "population" else pool.negative
     total = paid.sum(-1, keepdim=True)
     within = _count_at_or_above(paid, *_ascending(pool.scores)) <= _allowed(total, budget)
-    covered = _share_of_positives(pool, within)
+    covered = share_of_positives(pool, within)
     return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
 
 
@@ -258,7 +275,8 @@ def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
     return metric if multilabel or metric.shape[0] > 1 else metric[0]
 
 
-def _share_of_positives(pool: Pool, chosen: Tensor) -> Tensor:
+def share_of_positives(pool: Pool, chosen: Tensor) -> Tensor:
+    """``[C]``: of ``chosen [C, M]``, by weight."""
     return weighted_mean(chosen.to(pool.scores.dtype), pool.positive_weight)
 
 
@@ -284,24 +302,11 @@ def _ascending(scores: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.where(is_first, positions, 0).cummax(-1).values
 
 
-def _band_area(pool: Pool, negatives: Tensor, alpha: float, beta: float) -> Tensor:
-    """Area under the ROC curve between two rates: one trapezoid, clipped to the band, per group of ties."""
-    order, first = _ascending(-pool.scores)
-    weight = pool.positive_weight
-    fpr_start, fpr = _curve(pool.negative.long(), negatives, order, first, pool.scores.dtype)
-    tpr_start, tpr = _curve(weight, weight.sum(-1, keepdim=True), order, first, pool.scores.dtype)
-    width = fpr - fpr_start
-    slope = (tpr - tpr_start) / torch.where(width > 0, width, 1)
-    left, right = fpr_start.clamp(alpha, beta), fpr.clamp(alpha, beta)
-    height = tpr_start + slope * ((left + right) / 2 - fpr_start)
-    is_last = functional.pad(first[..., 1:] != first[..., :-1], (0, 1), value=True)
-    return torch.where(is_last, (right - left) * height, 0).sum(-1)
-
-
-def _curve(counted: Tensor, total: Tensor, order: Tensor, first: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _curve(counted: Tensor, order: Tensor, first: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Share of ``counted [C, M]`` before each sorted position's group of ties, and up to the position itself."""
     sorted_counted = counted.gather(-1, order)
     upto = sorted_counted.cumsum(-1)
     before = (upto - sorted_counted).gather(-1, first)
+    total = counted.sum(-1, keepdim=True)
     total = torch.where(total > 0, total, 1).to(dtype)
     return before.to(dtype) / total, upto.to(dtype) / total

@@ -95,7 +95,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """M = N live rows, then Q queue rows, as C one-vs-rest problems. What not every loss needs is made when asked for.
+    """M = N live rows, then Q queue rows, as C one-vs-rest problems, in memory of its own.
 
     Attributes
     ----------
@@ -105,13 +105,16 @@ class Pool:
         Rows that take part.
     positive : Tensor [C, M], bool
         Valid rows of the class.
+    iid : Tensor [M], bool
+        Rows drawn from the deployment distribution.
+    sample_weight : Tensor [M]
+    n_live : int
+        N.
     poison : Tensor [C], optional
         1, or ``nan`` with ``nan`` gradients for a class whose valid logits are not all finite; left out if all are.
     temperature : Tensor []
-    parts : tuple of Rows
-        The live rows, and the queue's if there are any.
     kept : Tensor [M], int64, optional
-        Which rows of the parts are in the pool; all of them if left out.
+        Which of the rows are in the pool; all of them if left out.
     stands_for : Tensor [M], optional
         For how many rows of the whole pool each kept one counts: one over its probability to be kept (nearly that for
         rows of several classes).
@@ -122,9 +125,11 @@ class Pool:
     scores: Tensor
     valid: Tensor
     positive: Tensor
+    iid: Tensor
+    sample_weight: Tensor
+    n_live: int
     poison: Tensor | None
     temperature: Tensor
-    parts: tuple[Rows, ...]
     kept: Tensor | None = None
     stands_for: Tensor | None = None
     beside: Tensor | None = None
@@ -135,19 +140,15 @@ class Pool:
         return self.valid ^ self.positive
 
     @property
-    def iid(self) -> Tensor:
-        """Bool ``[M]``: rows drawn from the deployment distribution."""
-        return self._join([part.iid for part in self.parts])
-
-    @property
     def live(self) -> Tensor:
         """Bool ``[M]``: rows of the batch."""
-        return self._join([torch.full_like(part.iid, i == 0) for i, part in enumerate(self.parts)])
+        rows = torch.arange(len(self.iid), device=self.iid.device) if self.kept is None else self.kept
+        return rows < self.n_live
 
     @property
     def positive_weight(self) -> Tensor:
         """``[C, M]``: the weight of each positive in a mean over positives, 0 elsewhere."""
-        return self.count(self.positive) * self._join([part.sample_weight for part in self.parts])
+        return self.count(self.positive) * self.sample_weight
 
     def count(self, rows: Tensor) -> Tensor:
         """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
@@ -163,10 +164,6 @@ class Pool:
         if self.beside is None:
             return None
         return torch.stack([self.positive * self.beside[:, None], self.count(negative)], 1)
-
-    def _join(self, parts: list[Tensor]) -> Tensor:
-        rows = torch.cat(parts)
-        return rows if self.kept is None else rows[self.kept]
 
 
 def build_pool(
@@ -249,17 +246,19 @@ def _one_problem_a_class(live: Rows, queue: QueueState, cfg: RankingConfig, temp
         parts.append(Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))
     elif live.logits.shape[0] == 0:
         parts.append(Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
-    targets, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "valid"))
+    logits, targets, valid, iid, sample_weight = map(torch.cat, zip(*parts, strict=True))
     valid, positive = _one_vs_rest(targets, valid, cfg)
-    scores = torch.cat([part.logits.to(dtype) for part in parts]).mT.contiguous()
+    scores = logits.to(dtype).mT.contiguous()
     scores = torch.where(valid, scores, 0)  # not masked_fill: torch 2.13 compiles its gradient wrong
     return Pool(
         scores=scores,
         valid=valid,
         positive=positive,
+        iid=iid,
+        sample_weight=sample_weight,
+        n_live=live.logits.shape[0],
         poison=_poison(scores),
         temperature=check_temperature(temperature, scores),
-        parts=tuple(parts),
     )
 
 
@@ -300,12 +299,12 @@ def _subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generat
     first = members & (members.cumsum(-1) <= quota)
     protected = torch.zeros_like(first).scatter(-1, shuffled, first).any(0)
     kept = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
-    by_class = {name: getattr(pool, name)[:, kept] for name in ("scores", "valid", "positive")}
+    rows = {name: getattr(pool, name)[..., kept] for name in ("scores", "valid", "positive", "iid", "sample_weight")}
     chance = _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
-    n, k = pool.positive.sum(-1), by_class["positive"].sum(-1)
+    n, k = pool.positive.sum(-1), rows["positive"].sum(-1)
     beside = (n - 1).to(chance.dtype) / (k - 1).clamp_min(1)  # one over the chance of another, given that one is kept
     dtype = pool.scores.dtype
-    return dataclasses.replace(pool, kept=kept, stands_for=(1 / chance).to(dtype), beside=beside.to(dtype), **by_class)
+    return dataclasses.replace(pool, kept=kept, stands_for=(1 / chance).to(dtype), beside=beside.to(dtype), **rows)
 
 
 def _chance_to_be_kept(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:

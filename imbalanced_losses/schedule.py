@@ -321,6 +321,11 @@ class Preview(NamedTuple):
     phase : Tensor [S], int64
         Index into :data:`PHASES`.
     main_weight, temperature : Tensor [S], float32
+
+    Examples
+    --------
+    >>> preview(ScheduleConfig(blend_steps=3), 5).main_weight
+    tensor([0.2500, 0.5000, 0.7500, 1.0000, 1.0000])
     """
 
     step: Tensor

@@ -53,12 +53,14 @@ SUBMODULE_NAMES = {
     "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
     "schedule": [
         "PHASES",
+        "Preview",
         "ScheduleConfig",
         "ScheduleState",
         "blend",
         "init_schedule",
         "main_weight",
         "phase",
+        "preview",
         "start_epoch",
         "start_step",
         "temperature",
@@ -87,7 +89,7 @@ SIGNATURES = {
     "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
     "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
-    "blend_steps=None, final_main_weight=1.0)",
+    "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
     "SigmoidFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
     "SoftmaxFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
     "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, sample_weight=None)",
@@ -112,6 +114,8 @@ SIGNATURES = {
     "schedule.start_step": "(state, cfg, step)",
     "schedule.phase": "(state, cfg)",
     "schedule.main_weight": "(state, cfg)",
+    "schedule.preview": "(cfg, steps, *, steps_per_epoch=None)",
+    "schedule.Preview": "(step, epoch, phase, main_weight, temperature)",
     "schedule.blend": "(warmup_loss, main_loss, weight)",
     "schedule.temperature": "(state, cfg)",
     "distributed.all_gather_with_grad": "(tensor, group=None)",

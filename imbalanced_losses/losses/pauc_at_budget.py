@@ -194,8 +194,13 @@ def pauc_at_budget_per_class(
         update_queue=update_queue,
         generator=generator,
     )
+    return measure_pauc_at_budget(pool, cfg, diagnose), new_state
+
+
+def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) -> PerClass:
+    """The loss of a pool."""
     budget = _measure_budget(pool, cfg)
-    weight = pool.positive_weight * pool.live if cfg.pos_numerator == "live" else pool.positive_weight
+    weight = numerator_weight(pool, cfg)
     mass = weight.sum(-1)
     valid = (mass > 0) & budget.measurable
     if cfg.surrogate == "pairwise":
@@ -205,7 +210,17 @@ def pauc_at_budget_per_class(
     else:
         missed = _mean_miss_over_knots(pool, budget)
     diagnostics = _diagnose(pool, budget, missed, weight, valid) if diagnose else {}
-    return per_class_result(pool, weighted_mean(missed, weight, mass), valid, diagnostics), new_state
+    return per_class_result(pool, weighted_mean(missed, weight, mass), valid, diagnostics)
+
+
+def numerator_weight(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
+    """``[C, M]``: what each positive counts for."""
+    return pool.positive_weight * pool.live if cfg.pos_numerator == "live" else pool.positive_weight
+
+
+def reference_population(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
+    """Bool ``[C, M]``: rows whose quantiles the thresholds are."""
+    return (pool.negative if cfg.budget_basis == "fpr" else pool.valid) & pool.iid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,9 +234,8 @@ class _Budget:
 
 def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     """Read thresholds and scale off the reference population, with one sort."""
-    negative = reference = pool.negative & pool.iid
-    if cfg.budget_basis == "population":
-        reference = pool.valid & pool.iid
+    reference = reference_population(pool, cfg)
+    negative = reference if cfg.budget_basis == "fpr" else pool.negative & pool.iid
     n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
     knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
     levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)

@@ -147,13 +147,18 @@ def recall_at_quantile_per_class(
         update_queue=update_queue,
         generator=generator,
     )
-    missed = wide_sigmoid((_threshold(pool, cfg) - pool.scores) / pool.temperature)
+    return measure_recall_at_quantile(pool, cfg), new_state
+
+
+def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:
+    """The loss of a pool."""
+    missed = wide_sigmoid((alert_threshold(pool, cfg) - pool.scores) / pool.temperature)
     weight = pool.positive_weight
     mass = weight.sum(-1)
-    return per_class_result(pool, weighted_mean(missed, weight, mass), mass > 0), new_state
+    return per_class_result(pool, weighted_mean(missed, weight, mass), mass > 0)
 
 
-def _threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
+def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
     """``theta [C, 1]``."""
     threshold = masked_quantile(
         pool.scores.detach(), pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation, pool.stands_for

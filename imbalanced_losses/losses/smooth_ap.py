@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbalanced_losses.checks import check_config
 from imbalanced_losses.kernels.missed_precision import missed_precision
-from imbalanced_losses.pool import PerClass, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_mass
 
@@ -151,6 +151,11 @@ def smooth_ap_per_class(
         update_queue=update_queue,
         generator=generator,
     )
+    return measure_smooth_ap(pool, cfg), new_state
+
+
+def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
+    """The loss of a pool."""
     weight, negative = pool.positive_weight, pool.negative
     missed = missed_precision(
         pool.scores,
@@ -162,4 +167,4 @@ def smooth_ap_per_class(
         exclusive=not cfg.multilabel,
     )
     mass = weight.sum(-1)
-    return per_class_result(pool, mean_over_mass(missed, mass), (mass > 0) & negative.any(-1)), new_state
+    return per_class_result(pool, mean_over_mass(missed, mass), (mass > 0) & negative.any(-1))

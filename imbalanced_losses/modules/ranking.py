@@ -20,14 +20,21 @@ from imbalanced_losses.checks import (
     check_temperature_number,
     check_weight_values,
 )
+from imbalanced_losses.diagnostics import (
+    LastPass,
+    describe,
+    look_at_average_precision,
+    look_at_partial_auc,
+    look_at_recall,
+)
 from imbalanced_losses.distributed import GradReduction, stand_for_all
-from imbalanced_losses.execution import can_read_values, is_traced
+from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
 from imbalanced_losses.kernels.quantile import Interpolation
-from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget_per_class
-from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, recall_at_quantile_per_class
-from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap_per_class
+from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, measure_pauc_at_budget
+from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, measure_recall_at_quantile
+from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, measure_smooth_ap
 from imbalanced_losses.modules._gathering import Batch, GatheringLoss, gather_batch
-from imbalanced_losses.pool import PerClass, RankingConfig, reduce
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
 from imbalanced_losses.reductions import Reduction
 
@@ -59,6 +66,7 @@ class _RankingLoss(GatheringLoss, ABC):
         self.queue_size = queue_size
         self.update_queue_in_eval = update_queue_in_eval
         self._warned_of_subsampling = False
+        self._last_pass: LastPass | None = None
         queue = init_queue(
             queue_size, config.num_classes, multilabel=config.multilabel, ignore_index=config.ignore_index
         )
@@ -74,6 +82,10 @@ class _RankingLoss(GatheringLoss, ABC):
     def reset_queue(self) -> None:
         """Empty the queue."""
         self._store(reset_queue(self.queue_state))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is pickled, leaves the last pass behind."""
+        return {**self.__dict__, "_last_pass": None}
 
     def extra_repr(self) -> str:
         settings = {name: getattr(self.config, name) for name in self.config.__dataclass_fields__}
@@ -92,9 +104,49 @@ class _RankingLoss(GatheringLoss, ABC):
         with torch.no_grad():
             self.temperature.copy_(temperature)
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Tell what the last pass looked like.
+
+        Worked out from that pass's pool when called: a pass costs a few microseconds for it, a call about as much as
+        an exact metric. Nothing waits for the device until a tensor is read. A compiled pass can be looked at, too; one
+        inside a transform of ``torch.func`` cannot. With several processes the pool is that of all.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Detached. Of each class, ``[C]``: ``loss``, ``nan`` if invalid; ``valid``; ``gap``, the loss minus one minus
+            the exact metric of the same pool (``nan`` if invalid or under ``max_pool_size``); ``live_positives`` in the
+            batch. Of the queue as it now is, ``[]``: ``queue_fill``, the share of slots that hold a row;
+            ``queue_age``, steps since its oldest row was pushed, if batches were as large as the last.
+            :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PAUCAtBudgetLoss` the diagnostics of
+            :func:`~imbalanced_losses.pauc_at_budget_per_class`, all ``[C]``.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no pass, or a copy of the loss or a transform has made it forget.
+
+        Examples
+        --------
+        >>> from imbalanced_losses import SmoothAPLoss
+        >>> loss_fn = SmoothAPLoss(num_classes=1, queue_size=8)
+        >>> loss = loss_fn(torch.tensor([2.0, 1.0, -1.0, 0.0]), torch.tensor([1, 0, 0, 1]))
+        >>> told = loss_fn.diagnostics()
+        >>> told["live_positives"], told["queue_fill"], told["queue_age"]
+        (tensor([2]), tensor(0.5000), tensor(1))
+        """
+        if self._last_pass is None:
+            raise RuntimeError("expected a call of the loss before its diagnostics, got none outside torch.func")
+        with torch.no_grad():
+            return describe(self._last_pass, self.queue_state, *self._look_at(self._last_pass.pool))
+
     @abstractmethod
-    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
-        """The pure function behind the loss."""
+    def _measure(self, pool: Pool, **options: bool) -> PerClass:
+        """The loss of a pool, by the pure function behind this module."""
+
+    @abstractmethod
+    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The exact metric of a pool, and what else there is to tell."""
 
     def _step(
         self,
@@ -115,16 +167,20 @@ class _RankingLoss(GatheringLoss, ABC):
             self._check_values(batch)
         if not is_traced():
             self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
-        result, new_state = self._per_class(
+        pool, new_state = build_pool(
             batch.logits,
             batch.targets,
+            self.queue_state,
+            self.config,
             temperature=self.temperature,
             iid_mask=batch.iid_mask,
             sample_weight=batch.sample_weight,
             update_queue=update_queue,
             generator=batch.generator,
-            **options,
         )
+        result = self._measure(pool, **options)
+        # what a transform wraps is dead after it
+        self._last_pass = None if is_transformed() else LastPass.keep(pool, result)
         if update_queue:
             self._store(new_state)
         if ranks is None:
@@ -254,8 +310,11 @@ class SmoothAPLoss(_RankingLoss):
         outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
 
-    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
-        return smooth_ap_per_class(logits, targets, self.queue_state, self.config, **rows)
+    def _measure(self, pool: Pool, **options: bool) -> PerClass:
+        return measure_smooth_ap(pool, self.config)
+
+    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
+        return look_at_average_precision(pool)
 
 
 @final
@@ -332,8 +391,11 @@ class RecallAtQuantileLoss(_RankingLoss):
         outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
 
-    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
-        return recall_at_quantile_per_class(logits, targets, self.queue_state, self.config, **rows)
+    def _measure(self, pool: Pool, **options: bool) -> PerClass:
+        return measure_recall_at_quantile(pool, self.config)
+
+    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
+        return look_at_recall(pool, self.config)
 
 
 @final
@@ -438,5 +500,8 @@ class PAUCAtBudgetLoss(_RankingLoss):
             return (*outputs, result.diagnostics)
         return outputs if return_per_class else outputs[0]
 
-    def _per_class(self, logits: Tensor, targets: Tensor, **rows: Any) -> tuple[PerClass, QueueState]:
-        return pauc_at_budget_per_class(logits, targets, self.queue_state, self.config, **rows)
+    def _measure(self, pool: Pool, **options: bool) -> PerClass:
+        return measure_pauc_at_budget(pool, self.config, **options)
+
+    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
+        return look_at_partial_auc(pool, self.config)

@@ -220,6 +220,26 @@ class LossWarmupWrapper(nn.Module):
             self._advance(before)  # what raises was no step
             raise
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Tell where the schedule stands and, outside warm-up, what the main loss's last pass looked like.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Detached: ``main_weight []``, ``temperature []`` if the main loss has one, and the main loss's own
+            ``diagnostics()`` if it has them.
+
+        Raises
+        ------
+        RuntimeError
+            If the main loss has diagnostics, but no pass yet although warm-up is over.
+        """
+        told = {"main_weight": schedule.main_weight(self.schedule_state, self.config)}
+        if self._has_temperature:
+            told["temperature"] = schedule.temperature(self.schedule_state, self.config)
+        of_main_loss = getattr(self.main_loss, "diagnostics", None)
+        return told if self.in_warmup or of_main_loss is None else told | of_main_loss()
+
     @property
     def _has_temperature(self) -> bool:
         return getattr(self.main_loss, "temperature", None) is not None

@@ -1,0 +1,264 @@
+"""What a loss tells of its last pass, against a pool put together by hand and the exact metrics."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import weakref
+from collections import deque
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from imbalanced_losses import (
+    LossWarmupWrapper,
+    PAUCAtBudgetLoss,
+    RecallAtQuantileLoss,
+    SmoothAPLoss,
+    metrics,
+)
+
+QUEUE_SIZE = 24
+COMMON = {"loss", "valid", "gap", "live_positives", "queue_fill", "queue_age"}
+PAUC = {"t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count"}
+LOSSES = {
+    "smooth_ap": lambda **kind: SmoothAPLoss(**kind, temperature=0.5),
+    "recall": lambda **kind: RecallAtQuantileLoss(**kind, quantile=0.3, threshold_gradient="implicit"),
+    "trapezoid": lambda **kind: PAUCAtBudgetLoss(**kind, beta=0.4, n_knots=5),
+    "pairwise": lambda **kind: PAUCAtBudgetLoss(**kind, alpha=0.1, beta=0.4, surrogate="pairwise"),
+}
+METRICS = {
+    "smooth_ap": metrics.average_precision,
+    "recall": lambda *rows, **kind: metrics.recall_at_quantile(*rows, 0.3, **kind),
+    "trapezoid": lambda *rows, **kind: metrics.partial_auc(*rows, beta=0.4, **kind),
+    "pairwise": lambda *rows, **kind: metrics.partial_auc(*rows, alpha=0.1, beta=0.4, **kind),
+}
+KINDS = {"binary": (1, False), "classes": (3, False), "labels": (3, True)}
+EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
+
+
+def batch(seed: int, n: int = 10, kind: str = "binary") -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets with ignored rows, and weights."""
+    generator = torch.Generator().manual_seed(seed)
+    n_classes, multilabel = KINDS[kind]
+    targets = torch.randint(0, max(2, n_classes), (n,), generator=generator)
+    if multilabel:
+        targets = torch.randint(0, 2, (n, n_classes), generator=generator)
+    targets[torch.rand(targets.shape, generator=generator) < 0.2] = -100
+    logits = torch.randn(n, n_classes, generator=generator)
+    return logits, targets, torch.rand(n, generator=generator)
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("kind", KINDS)
+def test_agrees_with_the_pool_put_together_by_hand(name: str, kind: str) -> None:
+    n_classes, multilabel = KINDS[kind]
+    loss_fn = LOSSES[name](num_classes=n_classes, multilabel=multilabel, queue_size=QUEUE_SIZE)
+    queue: deque[tuple[Tensor, ...]] = deque(maxlen=QUEUE_SIZE)
+    for seed in range(5):
+        logits, targets, weight = batch(seed, kind=kind)
+        _, per_class, valid, *_ = loss_fn(logits, targets, None, True, sample_weight=weight)
+        rows = [torch.stack(column) for column in zip(*zip(logits, targets, weight, strict=True), *queue, strict=True)]
+        queue.extend(zip(logits, targets, weight, strict=True))
+        exact = METRICS[name](*rows[:2], multilabel=multilabel, sample_weight=rows[2]).reshape(n_classes)
+        told = loss_fn.diagnostics()
+        assert set(told) == COMMON | ({"threshold"} if name == "recall" else PAUC if name in KNOWS_A_BAND else set())
+        torch.testing.assert_close(told["loss"], per_class, rtol=0, atol=0, equal_nan=True)
+        assert told["valid"].equal(valid)
+        torch.testing.assert_close(told["gap"], per_class - (1 - exact), equal_nan=True)
+        assert told["gap"].isnan().equal(~valid)
+        assert told["live_positives"].tolist() == count_positives(targets, n_classes, multilabel)
+        assert not any(value.requires_grad for value in told.values())
+        assert all(value.shape == (() if key.startswith("queue") else (n_classes,)) for key, value in told.items())
+
+
+KNOWS_A_BAND = ("trapezoid", "pairwise")
+
+
+def count_positives(targets: Tensor, n_classes: int, multilabel: bool) -> list[int]:
+    if multilabel:
+        return [int((column == 1).sum()) for column in targets.mT]
+    return [int((targets == label).sum()) for label in ([1] if n_classes == 1 else range(n_classes))]
+
+
+def test_threshold_is_the_quantile_of_the_pool() -> None:
+    loss_fn = RecallAtQuantileLoss(num_classes=1, quantile=0.3, queue_size=QUEUE_SIZE)
+    first, second = batch(0), batch(1)
+    loss_fn(*first[:2])
+    loss_fn(*second[:2])
+    kept = torch.cat([logits[targets != -100, 0] for logits, targets, _ in (first, second)])
+    assert loss_fn.diagnostics()["threshold"] == torch.quantile(kept, 0.7, interpolation="higher")
+
+
+@pytest.mark.parametrize("options", [{}, {"pos_numerator": "live"}, {"budget_basis": "population"}])
+@pytest.mark.parametrize("name", KNOWS_A_BAND)
+def test_the_band_is_that_of_the_pass(name: str, options: dict[str, Any]) -> None:
+    loss_fn = LOSSES[name](num_classes=3, queue_size=QUEUE_SIZE, **options)
+    for seed in range(3):
+        logits, targets, weight = batch(seed, kind="classes")
+        iid = torch.rand(len(targets), generator=torch.Generator().manual_seed(seed)) < 0.8
+        _, stats = loss_fn(logits, targets, iid, return_diagnostics=True, sample_weight=weight)
+        told = loss_fn.diagnostics()
+        for key in PAUC:
+            torch.testing.assert_close(told[key], stats[key], rtol=0, atol=0, equal_nan=True)
+        assert (told["gap"].abs() < 1).all()
+
+
+@pytest.mark.parametrize("options", [{"pos_numerator": "live"}, {"budget_basis": "population"}])
+def test_the_gap_closes_as_the_temperature_falls(options: dict[str, Any]) -> None:
+    loss_fn = PAUCAtBudgetLoss(1, beta=0.5, n_knots=400, temperature=1e-4, queue_size=200, **options)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        logits, iid = torch.randn(150, generator=generator), torch.rand(150, generator=generator) < 0.8
+        loss_fn(logits, (torch.rand(150, generator=generator) < 0.3).long(), iid)
+    assert loss_fn.diagnostics()["gap"].abs() < 0.01
+
+
+def test_queue_fill_and_age() -> None:
+    loss_fn = SmoothAPLoss(num_classes=1, queue_size=8)
+    logits, targets = torch.randn(3), torch.tensor([1, 0, 0])
+    seen = []
+    for step in range(5):
+        loss_fn(logits, torch.full((3,), -100) if step == 2 else targets)
+        told = loss_fn.diagnostics()
+        seen.append((float(told["queue_fill"]), int(told["queue_age"])))
+    assert seen == [(3 / 8, 1), (6 / 8, 2), (5 / 8, 3), (5 / 8, 3), (6 / 8, 2)]  # slots: aabbb... to ddeee..d
+    loss_fn.reset_queue()
+    told = loss_fn.diagnostics()
+    assert (told["queue_fill"], told["queue_age"]) == (0, 0)
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("n", [0, 4])
+def test_without_a_queue_or_rows(name: str, n: int) -> None:
+    loss_fn = LOSSES[name](num_classes=1, queue_size=0)
+    loss_fn(torch.randn(n), torch.ones(n).long())
+    told = loss_fn.diagnostics()
+    assert (told["queue_fill"], told["queue_age"], told["live_positives"]) == (0, 0, n)
+
+
+@EVERY_LOSS
+def test_what_comes_after_a_pass_does_not_change_it(name: str) -> None:
+    loss_fn = LOSSES[name](num_classes=1, queue_size=QUEUE_SIZE)
+    loss_fn(*batch(0)[:2])
+    logits, targets, weight = batch(1)
+    loss_fn(logits, targets, torch.arange(10) > 3, sample_weight=weight)
+    before = {key: value.clone() for key, value in loss_fn.diagnostics().items() if "queue" not in key}
+    for tensor in (logits, targets, weight):
+        tensor.zero_()
+    loss_fn.temperature = 123.0
+    loss_fn.reset_queue()
+    after = loss_fn.diagnostics()
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_call_that_raises_leaves_the_last_pass() -> None:
+    loss_fn = SmoothAPLoss(num_classes=1)
+    loss_fn(*batch(0)[:2])
+    before = loss_fn.diagnostics()["loss"]
+    with pytest.raises(ValueError, match="expected"):
+        loss_fn(torch.randn(3), torch.tensor([0, 1, 7]))
+    assert loss_fn.diagnostics()["loss"] == before
+
+
+class Mark:
+    """Something to watch."""
+
+
+@EVERY_LOSS
+def test_nothing_of_the_graph_is_kept(name: str) -> None:
+    loss_fn = LOSSES[name](num_classes=1, queue_size=4)
+    logits, targets, _ = batch(0)
+    hidden, mark = logits.requires_grad_() * 2, Mark()
+    hidden.register_hook(lambda _, mark=mark: None)  # the graph holds the hook, and the hook the mark
+    graph = weakref.ref(mark)
+    loss = loss_fn(hidden, targets)
+    del hidden, mark
+    assert graph() is not None
+    del loss
+    assert graph() is None
+
+
+@EVERY_LOSS
+def test_nothing_is_read(name: str) -> None:
+    """On ``meta`` there is nothing to read: whatever synchronised with a device would raise."""
+    loss_fn = LOSSES[name](num_classes=3, queue_size=4).to("meta")
+    loss_fn(torch.zeros(6, 3, device="meta"), torch.zeros(6, dtype=torch.long, device="meta"))
+    assert all(value.is_meta for value in loss_fn.diagnostics().values())
+
+
+@EVERY_LOSS
+def test_a_compiled_pass_can_be_looked_at(name: str) -> None:
+    eager, inner = (LOSSES[name](num_classes=3, queue_size=QUEUE_SIZE) for _ in range(2))
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(inner, backend=counter, fullgraph=True)
+    for seed in range(4):
+        logits, targets, _ = batch(seed, kind="classes")
+        eager(logits, targets)
+        compiled(logits, targets)
+        told, expected = inner.diagnostics(), eager.diagnostics()
+        assert set(told) == set(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(told[key], value, equal_nan=True)
+    assert counter.frame_count == 1
+
+
+def test_there_is_nothing_before_a_pass_nor_after_a_transform_nor_in_a_copy() -> None:
+    loss_fn = SmoothAPLoss(num_classes=1, queue_size=4)
+    nothing = pytest.raises(RuntimeError, match="expected a call of the loss before its diagnostics, got none")
+    with nothing:
+        loss_fn.diagnostics()
+    logits, targets, _ = batch(0)
+    loss_fn(logits, targets)
+    assert loss_fn.diagnostics()["valid"]
+    for twin in (copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn))):
+        with nothing:
+            twin.diagnostics()
+        twin(logits, targets)
+        assert twin.diagnostics()["valid"]
+    buffers = {name: torch.stack([buffer] * 2) for name, buffer in loss_fn.named_buffers()}
+    torch.vmap(lambda own, rows: torch.func.functional_call(loss_fn, own, (rows, targets)))(
+        buffers, torch.stack([logits, logits])
+    )
+    with nothing:
+        loss_fn.diagnostics()
+
+
+def test_a_sampled_pool_has_no_gap() -> None:
+    loss_fn = SmoothAPLoss(num_classes=1, max_pool_size=8, queue_size=0)
+    with pytest.warns(UserWarning, match="max_pool_size"):
+        loss_fn(*batch(0, n=20)[:2])
+    told = loss_fn.diagnostics()
+    assert told["gap"].isnan()
+    assert told["loss"].isfinite()
+
+
+def test_an_overflow_shows_in_the_loss_and_not_in_the_queue() -> None:
+    loss_fn = SmoothAPLoss(num_classes=1, queue_size=8)
+    logits, targets, _ = batch(0, n=4)
+    loss_fn(torch.full_like(logits, torch.inf), targets.clamp_min(0))
+    told = loss_fn.diagnostics()
+    assert told["loss"].isnan()
+    assert told["gap"].isnan()
+    assert told["queue_fill"] == 0
+
+
+def test_the_wrapper_tells_its_schedule_and_then_its_main_loss() -> None:
+    wrapper = LossWarmupWrapper(
+        nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1), warmup_steps=1, blend_steps=1, temp_start=1, temp_end=0.25
+    )
+    logits, targets = torch.randn(6), torch.tensor([1.0, 0, 0, 0, 1, 0])
+    for step, weight in enumerate([0.0, 0.5, 1.0]):
+        wrapper.on_train_batch_start(step)
+        wrapper(logits, targets)
+        told = wrapper.diagnostics()
+        assert told["main_weight"] == weight
+        assert float(told["temperature"]) == wrapper.current_temperature
+        assert set(told) == {"main_weight", "temperature"} | (COMMON if step > 0 else set())
+    with pytest.warns(UserWarning, match="has no temperature"):
+        plain = LossWarmupWrapper(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss())
+    assert set(plain.diagnostics()) == {"main_weight"}
