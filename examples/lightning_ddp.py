@@ -2,8 +2,8 @@
 
     python examples/lightning_ddp.py
 
-The losses find Lightning's group of processes by themselves. The module passes its hooks on to the loss, and that is
-all. Needs the extras ``demo`` and ``lightning``.
+The losses find Lightning's group of processes by themselves, and a callback drives their schedule: nothing in the module
+knows of either. Needs the extras ``demo`` and ``lightning``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from toy_demo import Epoch, Split, add_flags, build_loss, check_args, load_data, print_table, test_aucpr
+
+from imbalanced_losses.integrations.lightning import LossWarmupCallback
 
 PROCESSES = 2
 
@@ -32,15 +34,6 @@ class Ranker(L.LightningModule):  # type: ignore[misc, unused-ignore]
         self.history: list[Epoch] = []
         self.losses: list[Tensor] = []
 
-    def on_train_epoch_start(self) -> None:
-        """Pass it on."""
-        self.loss_fn.on_train_epoch_start(self.current_epoch)
-        self.losses.clear()
-
-    def on_train_batch_start(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Pass it on."""
-        self.loss_fn.on_train_batch_start(self.global_step)
-
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Take this process's rows; the loss is that of all rows."""
         features, labels = batch
@@ -54,6 +47,7 @@ class Ranker(L.LightningModule):  # type: ignore[misc, unused-ignore]
         phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
         loss, aucpr = torch.stack(self.losses).mean().item(), test_aucpr(self.net, self.data)
         self.net.train()
+        self.losses.clear()
         self.history.append(Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, loss, aucpr))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -83,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         strategy="ddp",
         devices=PROCESSES,
         max_epochs=args.total_epochs,
+        callbacks=[LossWarmupCallback()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -1,0 +1,93 @@
+"""Lightning: a callback that drives every loss schedule of a module, so that nobody wires hooks by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
+
+try:
+    from lightning.pytorch import Callback
+except ImportError as error:
+    raise ImportError(
+        "imbalanced_losses.integrations.lightning needs Lightning: pip install 'imbalanced-losses[lightning]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from imbalanced_losses.modules.warmup import LossWarmupWrapper
+
+__all__ = ["LossWarmupCallback"]
+
+
+@final
+class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
+    """Drive and log every :class:`~imbalanced_losses.LossWarmupWrapper` of a ``LightningModule``.
+
+    Wrappers are found at any depth, also within each other. Each gets ``trainer.current_epoch`` when an epoch begins
+    and ``trainer.global_step`` before each training batch. Logged with each step: ``main_weight`` and, if the main
+    loss has one, ``temperature``; with several wrappers after their path in the module, as in
+    ``heads.fraud/main_weight``.
+
+    Warns
+    -----
+    UserWarning
+        If training starts and the module has no wrapper.
+
+    Notes
+    -----
+    ``trainer.global_step`` is the clock of ``max_steps``: it counts the steps of optimizers. With
+    ``accumulate_grad_batches`` all batches of a step share one objective; several optimizers (manual optimization)
+    count one step each. Lengths of the schedule are in this unit.
+
+    The callback has no state. The schedule's is in the module's checkpoint, so that a run resumed with ``ckpt_path=``
+    goes on exactly, within an epoch, too; Lightning then takes up the data where they were only if the loader has a
+    ``state_dict``.
+
+    Examples
+    --------
+    >>> import lightning as L
+    >>> import torch
+    >>> from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss, SmoothAPLoss
+    >>> class Ranker(L.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.net = torch.nn.Linear(8, 1)
+    ...         self.loss_fn = LossWarmupWrapper(SigmoidFocalLoss(), SmoothAPLoss(num_classes=1), blend_epochs=3)
+    ...
+    ...     def training_step(self, batch, batch_idx):
+    ...         return self.loss_fn(self.net(batch[0]), batch[1])
+    ...
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.Adam(self.parameters())
+    >>> batches = torch.utils.data.TensorDataset(torch.randn(2, 16, 8), torch.randint(2, (2, 16, 1)))
+    >>> quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    >>> trainer = L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[LossWarmupCallback()], **quiet)
+    >>> trainer.fit(Ranker(), batches)
+    >>> trainer.callback_metrics["main_weight"]
+    tensor(0.2500)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wrappers: dict[str, LossWarmupWrapper] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the wrappers, and tell the epoch to those that a checkpoint left in another one."""
+        self._wrappers = find_wrappers(pl_module)
+        for wrapper in self._wrappers.values():
+            # resumed within an epoch Lightning does not start it; to start again the same would empty the queue
+            if int(wrapper.epoch) != trainer.current_epoch:
+                wrapper.on_train_epoch_start(trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move every wrapper on to the epoch."""
+        for wrapper in self._wrappers.values():
+            wrapper.on_train_epoch_start(trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Move every wrapper on to the step, and log where it stands."""
+        for wrapper in self._wrappers.values():
+            wrapper.on_train_batch_start(trainer.global_step)
+        pl_module.log_dict(read_schedules(self._wrappers))

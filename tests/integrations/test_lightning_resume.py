@@ -1,0 +1,87 @@
+"""A run of Lightning that goes on from a checkpoint file equals one that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.integrations.lightning_runs import (
+    BATCHES,
+    EPOCHS,
+    IN_EPOCHS,
+    IN_STEPS,
+    MAIN_LOSSES,
+    Batches,
+    Ranker,
+    assert_same_run,
+    make_loss,
+    make_trainer,
+)
+
+# Lightning warns that the folder of the run that it goes on with is there
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+# within the epochs of warm-up, blend and decay, and after the last batch of an epoch
+STOPS = {3: "warmup", 5: "warmup", 7: "blend", 11: "main", 13: "main"}
+
+
+class Run:
+    """An uninterrupted run that has left checkpoint files on its way."""
+
+    def __init__(self, folder: Path, main_loss: str, settings: dict[str, Any], **options: Any) -> None:
+        self.folder, self.main_loss, self.settings, self.options = folder, main_loss, settings, options
+        self.model = self.fit()
+
+    def fit(self, **options: Any) -> Ranker:
+        """As in a process of its own: module, loss, optimizer, loader and trainer are new, the weights others."""
+        model = Ranker(make_loss(self.main_loss, **self.settings), seed=2 if "ckpt_path" in options else 1)
+        saves = ModelCheckpoint(self.folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = make_trainer(saves, enable_checkpointing=True, **self.options)
+        trainer.fit(model, Batches(), **options)
+        return model
+
+    def resume(self, step: int) -> Ranker:
+        return self.fit(ckpt_path=self.folder / f"step={step}.ckpt")
+
+
+every_run = pytest.mark.parametrize(
+    ("main_loss", "settings", "options"),
+    [
+        *((name, IN_EPOCHS, {}) for name in MAIN_LOSSES),
+        *((name, {**IN_STEPS, "warmup_steps": 6}, {}) for name in MAIN_LOSSES),
+        ("smooth_ap", {**IN_EPOCHS, "reset_queue_each_epoch": True}, {}),
+        ("pauc", {**IN_EPOCHS, "reset_queue_each_epoch": True, "final_main_weight": 0.5}, {"precision": "bf16-mixed"}),
+    ],
+)
+
+
+@every_run
+def test_goes_on_as_if_never_stopped(
+    tmp_path: Path, main_loss: str, settings: dict[str, Any], options: dict[str, Any]
+) -> None:
+    run = Run(tmp_path, main_loss, settings, **options)
+    assert len(run.model.losses) == EPOCHS * BATCHES
+    for step, phase in STOPS.items():
+        assert run.model.stands[step - 1][0] == phase
+        assert_same_run(run.resume(step), run.model, first=step)
+
+
+def test_goes_on_between_accumulated_steps(tmp_path: Path) -> None:
+    """Three steps an epoch, the third of one batch."""
+    run = Run(tmp_path, "smooth_ap", IN_EPOCHS, accumulate_grad_batches=2)
+    for step, batches in {2: 4, 3: 5, 5: 9, 8: 14}.items():
+        assert_same_run(run.resume(step), run.model, first=batches)
+
+
+@pytest.mark.parametrize("name", ["main_loss.queue_logits", "switch_step", "main_loss.queue_cursor"])
+def test_a_state_that_was_lost_would_be_noticed(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path, "smooth_ap", IN_EPOCHS)
+    checkpoint = torch.load(tmp_path / "step=7.ckpt", weights_only=False)
+    checkpoint["state_dict"][f"loss_fn.{name}"].fill_(0)
+    torch.save(checkpoint, tmp_path / "step=7.ckpt")
+    with pytest.raises(AssertionError):
+        assert_same_run(run.resume(7), run.model, first=7)
