@@ -2,8 +2,8 @@
 
     python examples/lightning_ddp.py
 
-The losses find Lightning's group of processes by themselves, and a callback drives their schedule: nothing in the module
-knows of either. Needs the extras ``demo`` and ``lightning``.
+The losses find Lightning's group of processes by themselves, and a callback drives their schedule: nothing in the
+module knows of either. Needs the extras ``demo`` and ``lightning``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, final
 
 from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
@@ -43,7 +44,7 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     The callback has no state. The schedule's is in the module's checkpoint, so that a run resumed with ``ckpt_path=``
     goes on exactly, within an epoch, too; Lightning then takes up the data where they were only if the loader has a
-    ``state_dict``.
+    ``state_dict``. The Trainer of ``pytorch_lightning`` takes the callback, too.
 
     Examples
     --------
@@ -76,8 +77,16 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the wrappers, and tell the epoch to those that a checkpoint left in another one."""
         self._wrappers = find_wrappers(pl_module)
+        if not self._wrappers:
+            # no error: whoever compares losses swaps a plain one in and leaves the callbacks as they are
+            warnings.warn(
+                f"expected a LossWarmupWrapper in {type(pl_module).__name__}, got none: there is no schedule to drive. "
+                "Assign the wrapper to an attribute of the module; a plain list or dict hides it",
+                stacklevel=2,
+            )
         for wrapper in self._wrappers.values():
-            # resumed within an epoch Lightning does not start it; to start again the same would empty the queue
+            # resumed within an epoch Lightning does not start it, nor the next one if that was after its last batch; to
+            # start again the one that is under way could empty the queue
             if int(wrapper.epoch) != trainer.current_epoch:
                 wrapper.on_train_epoch_start(trainer.current_epoch)
 

@@ -1,7 +1,4 @@
-"""Trains by two processes of Lightning's DDP strategy, each of which runs this file; saves what each of them saw.
-
-    python lightning_ddp.py FOLDER
-"""
+"""Trains by two processes of Lightning's DDP strategy, each of which runs this file, and saves what they saw."""
 
 from __future__ import annotations
 

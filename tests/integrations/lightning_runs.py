@@ -134,7 +134,7 @@ def train(loss_fn: LossWarmupWrapper, **options: Any) -> Ranker:
 
 
 def assert_same_run(model: Ranker, other: Ranker, first: int = 0) -> None:
-    """Bit for bit: every loss from the ``first`` batch of ``other`` on, and parameters, queue and schedule at the end."""
+    """Bit for bit: every loss from the ``first`` batch of ``other`` on; parameters, queue and schedule at the end."""
     assert torch.equal(torch.stack(model.losses), torch.stack(other.losses[first:]))
     assert model.stands == other.stands[first:]
     states = model.state_dict(), other.state_dict()

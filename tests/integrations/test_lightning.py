@@ -51,9 +51,7 @@ def read_log(logger: CSVLogger) -> list[dict[str, float]]:
 @schedules
 def test_a_run_follows_the_pure_schedule(schedule: dict[str, Any], accumulate: int, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
-    model = train(
-        make_loss(**schedule), accumulate_grad_batches=accumulate, logger=logger, log_every_n_steps=1
-    )
+    model = train(make_loss(**schedule), accumulate_grad_batches=accumulate, logger=logger, log_every_n_steps=1)
     counters = count_batches(accumulate)
     expected = step_by_hand(model.loss_fn.config, counters)
     assert model.stands == expected
