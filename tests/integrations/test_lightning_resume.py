@@ -77,6 +77,15 @@ def test_goes_on_between_accumulated_steps(tmp_path: Path) -> None:
         assert_same_run(run.resume(step), run.model, first=batches)
 
 
+def test_goes_on_where_max_steps_stopped_it(tmp_path: Path) -> None:
+    """In the blend; the file is that of the last step, for to Lightning the run's own end ends the epoch, too."""
+    whole = Run(tmp_path / "whole", "recall", IN_EPOCHS)
+    stopped = Run(tmp_path / "stopped", "recall", IN_EPOCHS, max_steps=7)
+    assert len(stopped.model.losses) == 7
+    stopped.options = {}
+    assert_same_run(stopped.resume(7), whole.model, first=7)
+
+
 @pytest.mark.parametrize("name", ["main_loss.queue_logits", "switch_step", "main_loss.queue_cursor"])
 def test_a_state_that_was_lost_would_be_noticed(tmp_path: Path, name: str) -> None:
     run = Run(tmp_path, "smooth_ap", IN_EPOCHS)
