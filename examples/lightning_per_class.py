@@ -47,7 +47,7 @@ class Epoch:
 
     phase: str
     main_weight: float
-    temperature: float | None
+    temperature: float
     loss: float
     precision: Tensor
     diagnostics: dict[str, Tensor]
@@ -118,7 +118,7 @@ class Classifier(L.LightningModule):  # type: ignore[misc, unused-ignore]
                 self.log_dict(per_class(name, values) if values.dim() else {name: values.float()})
         phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
         loss = torch.stack(self.losses).mean().item()
-        now = (loss_fn.main_weight, loss_fn.current_temperature)
+        now = (diagnostics["main_weight"].item(), diagnostics["temperature"].item())
         self.history.append(Epoch(phase, *now, loss, self.precision, diagnostics))
         self.losses.clear()
 

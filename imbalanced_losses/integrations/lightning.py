@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, final
 
+import torch
+
 from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
 
 try:
@@ -49,7 +51,6 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     Examples
     --------
     >>> import lightning as L
-    >>> import torch
     >>> from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss, SmoothAPLoss
     >>> class Ranker(L.LightningModule):
     ...     def __init__(self):
@@ -85,8 +86,8 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
                 stacklevel=2,
             )
         for wrapper in self._wrappers.values():
-            # resumed within an epoch Lightning does not start it, nor the next one if that was after its last batch; to
-            # start again the one that is under way could empty the queue
+            # Lightning does not start the epoch that it resumes in, be it the one after a checkpoint at an epoch's last
+            # batch; and to start the one that is under way once more could empty the queue
             if int(wrapper.epoch) != trainer.current_epoch:
                 wrapper.on_train_epoch_start(trainer.current_epoch)
 
@@ -99,4 +100,5 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
         """Move every wrapper on to the step, and log where it stands."""
         for wrapper in self._wrappers.values():
             wrapper.on_train_batch_start(trainer.global_step)
-        pl_module.log_dict(read_schedules(self._wrappers))
+        # tensors on the host, for of a number Lightning makes one on the device, and waits for it
+        pl_module.log_dict({name: torch.tensor(value) for name, value in read_schedules(self._wrappers).items()})

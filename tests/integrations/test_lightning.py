@@ -135,14 +135,14 @@ class TwoOptimizers(Ranker):
         super().__init__(loss_fn)
         self.automatic_optimization = False
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         loss = super().training_step(batch, batch_idx)
         self.manual_backward(loss)
         for optimizer in self.optimizers():
             optimizer.step()
             optimizer.zero_grad()
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
 
 
