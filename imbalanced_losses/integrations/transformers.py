@@ -1,0 +1,272 @@
+"""Hugging Face Transformers: a loss for ``Trainer(compute_loss_func=...)``, and a callback that drives its schedule."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError(
+        "imbalanced_losses.integrations.transformers needs Transformers: pip install 'imbalanced-losses[transformers]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from imbalanced_losses.modules.warmup import LossWarmupWrapper
+
+__all__ = ["LossWarmupCallback", "compute_loss_func"]
+
+_IGNORED = -100  # what the Trainer leaves out when it counts items, whatever a loss's own ignore_index
+
+
+def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
+    """Make of a loss what ``Trainer(compute_loss_func=...)`` calls.
+
+    Takes the logits out of what the model returned (a ``ModelOutput`` or other mapping, a tuple or list whose first
+    element they are, or the tensor), flattens ``[B, T, C]`` to ``[B * T, C]``, leaves out rows whose label is -100 (so
+    that padding neither enters a queue nor needs an ``ignore_index``), and calls ``loss_fn``.
+
+    Parameters
+    ----------
+    loss_fn : nn.Module
+        Any loss of this library or of torch, called with ``(logits, targets)``; it gives one value, so no
+        ``reduction="none"``. Pass the same object to :class:`LossWarmupCallback`.
+
+    Returns
+    -------
+    callable ``(outputs, labels, num_items_in_batch=None) -> Tensor []``
+        With logits ``[B, C]`` or ``[B, T, C]``, ``labels`` are class ids ``[B]`` or ``[B, T]``, or labels in {0, 1} of
+        the logits' shape (multi-label: elements of -100 in rows with others are the loss's affair,
+        ``ignore_index=-100``). With one column (``num_labels=1``) they are of either shape, float or integer.
+
+    Raises
+    ------
+    ValueError
+        At the call: there are no logits or no labels, their shapes do not fit, or the loss is not one value.
+
+    Notes
+    -----
+    *Gradient accumulation.* The Trainer adds up what this function returns for the micro-batches of a step and,
+    unlike a usual loop, divides by nothing. So each loss is multiplied by its micro-batch's share of the step's items
+    (labels other than -100; ``num_items_in_batch`` counts those of the step): one over the number of micro-batches
+    where they are of one size. A loss that is a mean over items, such as focal ``reduction="mean"``, thereby equals
+    that of one large batch. Any other is the mean over micro-batches: a ranking loss with a pool for each of them.
+
+    *Several processes.* The share is that of the rows of all ranks (one ``all_reduce`` of two numbers): the losses
+    gather by themselves, so every rank has the same loss and needs the same factor. What the Trainer multiplies by
+    (``average_tokens_across_devices``) cancels.
+
+    *Evaluation.* The Trainer evaluates under ``no_grad`` and leaves the loss's mode alone: the loss is set to
+    ``eval()`` wherever gradients are off, else to ``train()``, so that no evaluation touches the queue.
+
+    The loss is moved to the logits' device.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import SoftmaxFocalLoss
+    >>> compute_loss = compute_loss_func(SoftmaxFocalLoss(gamma=0))
+    >>> labels = torch.tensor([[0, 2, -100], [1, -100, -100]])
+    >>> compute_loss({"logits": torch.zeros(2, 3, 4)}, labels)  # log(4): cross-entropy of the three that count
+    tensor(1.3863)
+    >>> compute_loss({"logits": torch.zeros(2, 3, 4)}, labels, num_items_in_batch=6)  # half of the step's items
+    tensor(0.6931)
+    """
+
+    def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits, targets = _as_rows(_find_logits(outputs), labels)
+        loss: Tensor = loss_fn.to(logits.device).train(torch.is_grad_enabled())(logits, targets)
+        if loss.dim() != 0:
+            raise ValueError(f"expected a loss of one value, got shape {list(loss.shape)}: set its reduction to 'mean'")
+        if num_items_in_batch is None:
+            return loss
+        return loss * _share_of_step((labels != _IGNORED).sum(), num_items_in_batch).to(loss.dtype)
+
+    return compute_loss
+
+
+@final
+class LossWarmupCallback(TrainerCallback, ExportableState):
+    """Drive, log and checkpoint the loss of a ``transformers.Trainer``.
+
+    Every :class:`~imbalanced_losses.LossWarmupWrapper` in ``loss_fn`` and in the model, at any depth, gets the epoch
+    when one begins and ``state.global_step`` before each optimizer step. That is the clock of ``max_steps`` and of
+    checkpoints: the micro-batches of one step share one objective, and lengths of the schedule are in optimizer steps.
+
+    Next to each logged ``loss`` come ``main_weight`` and, if the main loss has one, ``temperature``; with several
+    wrappers after their path, as in ``loss_fn.fraud/main_weight``. They enter ``state.log_history`` and reach the
+    callbacks that follow this one. Those of ``report_to`` come first: for the values to reach one, set
+    ``report_to="none"`` and pass it yourself, ``callbacks=[LossWarmupCallback(loss_fn), TensorBoardCallback()]``.
+
+    The loss is no part of the model, so the Trainer's checkpoint lacks it. The callback adds ``loss_fn.state_dict()``
+    (queue, temperature, schedule) to ``trainer_state.json``: ``train(resume_from_checkpoint=...)`` then goes on
+    exactly, from any folder, in new objects.
+
+    Parameters
+    ----------
+    loss_fn : nn.Module, optional
+        The loss that :func:`compute_loss_func` got; also one without schedule, for the sake of its queue. ``None``
+        where the wrappers are parts of the model, whose checkpoint has them.
+
+    Raises
+    ------
+    ValueError
+        On resume, if the checkpoint holds the state of a loss, and the callback has none to give it to.
+
+    Warns
+    -----
+    UserWarning
+        On resume, if the checkpoint has no state for ``loss_fn``.
+
+    Examples
+    --------
+    >>> from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss, SmoothAPLoss
+    >>> loss_fn = LossWarmupWrapper(SigmoidFocalLoss(), SmoothAPLoss(num_classes=1), warmup_epochs=1)
+    >>> hooks = {"compute_loss_func": compute_loss_func(loss_fn), "callbacks": [LossWarmupCallback(loss_fn)]}
+    >>> trainer = Trainer(model, arguments, train_dataset=rows, **hooks)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(self, loss_fn: nn.Module | None = None) -> None:
+        self.loss_fn = loss_fn
+        self._wrappers: dict[str, LossWarmupWrapper] = {}
+        self._next_epoch = 0
+        self._starts_within_epoch = False
+
+    def state(self) -> dict[str, dict[str, str | None]]:
+        """Give what the Trainer writes into ``trainer_state.json`` with each checkpoint."""
+        return {"args": {}, "attributes": {"loss_state": None if self.loss_fn is None else _to_text(self.loss_fn)}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the wrappers; on resume give the loss its state back."""
+        saved = _saved_state(state, type(self).__name__)
+        if state.global_step > 0:
+            self._restore(saved)
+        parts = {"loss_fn": self.loss_fn, "model": kwargs["model"]}
+        searched = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        self._wrappers = find_wrappers(searched)
+        self._next_epoch = int(state.epoch)
+        self._starts_within_epoch = state.epoch > self._next_epoch
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move every wrapper on to the epoch."""
+        # counted: after an epoch that was cut short, or of unknown length, state.epoch is not yet that of the next one
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        for wrapper in self._wrappers.values():
+            # the Trainer begins a resumed epoch again; the wrapper, which is within it, would empty its queue
+            if not (self._starts_within_epoch and int(wrapper.epoch) == epoch):
+                wrapper.on_train_epoch_start(epoch)
+        self._starts_within_epoch = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move every wrapper on to the optimizer step."""
+        for wrapper in self._wrappers.values():
+            wrapper.on_train_batch_start(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add where the schedules stand to the logs of training."""
+        if logs is not None and "loss" in logs:  # not to the metrics that evaluate() returns
+            values = read_schedules(self._wrappers)
+            logs.update(values)
+            state.log_history[-1].update(values)  # the Trainer has put a copy of the logs there
+
+    def _restore(self, loss_state: str | None) -> None:
+        if self.loss_fn is None and loss_state is not None:
+            raise ValueError(
+                "expected LossWarmupCallback to have the loss_fn whose state the checkpoint holds, got none. With "
+                "restore_callback_states_from_checkpoint=True the Trainer makes it anew, without: set that to False"
+            )
+        if self.loss_fn is not None and loss_state is None:
+            warnings.warn(
+                "expected the state of loss_fn in the checkpoint, got none: it was saved without LossWarmupCallback. "
+                "Queue, temperature and schedule start anew",
+                stacklevel=3,
+            )
+        if self.loss_fn is not None and loss_state is not None:
+            self.loss_fn.load_state_dict(_from_text(loss_state))
+
+
+def _saved_state(state: TrainerState, name: str) -> str | None:
+    """What ``LossWarmupCallback.state`` gave when the Trainer wrote ``state``."""
+    callbacks = cast("dict[str, Any]", state.stateful_callbacks)
+    # a run that was begun without the callback has no entry; without one the Trainer could not save ours
+    saved = callbacks.setdefault(name, {"args": {}, "attributes": {"loss_state": None}})
+    if isinstance(saved, list):
+        raise ValueError(f"expected one {name} in a Trainer, got {len(saved)}: give it all losses in a ModuleList")
+    loss_state: str | None = saved["attributes"]["loss_state"]
+    return loss_state
+
+
+def _find_logits(outputs: Any) -> Tensor:
+    if isinstance(outputs, Mapping):
+        if "logits" not in outputs:
+            raise ValueError(f"expected logits in what the model returns, got {', '.join(map(str, outputs))}")
+        outputs = outputs["logits"]
+    # without labels, which the Trainer has taken out of the batch, no loss stands before the logits
+    logits: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    return logits
+
+
+def _as_rows(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, C]`` and labels, ``[N]`` or ``[N, C]``, of the rows that have one."""
+    if labels is None:
+        raise ValueError(
+            "expected labels in the batch, got None: the Trainer takes the column 'labels', and drops it unless the "
+            "model's forward has an argument of that name or label_names=['labels'] is set"
+        )
+    if labels.shape != logits.shape and labels.shape != logits.shape[:-1]:
+        shapes = f"{list(logits.shape[:-1])} or {list(logits.shape)}"
+        raise ValueError(f"expected labels of shape {shapes}, got {list(labels.shape)}")
+    num_classes = logits.shape[-1] if logits.dim() > 1 else 1
+    one_label_per_row = labels.shape != logits.shape and num_classes > 1
+    targets = labels.reshape(-1) if one_label_per_row else labels.reshape(-1, num_classes)
+    kept = targets != _IGNORED if one_label_per_row else (targets != _IGNORED).any(dim=1)
+    return logits.reshape(-1, num_classes)[kept], targets[kept]
+
+
+def _share_of_step(items: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    """Items of this micro-batch over those of the optimizer step, 0-dim."""
+    # under nn.DataParallel the Trainer passes the number once for each device, and multiplies by the devices
+    in_step = torch.as_tensor(num_items_in_batch, device=items.device).sum()
+    counts = torch.stack([items.float(), in_step.float()])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # sums of both: the ranks' numbers for the step are their own or, averaged, that of all, times W afterwards
+        dist.all_reduce(counts)
+    return counts[0] / counts[1].clamp(min=1)
+
+
+def _to_text(module: nn.Module) -> str:
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _from_text(text: str) -> dict[str, Any]:
+    state_dict: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), map_location="cpu", weights_only=True)
+    return state_dict

@@ -1,0 +1,224 @@
+"""``compute_loss_func``: which rows reach the loss, and how the micro-batches of a step add up in a real Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import TokenClassifierOutput
+
+from imbalanced_losses import SigmoidFocalLoss, SmoothAPLoss, SoftmaxFocalLoss
+from imbalanced_losses.integrations.transformers import compute_loss_func
+from tests.integrations.transformers_runs import (
+    TOKENS,
+    Rows,
+    digits,
+    make_network,
+    make_trainer,
+    sentences,
+    tiny_bert,
+    without_dropout,
+)
+
+LABELS = torch.tensor([[0, 2, -100], [1, -100, 2]])
+MULTILABEL = torch.tensor([[[1, 0, 1], [0, 0, -100]], [[-100, -100, -100], [1, 1, 1]]])
+LOGITS = torch.linspace(-2, 2, 24).reshape(2, 3, 4).sin()
+
+
+class Sum(nn.Module):
+    """Tells what it got."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.logits, self.targets = logits, targets
+        return logits.sum()
+
+
+# --- what the loss gets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [LOGITS, (LOGITS, None), [LOGITS], {"hidden_states": None, "logits": LOGITS}, TokenClassifierOutput(logits=LOGITS)],
+    ids=["tensor", "tuple", "list", "dict", "ModelOutput"],
+)
+def test_logits_are_found(outputs: Any) -> None:
+    loss = compute_loss_func(SoftmaxFocalLoss())(outputs, LABELS)
+    torch.testing.assert_close(loss, SoftmaxFocalLoss()(LOGITS.reshape(6, 4), LABELS.reshape(6)))
+
+
+@pytest.mark.parametrize("make_labels", [Tensor.long, Tensor.float], ids=["integers", "floats"])
+@pytest.mark.parametrize(
+    ("logits", "labels", "rows", "targets"),
+    [
+        (LOGITS, LABELS, LOGITS.reshape(6, 4)[[0, 1, 3, 5]], LABELS.reshape(6)[[0, 1, 3, 5]]),
+        (LOGITS[0], LABELS[1], LOGITS[0, ::2], LABELS[1, ::2]),
+        (LOGITS[0, :, :1], LABELS[1], LOGITS[0, ::2, :1], LABELS[1, ::2, None]),
+        (LOGITS[0, :, :1], LABELS[1, :, None], LOGITS[0, ::2, :1], LABELS[1, ::2, None]),
+        (LOGITS[0, :, 0], LABELS[1], LOGITS[0, ::2, :1], LABELS[1, ::2, None]),
+        (LOGITS[..., 0], LABELS, LOGITS[..., 0], LABELS),
+        (
+            LOGITS[:, :2, :3],
+            MULTILABEL,
+            LOGITS[:, :2, :3].reshape(4, 3)[[0, 1, 3]],
+            MULTILABEL.reshape(4, 3)[[0, 1, 3]],
+        ),
+        (LOGITS[0], torch.full((3,), -100), LOGITS[0, :0], LABELS[0, :0]),
+    ],
+    ids=["[B, T, C]", "[B, C]", "[B, 1] of [B]", "[B, 1]", "[B]", "multi-label", "[B, T, C] multi-label", "none left"],
+)
+def test_rows_with_a_label_reach_the_loss(
+    logits: Tensor, labels: Tensor, rows: Tensor, targets: Tensor, make_labels: Callable[[Tensor], Tensor]
+) -> None:
+    loss_fn = Sum()
+    compute_loss_func(loss_fn)({"logits": logits}, make_labels(labels))
+    assert torch.equal(loss_fn.logits, rows)
+    assert torch.equal(loss_fn.targets, make_labels(targets))
+
+
+@pytest.mark.parametrize("label_shape", [(6,), (6, 1)])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("loss_fn", [SmoothAPLoss(1, queue_size=0), SigmoidFocalLoss()], ids=["ranking", "focal"])
+def test_one_column_takes_every_kind_of_label(
+    loss_fn: nn.Module, dtype: torch.dtype, label_shape: tuple[int, ...]
+) -> None:
+    """Labels of -100 too, which the focal loss by itself takes for a mistake."""
+    logits, labels = torch.randn(6, 1), torch.tensor([1, 0, -100, 0, 1, 0])
+    loss = compute_loss_func(loss_fn)({"logits": logits}, labels.to(dtype).reshape(label_shape))
+    kept = labels != -100
+    assert torch.equal(loss, loss_fn(logits[kept], labels[kept, None]))
+
+
+def test_multilabel_elements_are_ignored_by_the_loss() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([[1, 0, -100], [0, 1, 1], [-100] * 3, [1, -100, 0]])
+    kept = labels != -100
+    focal = compute_loss_func(SigmoidFocalLoss(ignore_index=-100))(logits, labels.float())
+    torch.testing.assert_close(focal, SigmoidFocalLoss()(logits[kept], labels[kept].float()))
+    ranking = SmoothAPLoss(3, queue_size=0, multilabel=True)
+    assert torch.equal(compute_loss_func(ranking)(logits, labels), ranking(logits, labels))
+    with pytest.raises(ValueError, match="-100"):
+        compute_loss_func(SigmoidFocalLoss())(logits, labels.float())
+
+
+def test_padding_does_not_enter_the_queue() -> None:
+    loss_fn = SmoothAPLoss(num_classes=4, queue_size=8)
+    compute_loss_func(loss_fn)({"logits": LOGITS}, LABELS)
+    assert loss_fn.queue_state.targets[:5].tolist() == [0, 2, 1, 2, -100]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "message"),
+    [
+        (
+            {"hidden_states": LOGITS, "loss": 0},
+            LABELS,
+            "expected logits in what the model returns, got hidden_states, loss",
+        ),
+        (LOGITS, None, "expected labels in the batch, got None"),
+        (LOGITS, LABELS[:, :2], r"expected labels of shape \[2, 3\] or \[2, 3, 4\], got \[2, 2\]"),
+    ],
+)
+def test_bad_batches_say_what_was_expected(outputs: Any, labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compute_loss_func(SoftmaxFocalLoss())(outputs, labels)
+
+
+def test_a_loss_of_several_values_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a loss of one value, got shape \[4\]: set its reduction"):
+        compute_loss_func(SoftmaxFocalLoss(reduction="none"))(LOGITS, LABELS)
+
+
+# --- the share of a step ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("items", [8, torch.tensor(8), torch.tensor(8.0), torch.tensor([[4], [4]])])
+def test_a_loss_counts_by_its_share_of_the_steps_items(items: Any) -> None:
+    """The last one is what the Trainer passes under ``nn.DataParallel``."""
+    compute_loss = compute_loss_func(SoftmaxFocalLoss())
+    assert torch.equal(compute_loss(LOGITS, LABELS, num_items_in_batch=items), compute_loss(LOGITS, LABELS) / 2)
+
+
+def test_a_step_without_items_is_zero() -> None:
+    loss = compute_loss_func(SoftmaxFocalLoss())(LOGITS, torch.full((2, 3), -100), num_items_in_batch=torch.tensor(0))
+    assert loss.item() == 0
+
+
+# --- in a Trainer -----------------------------------------------------------------------------------------------------
+
+
+SGD = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "num_train_epochs": 1, "max_steps": 1}
+
+
+def gradient_of_one_step(
+    folder: Path, loss_fn: nn.Module, model: nn.Module, rows: Rows, **settings: Any
+) -> list[Tensor]:
+    """SGD at a rate of 1 takes a step of the gradient."""
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer, _ = make_trainer(folder, loss_fn, model, rows, **(SGD | settings))
+    trainer.train()
+    return [start - parameter.detach() for start, parameter in zip(before, model.parameters(), strict=True)]
+
+
+def assert_gradient(model: nn.Module, gradient: list[Tensor]) -> None:
+    assert any(bool(part.abs().max() > 1e-4) for part in gradient)
+    for parameter, part in zip(model.parameters(), gradient, strict=True):
+        expected = torch.zeros_like(part) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_ranking_losses_are_the_mean_over_micro_batches(tmp_path: Path) -> None:
+    rows = digits(0, 16)
+    loss_fn, model = SmoothAPLoss(1, queue_size=32, temperature=1.0), without_dropout(make_network())
+    gradient = gradient_of_one_step(tmp_path, loss_fn, model, rows)
+
+    plain_loss, plain_model = SmoothAPLoss(1, queue_size=32, temperature=1.0), without_dropout(make_network())
+    for batch in (rows.order[:8], rows.order[8:]):
+        (plain_loss(plain_model(rows.features[batch]).logits, rows.labels[batch]) / 2).backward()
+    assert_gradient(plain_model, gradient)
+    for name, value in plain_loss.state_dict().items():
+        assert torch.equal(loss_fn.state_dict()[name], value), name
+
+
+def test_accumulated_focal_means_are_that_of_one_large_batch(tmp_path: Path) -> None:
+    """Of 12 rows, in micro-batches of 8 and 4."""
+    rows = digits(0, 12)
+    model, plain_model = without_dropout(make_network()), without_dropout(make_network())
+    gradient = gradient_of_one_step(tmp_path, SigmoidFocalLoss(), model, rows)
+    SigmoidFocalLoss()(plain_model(rows.features).logits, rows.labels[:, None]).backward()
+    assert_gradient(plain_model, gradient)
+
+
+def test_token_classification_means_over_the_tokens_that_count(tmp_path: Path) -> None:
+    """Micro-batches have as many sentences, but not as many labels."""
+    labels = torch.randint(3, (16, TOKENS), generator=torch.Generator().manual_seed(2))
+    labels[:8, 1:] = -100
+    labels[3] = -100
+    rows = sentences(labels)
+    model, plain_model = (tiny_bert("token", num_labels=3) for _ in range(2))
+    gradient = gradient_of_one_step(tmp_path, SoftmaxFocalLoss(), model, rows)
+    assert len({int((labels[batch] != -100).sum()) for batch in (rows.order[:8], rows.order[8:])}) == 2
+    logits = plain_model(input_ids=rows.features).logits
+    SoftmaxFocalLoss()(logits.reshape(-1, 3), labels.reshape(-1)).backward()
+    assert_gradient(plain_model, gradient)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "multilabel"), [(1, False), (3, False), (3, True)], ids=["binary", "classes", "multi-label"]
+)
+def test_bert_trains_and_evaluates_with_a_ranking_loss(num_labels: int, multilabel: bool, tmp_path: Path) -> None:
+    shape = (16, num_labels) if multilabel else (16,)
+    labels = torch.randint(2 if multilabel or num_labels == 1 else 3, shape, generator=torch.Generator().manual_seed(3))
+    rows = sentences(labels.float() if multilabel else labels)
+    loss_fn = SmoothAPLoss(num_labels, queue_size=32, temperature=1.0, multilabel=multilabel)
+    model = tiny_bert("sequence", num_labels=num_labels)
+    trainer, recorder = make_trainer(tmp_path, loss_fn, model, rows, eval_dataset=rows, num_train_epochs=2)
+    trainer.train()
+    queue = loss_fn.queue_state.targets.clone()
+    metrics = trainer.evaluate()
+    assert len(recorder.losses) == 4
+    assert all(0 < loss.item() < 1 for loss in recorder.losses)
+    assert metrics["eval_loss"] == pytest.approx(torch.stack(recorder.eval_losses).mean().item())
+    assert torch.equal(loss_fn.queue_state.targets, queue)
