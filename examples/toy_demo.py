@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_digits, make_classification
-from sklearn.metrics import PrecisionRecallDisplay
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from imbalanced_losses import (
     SmoothAPLoss,
 )
 from imbalanced_losses.metrics import average_precision
+from imbalanced_losses.plots import plot_precision_recall
 
 RARE_DIGIT = 8
 
@@ -170,8 +170,7 @@ def save_plot(path: Path, history: Sequence[Epoch], scores: Tensor, data: Split)
     left.set(xlabel="epoch", ylim=(0, 1.05), title="Training")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="lower right")
-    PrecisionRecallDisplay.from_predictions(data.test_labels.numpy(), scores.numpy(), ax=right, plot_chance_level=True)
-    right.set(title="Held-out set")
+    plot_precision_recall(scores, data.test_labels, ax=right).set(title="Held-out set")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
