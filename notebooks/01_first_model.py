@@ -322,9 +322,9 @@ print(f"standard error of the mean difference: {final[2].std() / len(SEEDS) ** 0
 
 # %% [markdown]
 # How to read it: a mean difference within two standard errors of zero is none that these seeds can show. A larger one
-# is about these data, this model, this learning rate and this number of epochs: neither loss is tuned here, and
-# tuning may close a gap or open one. Nor do the seeds exhaust the doubt, as they draw their test rows from the same
-# few digits.
+# is about these data, this model, this learning rate and this number of epochs: a handful of settings was tried, on
+# other seeds, and neither loss is tuned with care, which may close a gap or open one. Nor do the seeds exhaust the
+# doubt, as they draw their test rows from the same few digits.
 #
 # Where the order is nearly right already, a ranking loss has little left to gain. Whether it gains something on your
 # data is for you to find out in the same way: a tuned BCE beside it, the same splits and seeds, the difference within

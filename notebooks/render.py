@@ -1,7 +1,7 @@
 """Run the notebooks' scripts and write what comes out beside them, as ``.ipynb`` with text and pictures.
 
-    python notebooks/render.py                                    # all of them, in this folder
-    python notebooks/render.py --only 01_first_model --out FOLDER # one of them, elsewhere, as the tests do
+    python notebooks/render.py                                     # all of them, in this folder
+    python notebooks/render.py --only 01_first_model --out FOLDER  # one of them, elsewhere, as the tests do
 
 The kernel is this interpreter, whatever kernels the machine knows, and the outputs are all that a run adds to a script.
 """
@@ -34,7 +34,8 @@ def render(script: Path) -> nbformat.NotebookNode:
             connection_file=str(Path(folder, "kernel.json")),
         )
         client = NotebookClient(notebook, km=kernel, timeout=600, record_timing=False)
-        client.execute(cwd=str(script.parent), env={**os.environ, "IPYTHONDIR": folder})
+        environment = {**os.environ, "IPYTHONDIR": folder}  # no start-up files of the user's
+        client.execute(cwd=str(script.parent), env=environment, cleanup_kc=True)  # ends the kernel
     notebook.metadata.pop("language_info", None)  # the interpreter that happened to run it
     return notebook
 

@@ -19,7 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
-from imbalanced_losses import metrics
+from imbalanced_losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, metrics
 from imbalanced_losses.plots import plot_precision_recall, plot_schedule, plot_scores
 from imbalanced_losses.schedule import Preview, ScheduleConfig, preview
 
@@ -30,7 +30,8 @@ SCHEDULE = preview(EPOCHWISE, 100, steps_per_epoch=10)
 
 
 @pytest.fixture(autouse=True)
-def _no_figures_left() -> Iterator[None]:
+def _no_figures() -> Iterator[None]:
+    plt.close("all")  # doctests leave some
     yield
     plt.close("all")
 
@@ -209,12 +210,13 @@ class TestScores:
         assert legend_of(ax) == ["negative (980)", "positive (20)", "pAUC band", "threshold 1.75"]
 
     def test_takes_what_the_losses_diagnostics_give(self, rows: tuple[Tensor, Tensor]) -> None:
-        from imbalanced_losses import PAUCAtBudgetLoss
-
-        loss_fn = PAUCAtBudgetLoss(num_classes=1, beta=0.1)
-        _, stats = loss_fn(*rows, return_diagnostics=True)
-        ax = plot_scores(*rows, band=(stats["t_beta"], stats["t_alpha"]))
-        assert span_of(ax, "pAUC band") == pytest.approx((stats["t_beta"].item(), stats["t_alpha"].item()))
+        recall, pauc = RecallAtQuantileLoss(num_classes=1, quantile=0.1), PAUCAtBudgetLoss(num_classes=1, beta=0.1)
+        for loss_fn in (recall, pauc):
+            loss_fn(*rows)
+        threshold, told = recall.diagnostics()["threshold"], pauc.diagnostics()
+        ax = plot_scores(*rows, threshold=threshold, band=(told["t_beta"], told["t_alpha"]))
+        assert data_of(line_of(ax, "threshold"))[0] == [threshold.item()] * 2
+        assert span_of(ax, "pAUC band") == pytest.approx((told["t_beta"].item(), told["t_alpha"].item()))
 
     @pytest.mark.parametrize("label", [0, 1])
     def test_a_class_without_rows_has_no_bars(self, label: int) -> None:
