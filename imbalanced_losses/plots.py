@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from imbalanced_losses.checks import check_number, check_target_values, check_targets, check_tensor
 from imbalanced_losses.metrics import average_precision
@@ -310,10 +311,11 @@ def _precision_recall(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     _, group = torch.unique(-scores, return_inverse=True)
     rows = group.bincount().cumsum(0)
     positives = group.bincount(weights=labels.double()).cumsum(0)
-    differs = positives.diff(prepend=-torch.ones(1), append=-torch.ones(1)) != 0
+    outside = positives.new_tensor([-1])
+    differs = positives.diff(prepend=outside, append=outside) != 0
     kept = differs[1:] | differs[:-1]
-    recall, precision = positives / positives[-1], positives / rows
-    return torch.cat([torch.zeros(1), recall[kept]]), torch.cat([torch.ones(1), precision[kept]])
+    recall, precision = positives[kept] / positives[-1], positives[kept] / rows[kept]
+    return functional.pad(recall, (1, 0), value=0), functional.pad(precision, (1, 0), value=1)
 
 
 def _draw_chance(ax: Axes, rate: float) -> None:

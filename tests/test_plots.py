@@ -307,6 +307,13 @@ class TestRows:
         expected = drawing(plot(*rows))
         assert drawing(plot(rows[0].to(dtype)[:, None], rows[1].to(target_dtype)[:, None])) == expected
 
+    def test_a_default_device_is_none_of_its_business(
+        self, plot: Callable[..., Axes], rows: tuple[Tensor, Tensor]
+    ) -> None:
+        expected = drawing(plot(*rows))
+        with torch.device("meta"):
+            assert drawing(plot(*rows)) == expected
+
     def test_ignored_rows_take_no_part(self, plot: Callable[..., Axes], rows: tuple[Tensor, Tensor]) -> None:
         expected = drawing(plot(*rows))
         scores = torch.cat([torch.tensor([torch.nan, 1e6]), rows[0]])
