@@ -4,6 +4,7 @@
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
+# make notebooks    runs the notebooks' scripts and renders them anew; half a minute
 # make clean        removes the environments, caches and pictures
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo test lint suite bench bench-distributed test-oldest clean
+.PHONY: demo test lint suite bench bench-distributed notebooks test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
@@ -42,6 +43,9 @@ bench: $(VENV)/.installed $(PEER_VENV)/.installed
 
 bench-distributed: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/distributed.py --peer $(PEER_VENV)/bin/python --metric-learning $(PEER_VENV)/bin/python
+
+notebooks: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/render.py
 
 test-oldest:
 	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
@@ -67,4 +71,4 @@ $(PEER_VENV)/.installed: $(CONSTRAINTS) Makefile
 clean:
 	rm -rf .venv .venv-oldest .venv-peer .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -f toy_demo.png
-	find imbalanced_losses tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find imbalanced_losses tests examples benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +

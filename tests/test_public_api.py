@@ -50,7 +50,10 @@ PUBLIC_NAMES = [
 ]
 SUBMODULE_NAMES = {
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
+    "integrations.lightning": ["LossWarmupCallback"],
+    "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
     "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
+    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -109,6 +112,12 @@ SIGNATURES = {
     "reset_queue": "(state)",
     "stack_states": "(states)",
     "unstack_states": "(stacked)",
+    "integrations.lightning.LossWarmupCallback": "()",
+    "integrations.transformers.LossWarmupCallback": "(loss_fn=None)",
+    "integrations.transformers.compute_loss_func": "(loss_fn)",
+    "plots.plot_schedule": "(preview, *, ax=None)",
+    "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
+    "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",
     "schedule.init_schedule": "(cfg, *, device=None)",
     "schedule.start_epoch": "(state, cfg, epoch)",
     "schedule.start_step": "(state, cfg, step)",
@@ -140,6 +149,8 @@ PLAIN_DATA = [name for name in CALLABLES if name.endswith(("Config", "State", "P
 
 
 def lookup(dotted: str) -> Any:
+    for module in SUBMODULE_NAMES:  # some are extras, which the package does not import
+        importlib.import_module(f"imbalanced_losses.{module}")
     value: Any = imbalanced_losses
     for name in dotted.split("."):
         value = getattr(value, name)
