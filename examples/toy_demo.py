@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits, make_classification
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 from tqdm import tqdm
 
 from imbalanced_losses import (
@@ -83,10 +83,27 @@ def load_data(name: str, positive_rate: float, seed: int) -> Split:
     return Split(train_x, torch.tensor(train_y), test_x, torch.tensor(test_y))
 
 
+def describe(name: str, data: Split) -> str:
+    """Sizes of the data, in a line."""
+    return (
+        f"{name}: {len(data.train_labels)} training rows, {int(data.train_labels.sum())} positive; "
+        f"{len(data.test_labels)} held out, {int(data.test_labels.sum())} positive"
+    )
+
+
+def make_model(data: Split) -> nn.Module:
+    """One hidden layer, one logit; the weights are what torch's seed says."""
+    return nn.Sequential(nn.Linear(data.train_features.shape[1], 64), nn.ReLU(), nn.Linear(64, 1))
+
+
+def batches_per_epoch(data: Split, args: argparse.Namespace) -> int:
+    """Number of batches, the last of which may be smaller."""
+    return -(-len(data.train_labels) // int(args.batch_size))
+
+
 def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrapper:
     """BCE first, then the loss that ``--loss`` names."""
     common = {"num_classes": 1, "queue_size": args.queue_size}
-    main_steps = (args.total_epochs - args.warmup_epochs) * steps_per_epoch
     main_losses: dict[str, Callable[[], nn.Module]] = {
         "smooth-ap": lambda: SmoothAPLoss(**common),
         "recall": lambda: RecallAtQuantileLoss(**common, quantile=args.pos_rate, threshold_gradient="implicit"),
@@ -94,12 +111,20 @@ def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrap
         "focal": SigmoidFocalLoss,
         "bce": binary_cross_entropy,
     }
+    return warm_up(binary_cross_entropy(), main_losses[args.loss](), args, steps_per_epoch)
+
+
+def warm_up(
+    warmup_loss: nn.Module, main_loss: nn.Module, args: argparse.Namespace, steps_per_epoch: int
+) -> LossWarmupWrapper:
+    """One loss, then the other, by the schedule of the flags."""
+    main_steps = (args.total_epochs - args.warmup_epochs) * steps_per_epoch
     with warnings.catch_warnings():
         # focal and BCE have neither temperature nor queue: nothing for the schedule to drive
         warnings.filterwarnings("ignore", ".* has no .*: the schedule goes without", UserWarning)
         return LossWarmupWrapper(
-            binary_cross_entropy(),
-            main_losses[args.loss](),
+            warmup_loss,
+            main_loss,
             warmup_epochs=args.warmup_epochs,
             blend_epochs=args.blend_epochs,
             temp_start=args.temp_start,
@@ -120,13 +145,19 @@ def test_aucpr(model: nn.Module, data: Split) -> float:
 
 
 def train(model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argparse.Namespace) -> list[Epoch]:
-    """The usual loop, with the schedule's two hooks; one record per epoch."""
-    rows = TensorDataset(data.train_features, data.train_labels)
-    batches = DataLoader(rows, args.batch_size, shuffle=True, generator=torch.Generator().manual_seed(args.seed))
+    """All epochs, with a progress bar; one record for each."""
+    epochs = train_epochs(model, loss_fn, data, args)
+    return list(tqdm(epochs, total=args.total_epochs, desc=f"BCE -> {args.loss}", unit="epoch"))
+
+
+def train_epochs(
+    model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argparse.Namespace
+) -> Iterator[Epoch]:
+    """The usual loop, with the schedule's two hooks; yields a record after each epoch."""
+    batches = shuffled_batches(data, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    history: list[Epoch] = []
     step = 0
-    for epoch in tqdm(range(args.total_epochs), desc=f"BCE -> {args.loss}", unit="epoch"):
+    for epoch in range(args.total_epochs):
         model.train()
         loss_fn.on_train_epoch_start(epoch)
         total = 0.0
@@ -140,10 +171,16 @@ def train(model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argpa
             total += loss.item()
         phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
         mean_loss = total / len(batches)
-        history.append(
-            Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, mean_loss, test_aucpr(model, data))
-        )
-    return history
+        yield Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, mean_loss, test_aucpr(model, data))
+
+
+def shuffled_batches(data: Split, args: argparse.Namespace) -> DataLoader[tuple[Tensor, ...]]:
+    """The training rows in an order that the seed decides, another one in each epoch."""
+    rows = TensorDataset(data.train_features, data.train_labels)
+    generator = torch.Generator().manual_seed(args.seed)
+    # one look-up for all rows of a batch: row by row, loading takes longer than training
+    sampler = BatchSampler(RandomSampler(rows, generator=generator), args.batch_size, drop_last=False)
+    return DataLoader(rows, sampler=sampler, batch_size=None, generator=generator)
 
 
 def print_table(history: Sequence[Epoch]) -> None:
@@ -182,8 +219,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
     args = parser.parse_args(argv)
     check_args(parser, args)
-    if args.plot and not args.plot.parent.is_dir():
-        parser.error(f"expected --plot in a folder that exists, got {args.plot}")
+    check_plot(parser, args)
     return args
 
 
@@ -191,10 +227,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Settings of data, loss, schedule and training, which other demos share."""
     losses = ["smooth-ap", "recall", "pauc", "focal", "bce"]
     parser.add_argument("--loss", choices=losses, default=losses[0], help="main loss (default %(default)s)")
+    add_data_flag(parser)
+    add_training_flags(parser)
+
+
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """Which of the data that :func:`load_data` has."""
     data = ["digits", "generated"]
     parser.add_argument("--data", choices=data, default=data[0], help="real or made up (default %(default)s)")
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Settings of schedule and training, whatever the data and the losses."""
     parser.add_argument("--pos-rate", type=float, default=0.03, help="share of positives (default %(default)s)")
-    parser.add_argument("--warmup-epochs", type=int, default=4, help="epochs of BCE (default %(default)s)")
+    parser.add_argument("--warmup-epochs", type=int, default=4, help="epochs of warm-up (default %(default)s)")
     parser.add_argument("--blend-epochs", type=int, default=3, help="epochs of blending (default %(default)s)")
     parser.add_argument("--total-epochs", type=int, default=20, help="all epochs (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows in a step (default %(default)s)")
@@ -223,18 +269,20 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         parser.error(f"expected --pos-rate between 0 and 1, got {args.pos_rate}")
 
 
+def check_plot(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop before any work if there is no place for the picture."""
+    if args.plot and not args.plot.parent.is_dir():
+        parser.error(f"expected --plot in a folder that exists, got {args.plot}")
+
+
 def main(argv: Sequence[str] | None = None) -> list[Epoch]:
     """Run the demo and return its table."""
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     data = load_data(args.data, args.pos_rate, args.seed)
-    n_train, n_features = data.train_features.shape
-    print(
-        f"{args.data}: {n_train} training rows, {int(data.train_labels.sum())} positive; "
-        f"{len(data.test_labels)} held out, {int(data.test_labels.sum())} positive"
-    )
-    model = nn.Sequential(nn.Linear(n_features, 64), nn.ReLU(), nn.Linear(64, 1))
-    loss_fn = build_loss(args, steps_per_epoch=-(-n_train // args.batch_size))
+    print(describe(args.data, data))
+    model = make_model(data)
+    loss_fn = build_loss(args, batches_per_epoch(data, args))
     history = train(model, loss_fn, data, args)
     print_table(history)
     print()
