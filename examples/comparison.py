@@ -1,0 +1,284 @@
+"""What the demos that compare losses share: runs over seeds, tables, paired differences, a picture.
+
+All contenders of a seed start from the same weights and see the same batches, so that their differences are paired.
+Nothing here knows which contender ought to win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from toy_demo import Epoch, Split, add_training_flags, check_args, check_plot, describe, make_model, train_epochs
+from tqdm import tqdm
+
+from imbalanced_losses import LossWarmupWrapper
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CONFIDENCE = 0.95
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: safe for the colour-blind
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name, and the loss that it trains with on some data."""
+
+    name: str
+    build: Callable[[argparse.Namespace, Split], LossWarmupWrapper]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contender on one seed: its epochs, and a value for each of every metric on the held-out set."""
+
+    contender: str
+    seed: int
+    history: list[Epoch]
+    figures: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A contender's metric after the last epoch, over the seeds; the first contender is the baseline of the others.
+
+    ``margin`` is half the interval (Student's t) of the mean paired ``difference`` to the baseline. It and the
+    ``deviation`` are ``nan`` with one seed.
+    """
+
+    contender: str
+    mean: float
+    deviation: float
+    difference: float
+    margin: float
+
+
+def run_demo(
+    name: str,
+    load: Callable[[argparse.Namespace], Split],
+    contenders: Sequence[Contender],
+    args: argparse.Namespace,
+    metrics: Mapping[str, Metric],
+) -> list[Run]:
+    """Compare, and tell the result in tables, words and, if asked for, a picture; ``metrics`` come beside the AUCPR."""
+    print(describe(name, load(args)))
+    runs = compare(load, contenders, args, metrics)
+    metric_names = ["AUCPR", *metrics]
+    for metric in metric_names:
+        print_epochs(runs, metric)
+    for metric in metric_names:
+        print_summary(runs, metric)
+    if args.plot:
+        save_plot(args.plot, runs, metric_names)
+        print(f"\nsaved {args.plot}")
+    return runs
+
+
+def compare(
+    load: Callable[[argparse.Namespace], Split],
+    contenders: Sequence[Contender],
+    args: argparse.Namespace,
+    metrics: Mapping[str, Metric],
+) -> list[Run]:
+    """Train every contender on every seed."""
+    runs = []
+    with tqdm(total=args.seeds * len(contenders) * args.total_epochs, unit="epoch") as bar:
+        for seed in range(args.seed, args.seed + args.seeds):
+            seeded = argparse.Namespace(**{**vars(args), "seed": seed})
+            data = load(seeded)
+            for contender in contenders:
+                bar.set_description(f"seed {seed}, {contender.name}")
+                runs.append(train_one(contender, data, seeded, metrics, bar))
+    return runs
+
+
+def train_one(
+    contender: Contender, data: Split, args: argparse.Namespace, metrics: Mapping[str, Metric], bar: tqdm[None]
+) -> Run:
+    """One run, from the weights and with the batches that the seed decides."""
+    torch.manual_seed(args.seed)
+    model = make_model(data)
+    history: list[Epoch] = []
+    figures: dict[str, list[float]] = {name: [] for name in ("AUCPR", *metrics)}
+    for epoch in train_epochs(model, contender.build(args, data), data, args):
+        history.append(epoch)
+        figures["AUCPR"].append(epoch.aucpr)
+        for name, metric in metrics.items():
+            figures[name].append(metric(held_out_scores(model, data), data.test_labels).item())
+        bar.update()
+    return Run(contender.name, args.seed, history, figures)
+
+
+@torch.no_grad()
+def held_out_scores(model: nn.Module, data: Split) -> Tensor:
+    """Logits [N] of the held-out rows."""
+    scores: Tensor = model.eval()(data.test_features)[:, 0]
+    return scores
+
+
+class WeightedBCE(nn.Module):
+    """Binary cross-entropy in which positives weigh as much as negatives, on integer labels."""
+
+    pos_weight: Tensor
+
+    def __init__(self, data: Split) -> None:
+        super().__init__()
+        positives = data.train_labels.sum()
+        self.register_buffer("pos_weight", (len(data.train_labels) - positives) / positives)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Give the mean over all elements."""
+        return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=self.pos_weight)
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Contenders, in the order of the runs; the first is the baseline."""
+    return list(dict.fromkeys(run.contender for run in runs))
+
+
+def seeds_of(runs: Sequence[Run]) -> list[int]:
+    """Seeds, in the order of the runs."""
+    return list(dict.fromkeys(run.seed for run in runs))
+
+
+def values_of(runs: Sequence[Run], contender: str, metric: str) -> Tensor:
+    """One contender's values of a metric: [seeds, epochs]."""
+    values = [run.figures[metric] for run in runs if run.contender == contender]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def differences(runs: Sequence[Run], contender: str, metric: str) -> Tensor:
+    """One contender's metric after the last epoch minus the baseline's: [seeds]."""
+    return (values_of(runs, contender, metric) - values_of(runs, names_of(runs)[0], metric))[:, -1]
+
+
+def summarise(runs: Sequence[Run], metric: str) -> list[Summary]:
+    """Mean and standard deviation over the seeds, and the mean difference to the baseline with its interval."""
+    n_seeds = len(seeds_of(runs))
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n_seeds - 1)
+    summaries = []
+    for name in names_of(runs):
+        mean, deviation = mean_and_deviation(values_of(runs, name, metric)[:, -1])
+        difference, scatter = mean_and_deviation(differences(runs, name, metric))
+        summaries.append(Summary(name, mean, deviation, difference, float(quantile) * scatter / math.sqrt(n_seeds)))
+    return summaries
+
+
+def mean_and_deviation(values: Tensor) -> tuple[float, float]:
+    """Mean and sample standard deviation of [seeds]; one seed has no deviation: ``nan``."""
+    return values.mean().item(), values.std().item() if len(values) > 1 else math.nan
+
+
+def print_epochs(runs: Sequence[Run], metric: str) -> None:
+    """Contenders side by side, one line per epoch; the phase is that of the last contender."""
+    names = names_of(runs)
+    means = [values_of(runs, name, metric).mean(0).tolist() for name in names]
+    print(f"\ntest {metric}, {over_seeds(runs)}")
+    print(f"{'epoch':>5}  {'phase':<8}{in_columns(names, names)}")
+    for number, (epoch, *row) in enumerate(zip(runs[-1].history, *means, strict=True)):
+        print(f"{number:>5}  {epoch.phase:<8}{in_columns(names, [f'{value:.4f}' for value in row])}")
+
+
+def in_columns(names: Sequence[str], cells: Sequence[str]) -> str:
+    """Put cells under the names of their columns."""
+    return "".join(f"{cell:>{2 + max(len(name), 6)}}" for name, cell in zip(names, cells, strict=True))
+
+
+def over_seeds(runs: Sequence[Run]) -> str:
+    """Say which seeds a figure is the mean of."""
+    first, *others = seeds_of(runs)
+    return f"mean over the {1 + len(others)} seeds {first} to {others[-1]}" if others else f"seed {first}"
+
+
+def print_summary(runs: Sequence[Run], metric: str) -> None:
+    """Mean and standard deviation after the last epoch, and in words how each contender compares to the first."""
+    baseline, *others = summaries = summarise(runs, metric)
+    n_seeds = len(seeds_of(runs))
+    title = f"final test {metric}"
+    width = 2 + max(len(title), *(len(summary.contender) for summary in summaries))
+    print(f"\n{title:<{width}}{'mean':>8}{'sd':>8}")
+    for summary in summaries:
+        deviation = "-" if n_seeds == 1 else f"{summary.deviation:.4f}"
+        print(f"{summary.contender:<{width}}{summary.mean:>8.4f}{deviation:>8}")
+    for summary in others:
+        print(f"{summary.contender} - {baseline.contender}: {in_words(summary, n_seeds)}")
+    if n_seeds > 1:
+        print(f"(±: {CONFIDENCE:.0%} interval of the mean difference, each on its own)")
+
+
+def in_words(summary: Summary, n_seeds: int) -> str:
+    """Tell the difference and what it shows: it has a sign only where its whole interval has it."""
+    if math.isnan(summary.difference):
+        return "nan: a run has diverged"
+    if n_seeds == 1:
+        return f"{summary.difference:+.4f} on one seed, which cannot show how much of it is chance"
+    if summary.difference > summary.margin:
+        verdict = "higher"
+    elif summary.difference < -summary.margin:
+        verdict = "lower"
+    else:
+        verdict = "no difference that these seeds can show"
+    return f"{summary.difference:+.4f} ± {summary.margin:.4f} over {n_seeds} seeds: {verdict}"
+
+
+def save_plot(path: Path, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    """A row for each metric: its mean over the epochs, and the differences to the baseline after the last."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = (11, 4.2 * len(metrics))
+    figure, rows = plt.subplots(len(metrics), 2, figsize=size, layout="constrained", squeeze=False)
+    for metric, (left, right) in zip(metrics, rows, strict=True):
+        for name, colour in zip(names_of(runs), COLOURS, strict=False):
+            left.plot(values_of(runs, name, metric).mean(0), color=colour, marker=".", label=name)
+        left.set(xlabel="epoch", ylabel=f"test {metric}", title=over_seeds(runs).capitalize())
+        left.xaxis.get_major_locator().set_params(integer=True)
+        left.legend()
+        draw_differences(right, runs, metric)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_differences(axes: Axes, runs: Sequence[Run], metric: str) -> None:
+    """Of every contender but the baseline: the mean difference with its interval, and a dot for each seed above it."""
+    baseline, *others = summarise(runs, metric)
+    for place, (summary, colour) in enumerate(zip(others, COLOURS[1:], strict=False)):
+        values = differences(runs, summary.contender, metric)
+        axes.plot(values, [place - 0.15] * len(values), "o", color=colour, alpha=0.5, markersize=6, markeredgewidth=0)
+        axes.errorbar(summary.difference, place, xerr=summary.margin, color=colour, marker="D", capsize=4)
+    axes.axvline(0, color=COLOURS[0], linewidth=1)
+    axes.set_yticks(range(len(others)), [summary.contender for summary in others])
+    axes.set(ylim=(len(others) - 0.5, -0.5), xlabel=f"difference of the final test {metric}")
+    axes.set_title(f"Minus {baseline.contender}: each seed, mean, {CONFIDENCE:.0%} interval")
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Flags that every comparison has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_flags(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from --seed on (default %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags, and stop before any work if a value makes no sense."""
+    args = parser.parse_args(argv)
+    check_args(parser, args)
+    check_plot(parser, args)
+    if args.seeds < 1:
+        parser.error(f"expected --seeds of at least 1, got {args.seeds}")
+    return args
