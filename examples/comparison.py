@@ -72,6 +72,7 @@ def run_demo(
     metrics: Mapping[str, Metric],
 ) -> list[Run]:
     """Compare, and tell the result in tables, words and, if asked for, a picture; ``metrics`` come beside the AUCPR."""
+    torch.set_num_threads(1)  # the steps are too small to share: threads would wait for each other
     print(describe(name, load(args)))
     runs = compare(load, contenders, args, metrics)
     metric_names = ["AUCPR", *metrics]
