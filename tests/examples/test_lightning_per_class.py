@@ -58,13 +58,13 @@ def test_a_line_for_every_class(run: Run, example: ModuleType) -> None:
     lines = [line.split() for line in run.output.splitlines() if re.match(r" +\d +\d+ ", line)]
     assert [int(line[0]) for line in lines] == list(range(10))
     assert [line[-1] == "rare" for line in lines] == [digit in (3, 5, 8) for digit in range(10)]
-    train_rows, test_rows = example.load_data(rare_rows=12, seed=0)
-    features, digits = test_rows.tensors
-    scores = run.model.net(features).detach()
+    data = example.load_data(rare_rows=12, seed=0)
+    digits = data.test_digits
+    scores = run.model.net(data.test_pixels).detach()
     warm, last = run.model.history[1], run.model.history[-1]
     for digit, line in enumerate(lines):
         rows, live, loss, gap, before, after = line[1:7]
-        assert int(rows) == int((train_rows.tensors[1] == digit).sum())
+        assert int(rows) == int((data.train_digits == digit).sum())
         assert int(live) == int(last.diagnostics["live_positives"][digit])
         assert float(after) == pytest.approx(average_precision_score(digits == digit, scores[:, digit]), abs=1e-4)
         assert before == f"{warm.precision[digit]:.4f}"

@@ -87,9 +87,9 @@ def test_help_and_bad_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     for flags, code, message in (
         (["--help"], 0, "python examples/trainer_per_class.py"),
-        (["--rare-rows", "0"], 2, "expected --rare-rows of at least 1, got 0"),
-        (["--blend-epochs", "-1"], 2, "expected --blend-epochs of at least 0, got -1"),
-        (["--temp-end", "nan"], 2, "expected --temp-end above 0 and finite, got nan"),
+        (["--rare-rows", "0"], 2, "--rare-rows: expected an integer of at least 1, got 0"),
+        (["--blend-epochs", "-1"], 2, "--blend-epochs: expected an integer of at least 0, got -1"),
+        (["--temp-end", "nan"], 2, "--temp-end: expected a number above 0 and finite, got nan"),
     ):
         with pytest.raises(SystemExit, match=str(code)):
             parse_args(flags)
