@@ -15,15 +15,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from comparison import Contender, Run, make_parser, parse, run_demo
-from toy_demo import Split, add_data_flag, batches_per_epoch, build_loss, load_data
+from comparison import Contender, Run, load_as_asked, make_parser, parse, run_demo
+from toy_demo import Split, add_data_flag, batches_per_epoch, build_loss
 
 from imbalanced_losses import LossWarmupWrapper
-
-
-def load(args: argparse.Namespace) -> Split:
-    """Thin and split the data as the seed says."""
-    return load_data(args.data, args.pos_rate, args.seed)
 
 
 def with_flags(name: str, **flags: object) -> Contender:
@@ -52,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[Run]:
     """Run the demo and return its runs."""
     args = parse_args(argv)
-    return run_demo(args.data, load, CONTENDERS, args, metrics={})
+    return run_demo(args.data, load_as_asked, CONTENDERS, args, metrics={})
 
 
 if __name__ == "__main__":

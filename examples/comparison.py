@@ -17,16 +17,26 @@ import torch
 from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from toy_demo import Epoch, Split, add_training_flags, check_args, check_plot, describe, make_model, train_epochs
+from toy_demo import (
+    Epoch,
+    Split,
+    add_training_flags,
+    check_args,
+    check_plot,
+    describe,
+    load_data,
+    make_model,
+    train_epochs,
+)
 from tqdm import tqdm
 
 from imbalanced_losses import LossWarmupWrapper
+from imbalanced_losses.plots import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CONFIDENCE = 0.95
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: safe for the colour-blind
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,6 +94,11 @@ def run_demo(
         save_plot(args.plot, runs, metric_names)
         print(f"\nsaved {args.plot}")
     return runs
+
+
+def load_as_asked(args: argparse.Namespace) -> Split:
+    """toy_demo.py's data, thinned and split as the seed says."""
+    return load_data(args.data, args.pos_rate, args.seed)
 
 
 def compare(
@@ -243,8 +258,8 @@ def save_plot(path: Path, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     size = (11, 4.2 * len(metrics))
     figure, rows = plt.subplots(len(metrics), 2, figsize=size, layout="constrained", squeeze=False)
     for metric, (left, right) in zip(metrics, rows, strict=True):
-        for name, colour in zip(names_of(runs), COLOURS, strict=False):
-            left.plot(values_of(runs, name, metric).mean(0), color=colour, marker=".", label=name)
+        for name, color in zip(names_of(runs), ("black", *COLORS), strict=False):
+            left.plot(values_of(runs, name, metric).mean(0), color=color, marker=".", label=name)
         left.set(xlabel="epoch", ylabel=f"test {metric}", title=over_seeds(runs).capitalize())
         left.xaxis.get_major_locator().set_params(integer=True)
         left.legend()
@@ -256,11 +271,11 @@ def save_plot(path: Path, runs: Sequence[Run], metrics: Sequence[str]) -> None:
 def draw_differences(axes: Axes, runs: Sequence[Run], metric: str) -> None:
     """Of every contender but the baseline: the mean difference with its interval, and a dot for each seed above it."""
     baseline, *others = summarise(runs, metric)
-    for place, (summary, colour) in enumerate(zip(others, COLOURS[1:], strict=False)):
+    for place, (summary, color) in enumerate(zip(others, COLORS, strict=False)):
         values = differences(runs, summary.contender, metric)
-        axes.plot(values, [place - 0.15] * len(values), "o", color=colour, alpha=0.5, markersize=6, markeredgewidth=0)
-        axes.errorbar(summary.difference, place, xerr=summary.margin, color=colour, marker="D", capsize=4)
-    axes.axvline(0, color=COLOURS[0], linewidth=1)
+        axes.plot(values, [place - 0.15] * len(values), "o", color=color, alpha=0.5, markersize=6, markeredgewidth=0)
+        axes.errorbar(summary.difference, place, xerr=summary.margin, color=color, marker="D", capsize=4)
+    axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(others)), [summary.contender for summary in others])
     axes.set(ylim=(len(others) - 0.5, -0.5), xlabel=f"difference of the final test {metric}")
     axes.set_title(f"Minus {baseline.contender}: each seed, mean, {CONFIDENCE:.0%} interval")

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from toy_demo import Epoch, Split, add_flags, build_loss, check_args, load_data, print_table, test_aucpr
+from toy_demo import Epoch, Split, add_flags, build_loss, check_args, load_data, phase_name, print_table, test_aucpr
 from tqdm import tqdm
 
 
@@ -75,7 +75,7 @@ def train(data: Split, args: argparse.Namespace, device: torch.device) -> tuple[
             loss.backward()
             optimizer.step()
             total += loss.item()  # of all processes' rows, on each of them
-        phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
+        phase = phase_name(loss_fn)
         aucpr = test_aucpr(deepcopy(model).cpu(), data)
         history.append(Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, total / n_steps, aucpr))
     return model.cpu(), history

@@ -18,16 +18,11 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 
-from comparison import Contender, Run, WeightedBCE, make_parser, parse, run_demo
+from comparison import Contender, Run, WeightedBCE, load_as_asked, make_parser, parse, run_demo
 from torch import nn
-from toy_demo import Split, add_data_flag, batches_per_epoch, binary_cross_entropy, load_data, warm_up
+from toy_demo import Split, add_data_flag, batches_per_epoch, binary_cross_entropy, warm_up
 
 from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss
-
-
-def load(args: argparse.Namespace) -> Split:
-    """Thin and split the data as the seed says."""
-    return load_data(args.data, args.pos_rate, args.seed)
 
 
 def after_bce(name: str, make_loss: Callable[[argparse.Namespace, Split], nn.Module]) -> Contender:
@@ -65,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[Run]:
     """Run the demo and return its runs."""
     args = parse_args(argv)
-    return run_demo(args.data, load, CONTENDERS, args, metrics={})
+    return run_demo(args.data, load_as_asked, CONTENDERS, args, metrics={})
 
 
 if __name__ == "__main__":

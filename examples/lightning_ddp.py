@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from toy_demo import Epoch, Split, add_flags, build_loss, check_args, load_data, print_table, test_aucpr
+from toy_demo import Epoch, Split, add_flags, build_loss, check_args, load_data, phase_name, print_table, test_aucpr
 
 from imbalanced_losses.integrations.lightning import LossWarmupCallback
 
@@ -44,7 +44,7 @@ class Ranker(L.LightningModule):  # type: ignore[misc, unused-ignore]
     def on_train_epoch_end(self) -> None:
         """Write a line."""
         loss_fn = self.loss_fn
-        phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
+        phase = phase_name(loss_fn)
         loss, aucpr = torch.stack(self.losses).mean().item(), test_aucpr(self.net, self.data)
         self.net.train()
         self.losses.clear()

@@ -169,7 +169,7 @@ def train_epochs(
             optimizer.step()
             step += 1
             total += loss.item()
-        phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
+        phase = phase_name(loss_fn)
         mean_loss = total / len(batches)
         yield Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, mean_loss, test_aucpr(model, data))
 
@@ -181,6 +181,11 @@ def shuffled_batches(data: Split, args: argparse.Namespace) -> DataLoader[tuple[
     # one look-up for all rows of a batch: row by row, loading takes longer than training
     sampler = BatchSampler(RandomSampler(rows, generator=generator), args.batch_size, drop_last=False)
     return DataLoader(rows, sampler=sampler, batch_size=None, generator=generator)
+
+
+def phase_name(loss_fn: LossWarmupWrapper) -> str:
+    """For a table."""
+    return "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
 
 
 def print_table(history: Sequence[Epoch]) -> None:
@@ -273,6 +278,8 @@ def check_plot(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     """Stop before any work if there is no place for the picture."""
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"expected --plot in a folder that exists, got {args.plot}")
+    if args.plot and args.plot.suffix != ".png":
+        parser.error(f"expected --plot to end in .png, got {args.plot}")
 
 
 def main(argv: Sequence[str] | None = None) -> list[Epoch]:

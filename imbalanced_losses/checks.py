@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "check_choice",
@@ -25,6 +25,7 @@ __all__ = [
     "check_fraction",
     "check_integer",
     "check_logits",
+    "check_module",
     "check_nonnegative",
     "check_number",
     "check_positive",
@@ -77,6 +78,12 @@ def check_counter(name: str, value: Tensor | int) -> None:
         raise TypeError(f"expected {name} of an integer dtype, got {value.dtype}")
     elif value.dim() != 0:
         raise ValueError(f"expected {name} as an int or a 0-dim tensor, got shape {list(value.shape)}")
+
+
+def check_module(name: str, value: object) -> None:
+    """``value`` must be an ``nn.Module``."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"expected {name} to be an nn.Module, got {type(value).__name__}")
 
 
 def check_number(name: str, value: object) -> None:

@@ -34,8 +34,9 @@ class LastPass(NamedTuple):
 
     @classmethod
     def keep(cls, pool: Pool, result: PerClass) -> LastPass:
-        """Copy the temperature, which a schedule overwrites; all else is the pass's own."""
-        pool = dataclasses.replace(pool, scores=pool.scores.detach(), temperature=pool.temperature.clone())
+        """Cut the graph off; the pool's memory is its own."""
+        poison = None if pool.poison is None else pool.poison.detach()
+        pool = dataclasses.replace(pool, scores=pool.scores.detach(), poison=poison)
         return cls(pool, result.loss.detach(), result.valid)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imbalanced_losses.checks import check_module
 from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
 
 try:
@@ -54,6 +55,8 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
 
     Raises
     ------
+    TypeError
+        If ``loss_fn`` is no module.
     ValueError
         At the call: there are no logits or no labels, their shapes do not fit, or the loss is not one value.
 
@@ -67,7 +70,8 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
 
     *Several processes.* The share is that of the rows of all ranks (one ``all_reduce`` of two numbers): the losses
     gather by themselves, so every rank has the same loss and needs the same factor. What the Trainer multiplies by
-    (``average_tokens_across_devices``) cancels.
+    (``average_tokens_across_devices``) cancels. A loss with a ``group=`` of its own is weighted by the rows of all
+    ranks all the same.
 
     *Evaluation.* The Trainer evaluates under ``no_grad`` and leaves the loss's mode alone: the loss is set to
     ``eval()`` wherever gradients are off, else to ``train()``, so that no evaluation touches the queue.
@@ -84,6 +88,7 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     >>> compute_loss({"logits": torch.zeros(2, 3, 4)}, labels, num_items_in_batch=6)  # half of the step's items
     tensor(0.6931)
     """
+    check_module("loss_fn", loss_fn)
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits, targets = _as_rows(_find_logits(outputs), labels)
@@ -122,6 +127,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
 
     Raises
     ------
+    TypeError
+        If ``loss_fn`` is no module.
     ValueError
         On resume, if the checkpoint holds the state of a loss, and the callback has none to give it to.
 
@@ -140,6 +147,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, loss_fn: nn.Module | None = None) -> None:
+        if loss_fn is not None:
+            check_module("loss_fn", loss_fn)
         self.loss_fn = loss_fn
         self._wrappers: dict[str, LossWarmupWrapper] = {}
         self._next_epoch = 0
@@ -160,7 +169,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         searched = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         self._wrappers = find_wrappers(searched)
         self._next_epoch = int(state.epoch)
-        self._starts_within_epoch = state.epoch > self._next_epoch
+        starts_anew = self.loss_fn is not None and saved is None  # it was saved without this callback
+        self._starts_within_epoch = state.epoch > self._next_epoch and not starts_anew
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

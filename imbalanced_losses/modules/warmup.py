@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses import schedule
-from imbalanced_losses.checks import check_counter
+from imbalanced_losses.checks import check_counter, check_module
 from imbalanced_losses.execution import is_traced
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
@@ -47,7 +47,7 @@ class LossWarmupWrapper(nn.Module):
         As in :class:`~imbalanced_losses.schedule.ScheduleConfig`.
     auto_step : bool
         Each call in training mode is a step of its own, until :meth:`on_train_batch_start` is called for the first
-        time. Micro-batches of accumulated gradients are steps, too.
+        time. Micro-batches of accumulated gradients are steps, too. Compiled, it breaks the graph.
 
     Attributes
     ----------
@@ -107,8 +107,8 @@ class LossWarmupWrapper(nn.Module):
         auto_step: bool = False,
     ) -> None:
         super().__init__()
-        _check_module("warmup_loss", warmup_loss)
-        _check_module("main_loss", main_loss)
+        check_module("warmup_loss", warmup_loss)
+        check_module("main_loss", main_loss)
         self.config = ScheduleConfig(
             warmup_epochs=warmup_epochs,
             temp_start=temp_start,
@@ -291,14 +291,16 @@ class LossWarmupWrapper(nn.Module):
     def _warn_of_uncalled_hooks(self) -> None:
         cfg = self.config
         moves_by_step = not self.auto_step and (cfg.counts_steps or (self._has_temperature and not self.in_warmup))
+        waits_for_epoch = self._moves_by_epoch or self.reset_queue_each_epoch
         for hook, moves, unit, what in (
-            ("on_train_epoch_start", self._moves_by_epoch, "epoch", "epoch-wise warm-up and blend"),
-            ("on_train_batch_start", moves_by_step, "batch", "temperature and step-wise phases"),
+            ("on_train_epoch_start", waits_for_epoch, "epoch", "what happens by epochs"),
+            ("on_train_batch_start", moves_by_step, "batch", "what happens by steps"),
         ):
             if self.training and moves and hook in self._awaited_hooks:
                 self._awaited_hooks.remove(hook)
                 warnings.warn(
-                    f"expected a call of {hook} before each training {unit}, got none: {what} stand still", stacklevel=5
+                    f"expected a call of {hook} before each training {unit}, got none: {what} stands still",
+                    stacklevel=5,
                 )
 
 
@@ -307,11 +309,6 @@ def _follow_loaded_state(wrapper: LossWarmupWrapper, _: object) -> None:
     state = {field: getattr(wrapper, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS}
     wrapper._follow(ScheduleState(**state))
     wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
-
-
-def _check_module(name: str, loss: object) -> None:
-    if not isinstance(loss, nn.Module):
-        raise TypeError(f"expected {name} to be an nn.Module, got {type(loss).__name__}")
 
 
 def _read_counter(name: str, value: int | Tensor) -> int:

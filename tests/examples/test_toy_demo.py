@@ -87,6 +87,7 @@ def test_same_seed_same_table_other_seed_another() -> None:
         (("--lr", "inf"), "expected --lr above 0 and finite, got inf"),
         (("--weight-decay", "-0.1"), "expected --weight-decay of at least 0, got -0.1"),
         (("--pos-rate", "1"), "expected --pos-rate between 0 and 1, got 1.0"),
+        (("--plot", "demo.jpeg2"), "expected --plot to end in .png, got demo.jpeg2"),
         (("--plot", "no/such/folder/demo.png"), "expected --plot in a folder that exists, got no/such/folder/demo.png"),
     ],
 )

@@ -78,12 +78,13 @@ def test_goes_on_between_accumulated_steps(tmp_path: Path) -> None:
 
 
 def test_goes_on_where_max_steps_stopped_it(tmp_path: Path) -> None:
-    """In the blend; the file is that of the last step, for to Lightning the run's own end ends the epoch, too."""
+    """In warm-up, blend and decay; the file is the last step's, for to Lightning the run's end ends the epoch, too."""
     whole = Run(tmp_path / "whole", "recall", IN_EPOCHS)
-    stopped = Run(tmp_path / "stopped", "recall", IN_EPOCHS, max_steps=7)
-    assert len(stopped.model.losses) == 7
-    stopped.options = {}
-    assert_same_run(stopped.resume(7), whole.model, first=7)
+    for step in (3, 7, 13):
+        stopped = Run(tmp_path / f"stopped {step}", "recall", IN_EPOCHS, max_steps=step)
+        assert len(stopped.model.losses) == step
+        stopped.options = {}
+        assert_same_run(stopped.resume(step), whole.model, first=step)
 
 
 @pytest.mark.parametrize("name", ["main_loss.queue_logits", "switch_step", "main_loss.queue_cursor"])

@@ -88,22 +88,36 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
 
 class Stopper(TrainerCallback):
-    """Cuts an epoch short."""
+    """Cuts an epoch short, or saves and ends the training."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, *orders: str) -> None:
+        self.step, self.orders = step, orders
 
     def on_step_end(self, *arguments: Any, **_: Any) -> None:
         _, state, control = arguments
-        if state.global_step == self.step:
-            control.should_epoch_stop = True
+        for order in self.orders if state.global_step == self.step else ():
+            setattr(control, order, True)
+
+
+@pytest.mark.parametrize("step", [4, 10, 16])
+def test_a_run_that_was_stopped_goes_on(whole_run: Run, step: int, tmp_path: Path) -> None:
+    """Within warm-up, blend and decay."""
+    loss_fn = make_loss(whole_run.cfg)
+    recorder, stopper = Recorder(loss_fn), Stopper(step, "should_save", "should_training_stop")
+    callbacks = [LossWarmupCallback(loss_fn), recorder, stopper]
+    make_trainer(tmp_path / "stopped", loss_fn, make_network(), digits(), callbacks=callbacks)[0].train()
+    assert len(recorder.trace) == step * ACCUMULATED
+    resumed = run(whole_run.cfg, tmp_path / "resumed", tmp_path / "stopped" / f"checkpoint-{step}")
+    assert recorder.trace + resumed.recorder.trace == whole_run.recorder.trace
+    for name, value in whole_run.end.items():
+        assert torch.equal(resumed.end[name], value), name
 
 
 def test_an_epoch_that_was_cut_short_counts(tmp_path: Path) -> None:
     """state.epoch is then 0.5 when the next epoch begins."""
     loss_fn = make_loss(BY_EPOCH)
     recorder = Recorder(loss_fn)
-    callbacks = [LossWarmupCallback(loss_fn), recorder, Stopper(3)]
+    callbacks = [LossWarmupCallback(loss_fn), recorder, Stopper(3, "should_epoch_stop")]
     trainer, _ = make_trainer(tmp_path, loss_fn, make_network(), digits(), num_train_epochs=2, callbacks=callbacks)
     trainer.train()
     assert [row[2] for row in recorder.trace] == [0.0] * 3 * ACCUMULATED + [0.5] * STEPS_PER_EPOCH * ACCUMULATED

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from imbalanced_losses import SigmoidFocalLoss, SmoothAPLoss, SoftmaxFocalLoss
-from imbalanced_losses.integrations.transformers import compute_loss_func
+from imbalanced_losses.integrations.transformers import LossWarmupCallback, compute_loss_func
 from tests.integrations.transformers_runs import (
     TOKENS,
     Rows,
@@ -222,3 +222,10 @@ def test_bert_trains_and_evaluates_with_a_ranking_loss(num_labels: int, multilab
     assert all(0 < loss.item() < 1 for loss in recorder.losses)
     assert metrics["eval_loss"] == pytest.approx(torch.stack(recorder.eval_losses).mean().item())
     assert torch.equal(loss_fn.queue_state.targets, queue)
+
+
+def test_a_function_is_refused_before_any_step() -> None:
+    function = nn.functional.cross_entropy
+    for take in (compute_loss_func, LossWarmupCallback):
+        with pytest.raises(TypeError, match=r"expected loss_fn to be an nn\.Module, got function"):
+            take(function)

@@ -341,6 +341,13 @@ def test_a_missing_epoch_hook_is_told_once(settings: dict[str, int]) -> None:
     wrapper(LOGITS, TARGETS)  # warnings are errors: it would raise if it warned again
 
 
+def test_resets_by_epoch_want_the_epoch_hook() -> None:
+    wrapper = make(warmup_steps=1, reset_queue_each_epoch=True, auto_step=True)
+    with pytest.warns(UserWarning, match="on_train_epoch_start .* stands still"):
+        wrapper(LOGITS, TARGETS)
+    wrapper(LOGITS, TARGETS)  # warnings are errors: it would raise if it warned again
+
+
 @pytest.mark.parametrize("settings", [{}, {"warmup_steps": 1, "blend_steps": 1}])
 def test_only_what_moves_by_epochs_wants_the_epoch_hook(settings: dict[str, int]) -> None:
     wrapper = make(**settings)
@@ -357,7 +364,7 @@ def test_a_run_resumed_within_an_epoch_is_not_asked_for_the_epoch_hook() -> None
 
 
 def test_stepwise_warmup_without_the_batch_hook_is_told() -> None:
-    with pytest.warns(UserWarning, match="on_train_batch_start .* stand still"):
+    with pytest.warns(UserWarning, match="on_train_batch_start .* stands still"):
         make(warmup_steps=1)(LOGITS, TARGETS)
 
 
@@ -391,7 +398,7 @@ def test_only_what_moves_by_steps_wants_the_batch_hook() -> None:
         )
     by_epochs.on_train_epoch_start(0)
     by_epochs(LOGITS, TARGETS)
-    with pytest.warns(UserWarning, match="stand still"):
+    with pytest.warns(UserWarning, match="stands still"):
         by_steps(LOGITS, TARGETS)
 
 
