@@ -19,10 +19,10 @@ class LostWorkerError(Exception):
 
 
 class Worker:
-    """``worker.py`` under some interpreter; started when first asked, and again after it was lost."""
+    """``worker.py``, or another script, under some interpreter; started when first asked, and again after it was lost."""
 
-    def __init__(self, python: str, *arguments: str, keep_python_path: bool = True) -> None:
-        self.command = [python, str(SCRIPT), *arguments]
+    def __init__(self, python: str, *arguments: str, script: Path = SCRIPT, keep_python_path: bool = True) -> None:
+        self.command = [python, str(script), *arguments]
         # both packages have the same import name: a PYTHONPATH that leads to ours would hide the peer's
         self.environment = {
             name: value for name, value in os.environ.items() if keep_python_path or name != "PYTHONPATH"

@@ -1,0 +1,229 @@
+"""The study in words, every one of them derived from the numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from outcome.contenders import BASELINE, RECIPE, Contender
+from outcome.measures import MEASURES
+from outcome.results import Results, with_sign
+
+__all__ = ["findings", "meets_criterion"]
+
+WEIGHTED = "weighted cross-entropy"
+UNSCHEDULED = ("Smooth-AP", "recall, stop", "recall, implicit", "pAUC trapezoid, stop", "pAUC trapezoid, implicit", "pAUC pairwise")
+
+
+def findings(results: Results) -> str:
+    """Markdown: a paragraph or list a question."""
+    parts: list[Callable[[Results], str]] = [
+        _criterion,
+        _chosen_by_validation,
+        _where,
+        _which_loss,
+        _weighting,
+        _temperatures,
+        _schedules,
+        _threshold_gradient,
+        _queues,
+        _others,
+        _prices,
+    ]
+    return "\n\n".join(text for text in (part(results) for part in parts) if text)
+
+
+def meets_criterion(results: Results, contender: str = RECIPE) -> bool:
+    """Whether it beats the baseline on at least half of the imbalanced tasks, and is below it on none."""
+    counts = results.counts(contender)
+    return 0 < 2 * counts["win"] >= sum(counts.values()) and not counts["loss"]
+
+
+def _criterion(results: Results) -> str:
+    tasks = results.tasks_of(RECIPE)
+    if not tasks:
+        return ""
+    by_verdict = {
+        name: [task for task in tasks if results.verdict(task, RECIPE) == name] for name in ("win", "tie", "loss")
+    }
+    won, lost = by_verdict["win"], by_verdict["loss"]
+    answer = "It does." if meets_criterion(results) else "**It does not.**"
+    text = (
+        f"**The recommended recipe** is {_recipe()}. It should beat tuned cross-entropy in the target measure on at least "
+        f"half of the {len(tasks)} imbalanced tasks, with the interval above zero, and lie below it, interval and all, on "
+        f"none. {answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
+        f"{with_sign(results.over_tasks(RECIPE))}."
+    )
+    lines = [
+        f"- {verb}: {_listed(f'{task} ({with_sign(results.difference(task, RECIPE))})' for task in by_verdict[name])}."
+        for name, verb in (("win", "Wins"), ("tie", "Ties"), ("loss", "Loses"))
+        if by_verdict[name]
+    ]
+    return "\n".join([text, "", *lines])
+
+
+def _recipe() -> str:
+    return f"*{RECIPE}*"
+
+
+def _chosen_by_validation(results: Results) -> str:
+    """What trying all of ours and keeping the best on validation gives: no choice is made on test."""
+    best = {task: chosen for task in results.tasks_of(BASELINE) if (chosen := _best_on_validation(results, task))}
+    if not best:
+        return ""
+    verdicts = Counter(results.verdict(task, chosen) for task, chosen in best.items())
+    picked = _listed(f"{task}: {chosen} ({with_sign(results.difference(task, chosen))})" for task, chosen in best.items())
+    return (
+        f"**Who tries all of our ranking losses** and keeps the one that is best on validation beats tuned cross-entropy "
+        f"on {verdicts['win']} of {len(best)} imbalanced tasks, ties on {verdicts['tie']} and loses on {verdicts['loss']} "
+        f"(with many times its tuning budget): {picked}."
+    )
+
+
+def _best_on_validation(results: Results, task: str) -> str:
+    scores = {
+        one.name: max(score for score in results.validation(task, one.name) if not math.isnan(score))
+        for one in results.contenders
+        if one.is_ranking and results.has(task, one.name)
+    }
+    return max(scores, key=scores.__getitem__, default="")
+
+
+def _where(results: Results) -> str:
+    """Task by task, how many of ours win and lose."""
+    lines = []
+    for task in results.tasks:
+        verdicts = Counter(
+            results.verdict(task.name, one.name)
+            for one in results.contenders
+            if one.is_ranking and results.has(task.name, one.name)
+        )
+        if verdicts:
+            lines.append((verdicts["win"] - verdicts["loss"], task.name, verdicts))
+    lines.sort(reverse=True, key=lambda line: line[0])
+    shown = (f"{task} {verdicts['win']}/{verdicts['tie']}/{verdicts['loss']}" for _, task, verdicts in lines)
+    nowhere = [task for _, task, verdicts in lines if not verdicts["win"]]
+    text = f"**Where they win and lose.** Of our ranking contenders, so many win / tie / lose: {_listed(shown)}."
+    return text + (f" None of them wins on {_listed(nowhere)}." if nowhere else "") if lines else ""
+
+
+def _which_loss(results: Results) -> str:
+    ranked = [one.name for one in results.ranked() if one.is_ranking and len(results.tasks_of(one.name)) > 1]
+    if not ranked:
+        return ""
+    everywhere = max(len(results.tasks_of(name)) for name in ranked)
+    ranked = [name for name in ranked if len(results.tasks_of(name)) == everywhere]
+    best = _listed(f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[:3])
+    worst = _listed(f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[-3:])
+    return (
+        f"**Which loss to start from.** Over all imbalanced tasks the best means have {best}; the worst {worst} "
+        "(difference to tuned cross-entropy in the target measure; wins / ties / losses)."
+    )
+
+
+def _weighting(results: Results) -> str:
+    """The cheap alternative, which a reader should try first if it does as well."""
+    if not results.tasks_of(WEIGHTED):
+        return ""
+    text = f"**Weighted cross-entropy** is the cheap alternative: {_against(results, WEIGHTED, BASELINE)}."
+    return text + (f" The recipe: {_against(results, RECIPE, WEIGHTED)}." if results.tasks_of(RECIPE) else "")
+
+
+def _temperatures(results: Results) -> str:
+    """How often each temperature of a grid has the best validation score, at the better learning rate."""
+    lines = []
+    for one in results.contenders:
+        if one.is_ranking and "temperature" in one.grid[0]:
+            picked = Counter(
+                one.grid[max(range(4), key=lambda i: scores[i] if not math.isnan(scores[i]) else -math.inf)]["temperature"]
+                for task in results.tasks_of(one.name)
+                for scores in [results.validation(task, one.name)]
+            )
+            shown = ", ".join(f"{temperature:g} on {count}" for temperature, count in sorted(picked.items()))
+            lines.append(f"{one.name}: {shown}")
+    if not lines:
+        return ""
+    text = f"**Temperature.** Validation chose, on so many imbalanced tasks, {'; '.join(lines)}."
+    default = "Smooth-AP, default temperature"
+    if results.tasks_of(default):
+        text += f" The default of Smooth-AP, 0.01: {_against(results, default, 'Smooth-AP')}."
+    return text
+
+
+def _schedules(results: Results) -> str:
+    """Warm-up and blend, and the mix that stays, against the same loss from scratch."""
+    lines = []
+    for name, suffix in itertools.product(UNSCHEDULED, (" + warm-up", " + mix")):
+        if results.tasks_of(name + suffix, name):
+            lines.append(f"- {_against(results, name + suffix, name)}.")
+    return "\n".join(["**Schedule.** Against the same loss from the first step:", "", *lines]) if lines else ""
+
+
+def _threshold_gradient(results: Results) -> str:
+    lines = [
+        _against(results, f"{loss}, implicit{suffix}", f"{loss}, stop{suffix}")
+        for loss, suffix in itertools.product(("recall", "pAUC trapezoid"), ("", " + warm-up"))
+        if results.tasks_of(f"{loss}, implicit{suffix}", f"{loss}, stop{suffix}")
+    ]
+    return f"**Threshold gradient.** {'; '.join(lines)}." if lines else ""
+
+
+def _queues(results: Results) -> str:
+    lines = [
+        _against(results, one.name, one.name.split(", queue")[0])
+        for one in results.contenders
+        if ", queue" in one.name and results.tasks_of(one.name, one.name.split(", queue")[0])
+    ]
+    return f"**Queue.** Against 1,024 rows: {'; '.join(lines)}." if lines else ""
+
+
+def _others(results: Results) -> str:
+    """The packages of others: each with the best of its rows, and ours from scratch where it is the same loss."""
+    pairs = {"0.6.0 Smooth-AP": "Smooth-AP", "0.6.0 recall": "recall, stop", "0.6.0 pAUC": "pAUC trapezoid, stop"}
+    lines = [_against(results, ours, peer) for peer, ours in pairs.items() if results.tasks_of(ours, peer)]
+    lines += [
+        _against(results, one.name, BASELINE) for one in results.contenders if one.series == "libauc" and results.tasks_of(one.name)
+    ]
+    return f"**Other packages.** {'; '.join(lines)}." if lines else ""
+
+
+def _prices(results: Results) -> str:
+    """Calibration and time."""
+    groups = {
+        "ranking losses alone": [one for one in results.contenders if one.is_ranking and not _mixed(one)],
+        "in the mix": [one for one in results.contenders if one.is_ranking and _mixed(one)],
+        "cross-entropy": [one for one in results.contenders if one.name == BASELINE],
+    }
+    errors, times = [], []
+    for name, members in groups.items():
+        cells = [(task.name, one.name) for task in results.tasks for one in members if results.has(task.name, one.name)]
+        if cells:
+            errors.append(f"{name} {statistics.fmean(results.mean(*cell, 'ece') for cell in cells):.3f}")
+            middle = statistics.median(results.cells[task][one]["milliseconds"] for task, one in cells)
+            times.append(f"{name} {middle:.2f} ms")
+    return (
+        f"**The price.** Mean calibration error: {', '.join(errors)}: scores of a ranking loss are no probabilities until "
+        f"they are calibrated. Median time of a step of this small model: {', '.join(times)}."
+    )
+
+
+def _mixed(one: Contender) -> bool:
+    return (one.schedule or {}).get("final", 1.0) < 1
+
+
+def _against(results: Results, one: str, other: str) -> str:
+    """``one against other: mean difference, counts``."""
+    target = f"{with_sign(results.over_tasks(one, other=other))} ({_counted(results, one, other)})"
+    return f"{one} against {other} {target}"
+
+
+def _counted(results: Results, one: str, other: str = BASELINE) -> str:
+    counts = results.counts(one, other=other)
+    return f"{counts['win']}/{counts['tie']}/{counts['loss']}"
+
+
+def _listed(items: Iterable[str]) -> str:
+    return "; ".join(items)

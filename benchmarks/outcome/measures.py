@@ -1,0 +1,62 @@
+"""What a trained model is judged by: one implementation for all contenders, from logits.
+
+The ranking measures are ``imbalanced_losses.metrics``, which agree with scikit-learn; tests check these against it again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from imbalanced_losses.metrics import average_precision, coverage_at_budget, partial_auc, recall_at_quantile
+from outcome.tasks import EVERY_GROUP, Split, Task
+
+__all__ = ["MEASURES", "calibration_error", "measure"]
+
+MEASURES = {
+    "ap": "average precision",
+    "recall": "recall at the budget",
+    "pauc": "partial AUC up to the budget",
+    "coverage": "coverage at 50 bps",
+    "ece": "calibration error",
+}
+BINS = 15
+COVERAGE_BUDGET = 0.005
+
+
+def measure(logits: Tensor, split: Split, task: Task, link: str) -> dict[str, float]:
+    """All measures of logits ``[N, C]``: means over classes (macro) and over the split's groups."""
+    n_groups = int(split.groups.max()) + 1
+    if n_groups == 0:
+        return _measure(logits, split.targets, task, link)
+    parts = [(split.groups == EVERY_GROUP) | (split.groups == group) for group in range(n_groups)]
+    by_group = [_measure(logits[part], split.targets[part], task, link) for part in parts]
+    return {name: sum(one[name] for one in by_group) / n_groups for name in MEASURES}
+
+
+def _measure(logits: Tensor, targets: Tensor, task: Task, link: str) -> dict[str, float]:
+    multilabel = task.kind == "multilabel"
+    probabilities = logits.softmax(1) if link == "softmax" else logits.sigmoid()
+    hot = one_hot(targets, task.n_classes) if task.kind == "multiclass" else targets.view(len(targets), -1)
+    values = {
+        "ap": average_precision(logits, targets, multilabel=multilabel),
+        "recall": recall_at_quantile(logits, targets, task.budget, multilabel=multilabel),
+        "pauc": partial_auc(logits, targets, 0.0, task.budget, multilabel=multilabel),
+        "coverage": coverage(logits, targets, multilabel=multilabel),
+        "ece": calibration_error(probabilities, hot),
+    }
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def coverage(logits: Tensor, targets: Tensor, *, multilabel: bool) -> Tensor:
+    """``[C]`` or ``[]``: share of the positives in the top 50 basis points; not a number where those are no whole row."""
+    found = coverage_at_budget(logits, targets, COVERAGE_BUDGET, multilabel=multilabel)
+    return found if len(logits) * COVERAGE_BUDGET >= 1 else torch.full_like(found, torch.nan)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
+    """``[C]``: expected calibration error of ``[N, C]`` probabilities for labels {0, 1}, in bins of equal mass."""
+    ordered, order = probabilities.sort(0)
+    gaps = ordered.double() - labels.double().gather(0, order)
+    return torch.stack([part.sum(0).abs() for part in gaps.tensor_split(bins)]).sum(0) / len(gaps)
