@@ -3,6 +3,7 @@
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
+# make outcome      when ranking losses help and when they do not: trains thousands of small models, into docs/; under an hour
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
 # make clean        removes the environments, caches and pictures
@@ -10,9 +11,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEER_VENV ?= .venv-peer
+LIBAUC_VENV ?= .venv-libauc
 CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+OUTCOME_FLAGS ?=
 # one process per core, so each needs one thread only
 PYTEST_WORKERS ?= 2
 
@@ -21,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo test lint suite bench bench-distributed notebooks test-oldest clean
+.PHONY: demo test lint suite bench bench-distributed notebooks outcome test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
@@ -47,6 +50,13 @@ bench-distributed: $(VENV)/.installed $(PEER_VENV)/.installed
 notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/render.py
 
+# A missing environment leaves its rows empty, hence the dashes of the two that are not ours.
+outcome: $(VENV)/.installed
+	-$(MAKE) --no-print-directory $(PEER_VENV)/.installed
+	-$(MAKE) --no-print-directory $(LIBAUC_VENV)/.installed
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m outcome.run \
+		--peer $(PEER_VENV)/bin/python --libauc $(LIBAUC_VENV)/bin/python $(OUTCOME_FLAGS)
+
 test-oldest:
 	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
@@ -68,7 +78,15 @@ $(PEER_VENV)/.installed: $(CONSTRAINTS) Makefile
 		imbalanced-losses==0.6.0 pytorch-metric-learning==2.9.0
 	touch $@
 
+# Without its dependencies: it asks for torchvision, of which there is no build for every machine, and needs it for images only.
+$(LIBAUC_VENV)/.installed: $(CONSTRAINTS) Makefile
+	test -x $(LIBAUC_VENV)/bin/python || $(PYTHON) -m venv $(LIBAUC_VENV)
+	$(LIBAUC_VENV)/bin/python -m pip --disable-pip-version-check install --constraint $(CONSTRAINTS) \
+		torch numpy scipy scikit-learn pandas tqdm
+	$(LIBAUC_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps libauc==2.0.0
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oldest .venv-peer .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peer .venv-libauc build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -f toy_demo.png
 	find imbalanced_losses tests examples benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +

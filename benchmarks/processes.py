@@ -19,7 +19,7 @@ class LostWorkerError(Exception):
 
 
 class Worker:
-    """``worker.py``, or another script, under some interpreter; started when first asked, and again after it was lost."""
+    """``worker.py``, or another script, under some interpreter; started when first asked, and again once lost."""
 
     def __init__(self, python: str, *arguments: str, script: Path = SCRIPT, keep_python_path: bool = True) -> None:
         self.command = [python, str(script), *arguments]

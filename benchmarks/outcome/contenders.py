@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BASELINE", "CONTENDERS", "DEFAULT_TEMPERATURE", "RECIPE", "Contender"]
+__all__ = ["BASELINE", "CONTENDERS", "RECIPE", "Contender"]
 
 Setting = dict[str, float]
 ALL = ("binary", "multiclass", "multilabel")
@@ -23,7 +23,8 @@ class Contender:
     """A row of the study.
 
     ``options`` go to the loss. ``schedule`` says how it takes over from cross-entropy: the shares ``warmup`` and
-    ``blend`` of the steps, and the ``final`` weight. ``why_not`` says why it leaves out all ``kinds`` but its own.
+    ``blend`` of the steps, the ``final`` weight, the ends of the temperature. ``why_not`` says why it has no other
+    ``kinds``, or no other ``tasks`` (none named: all).
     """
 
     name: str
@@ -33,7 +34,12 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, float] | None = None
     kinds: tuple[str, ...] = ALL
+    tasks: tuple[str, ...] = ()
     why_not: str = ""
+
+    def takes(self, kind: str, task: str) -> bool:
+        """Whether it takes part in a task."""
+        return kind in self.kinds and task in (self.tasks or (task,))
 
     def spec(self) -> dict[str, Any]:
         """What the worker needs to know."""
@@ -60,22 +66,29 @@ def grid(lr: Sequence[float] = (3e-3, 1e-2), **own: Sequence[float]) -> tuple[Se
 
 
 FOUR_RATES = grid((1e-3, 3e-3, 1e-2, 3e-2))
+BASELINE = "cross-entropy"
+RECIPE = "recommended: pAUC pairwise, wide band"
+
 BLEND = {"warmup": 0.2, "blend": 0.2}  # then the ranking loss alone
 MIX = {**BLEND, "final": 0.5}  # then half and half to the end
-DEFAULT_TEMPERATURE = 0.01
+SCHEDULES: dict[str, dict[str, float] | None] = {"": None, " + warm-up": BLEND, " + mix": MIX}
 IMPLICIT = {"threshold_gradient": "implicit"}
 PAIRWISE = {"surrogate": "pairwise"}
 
 # name, loss, options, temperatures: of Smooth-AP and recall in units of the logits, of pAUC of the negatives' spread
 RANKING_LOSSES: tuple[tuple[str, str, dict[str, Any], tuple[float, ...]], ...] = (
-    ("Smooth-AP", "SmoothAPLoss", {}, (0.5, 2.0)),
-    ("recall, stop", "RecallAtQuantileLoss", {}, (0.5, 2.0)),
-    ("recall, implicit", "RecallAtQuantileLoss", IMPLICIT, (0.5, 2.0)),
-    ("pAUC trapezoid, stop", "PAUCAtBudgetLoss", {}, (0.1, 0.5)),
-    ("pAUC trapezoid, implicit", "PAUCAtBudgetLoss", IMPLICIT, (0.1, 0.5)),
-    ("pAUC pairwise", "PAUCAtBudgetLoss", PAIRWISE, (0.1, 0.5)),
+    ("Smooth-AP", "SmoothAPLoss", {}, (0.5, 3.0)),
+    ("recall, stop", "RecallAtQuantileLoss", {}, (0.5, 3.0)),
+    ("recall, implicit", "RecallAtQuantileLoss", IMPLICIT, (0.5, 3.0)),
+    ("pAUC trapezoid, stop", "PAUCAtBudgetLoss", {}, (0.1, 1.0)),
+    ("pAUC trapezoid, implicit", "PAUCAtBudgetLoss", IMPLICIT, (0.1, 1.0)),
+    ("pAUC pairwise", "PAUCAtBudgetLoss", PAIRWISE, (0.1, 1.0)),
 )
-SCHEDULES: dict[str, dict[str, float] | None] = {"": None, " + warm-up": BLEND, " + mix": MIX}
+
+# where one choice alone is varied: queues, temperatures
+SWEEP_TASKS = ("digits 1 %", "generated 1 %", "generated 0.3 %", "contested top 1 %")
+SWEEP: dict[str, Any] = {"tasks": SWEEP_TASKS, "why_not": "one choice alone is varied on four tasks"}
+SWEPT: dict[str, tuple[float, ...]] = {"Smooth-AP": (0.03, 0.3, 3.0, 10.0), "pAUC pairwise": (0.1, 0.3, 1.0, 3.0)}
 QUEUES = (0, 8192)  # besides the default, 1,024
 
 
@@ -88,36 +101,36 @@ def _ours() -> list[Contender]:
     ]
 
 
-def _queues() -> list[Contender]:
-    chosen = [row for row in RANKING_LOSSES if row[0] in ("Smooth-AP", "pAUC pairwise")]
-    reason = "queue sizes are compared on binary tasks"
+def _sweeps() -> list[Contender]:
+    made = []
+    for name, loss, options, temperatures in RANKING_LOSSES:
+        if name in SWEPT:
+            for size in QUEUES:
+                queue = {**options, "queue_size": size}
+                made.append(
+                    Contender(f"{name}, queue {size:,}", loss, grid(temperature=temperatures), options=queue, **SWEEP)
+                )
+            every = grid((1e-2,), temperature=SWEPT[name])
+            made.append(Contender(f"{name}, temperatures", loss, every, options=options, **SWEEP))
+    return made
+
+
+def _defaults() -> list[Contender]:
+    """Smooth-AP as it stands, alone and in the wrapper."""
+    decay = {**BLEND, "temp_start": 0.05, "temp_end": 0.005}
     return [
-        Contender(
-            f"{name}, queue {size:,}",
-            loss,
-            grid(temperature=temperatures),
-            options={**options, "queue_size": size},
-            kinds=("binary",),
-            why_not=reason,
-        )
-        for name, loss, options, temperatures in chosen
-        for size in QUEUES
+        Contender("Smooth-AP, default temperature", "SmoothAPLoss", FOUR_RATES),
+        Contender("Smooth-AP + warm-up, default decay", "SmoothAPLoss", FOUR_RATES, schedule=decay, **SWEEP),
     ]
 
 
 def _peer() -> list[Contender]:
-    rows = ((name, loss, temperatures) for name, loss, options, temperatures in RANKING_LOSSES if not options)
     names = {"recall, stop": "recall", "pAUC trapezoid, stop": "pAUC"}
+    kinds, reason = ("binary", "multiclass"), "takes no multi-label targets"
     return [
-        Contender(
-            f"0.6.0 {names.get(name, name)}",
-            loss,
-            grid(temperature=temperatures),
-            series="peer",
-            kinds=("binary", "multiclass"),
-            why_not=SEVERAL_LABELS,
-        )
-        for name, loss, temperatures in rows
+        Contender(f"0.6.0 {names.get(name, name)}", loss, grid(temperature=own), "peer", kinds=kinds, why_not=reason)
+        for name, loss, options, own in RANKING_LOSSES
+        if not options
     ]
 
 
@@ -129,11 +142,8 @@ def _libauc() -> list[Contender]:
         ("LibAUC pAUC, SOPA", "pAUC_CVaR_Loss", grid(margin=(0.5, 1.0))),
     )
     reason = "a loss of one label, with a sampler of its positives"
-    return [Contender(*row, series="libauc", kinds=("binary",), why_not=reason) for row in rows]
+    return [Contender(*row, "libauc", kinds=("binary",), why_not=reason) for row in rows]
 
-
-BASELINE = "cross-entropy"
-RECIPE = "Smooth-AP + mix"
 
 CONTENDERS = (
     Contender(BASELINE, "CrossEntropy", FOUR_RATES),
@@ -147,14 +157,10 @@ CONTENDERS = (
         kinds=("multiclass",),
         why_not="with one logit it is the sigmoid focal loss",
     ),
+    Contender(RECIPE, "PAUCAtBudgetLoss", grid((1e-2,), temperature=(1.0, 3.0), band=(3.0, 10.0)), options=PAIRWISE),
     *_ours(),
-    *_queues(),
-    Contender(
-        "Smooth-AP, default temperature",
-        "SmoothAPLoss",
-        FOUR_RATES,
-        options={"temperature": DEFAULT_TEMPERATURE},
-    ),
+    *_sweeps(),
+    *_defaults(),
     *_peer(),
     *_libauc(),
 )

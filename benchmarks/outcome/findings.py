@@ -6,16 +6,15 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
-from outcome.contenders import BASELINE, RECIPE, Contender
-from outcome.measures import MEASURES
+from outcome.contenders import BASELINE, RANKING_LOSSES, RECIPE, SCHEDULES, SWEPT, Contender
 from outcome.results import Results, with_sign
 
 __all__ = ["findings", "meets_criterion"]
 
 WEIGHTED = "weighted cross-entropy"
-UNSCHEDULED = ("Smooth-AP", "recall, stop", "recall, implicit", "pAUC trapezoid, stop", "pAUC trapezoid, implicit", "pAUC pairwise")
+LOSSES = tuple(name for name, *_ in RANKING_LOSSES)
 
 
 def findings(results: Results) -> str:
@@ -52,9 +51,9 @@ def _criterion(results: Results) -> str:
     won, lost = by_verdict["win"], by_verdict["loss"]
     answer = "It does." if meets_criterion(results) else "**It does not.**"
     text = (
-        f"**The recommended recipe** is {_recipe()}. It should beat tuned cross-entropy in the target measure on at least "
-        f"half of the {len(tasks)} imbalanced tasks, with the interval above zero, and lie below it, interval and all, on "
-        f"none. {answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
+        f"**The recipe**, *{RECIPE}*, should beat tuned cross-entropy in the target measure on at least half of the "
+        f"{len(tasks)} imbalanced tasks, with the interval above zero, and lie below it, interval and all, on none. "
+        f"{answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
         f"{with_sign(results.over_tasks(RECIPE))}."
     )
     lines = [
@@ -65,59 +64,59 @@ def _criterion(results: Results) -> str:
     return "\n".join([text, "", *lines])
 
 
-def _recipe() -> str:
-    return f"*{RECIPE}*"
-
-
 def _chosen_by_validation(results: Results) -> str:
     """What trying all of ours and keeping the best on validation gives: no choice is made on test."""
     best = {task: chosen for task in results.tasks_of(BASELINE) if (chosen := _best_on_validation(results, task))}
     if not best:
         return ""
     verdicts = Counter(results.verdict(task, chosen) for task, chosen in best.items())
-    picked = _listed(f"{task}: {chosen} ({with_sign(results.difference(task, chosen))})" for task, chosen in best.items())
+    picked = _listed(
+        f"{task}: {chosen} ({with_sign(results.difference(task, chosen))})" for task, chosen in best.items()
+    )
     return (
-        f"**Who tries all of our ranking losses** and keeps the one that is best on validation beats tuned cross-entropy "
-        f"on {verdicts['win']} of {len(best)} imbalanced tasks, ties on {verdicts['tie']} and loses on {verdicts['loss']} "
-        f"(with many times its tuning budget): {picked}."
+        f"**Who tries all of our ranking losses** and keeps the one that is best on validation beats tuned "
+        f"cross-entropy on {verdicts['win']} of {len(best)} imbalanced tasks, ties on {verdicts['tie']} and loses on "
+        f"{verdicts['loss']} (with many times its tuning budget): {picked}."
     )
 
 
 def _best_on_validation(results: Results, task: str) -> str:
     scores = {
-        one.name: max(score for score in results.validation(task, one.name) if not math.isnan(score))
-        for one in results.contenders
-        if one.is_ranking and results.has(task, one.name)
+        one.name: max((score for score in results.validation(task, one.name) if not math.isnan(score)), default=0.0)
+        for one in _ranking(results, task)
     }
     return max(scores, key=scores.__getitem__, default="")
+
+
+def _ranking(results: Results, task: str) -> list[Contender]:
+    """Our ranking contenders that were trained on a task, but for those that take only a few."""
+    return [one for one in results.contenders if one.is_ranking and not one.tasks and results.has(task, one.name)]
 
 
 def _where(results: Results) -> str:
     """Task by task, how many of ours win and lose."""
     lines = []
     for task in results.tasks:
-        verdicts = Counter(
-            results.verdict(task.name, one.name)
-            for one in results.contenders
-            if one.is_ranking and results.has(task.name, one.name)
-        )
+        verdicts = Counter(results.verdict(task.name, one.name) for one in _ranking(results, task.name))
         if verdicts:
             lines.append((verdicts["win"] - verdicts["loss"], task.name, verdicts))
+    if not lines:
+        return ""
     lines.sort(reverse=True, key=lambda line: line[0])
     shown = (f"{task} {verdicts['win']}/{verdicts['tie']}/{verdicts['loss']}" for _, task, verdicts in lines)
     nowhere = [task for _, task, verdicts in lines if not verdicts["win"]]
     text = f"**Where they win and lose.** Of our ranking contenders, so many win / tie / lose: {_listed(shown)}."
-    return text + (f" None of them wins on {_listed(nowhere)}." if nowhere else "") if lines else ""
+    return text + (f" None of them wins on {_listed(nowhere)}." if nowhere else "")
 
 
 def _which_loss(results: Results) -> str:
-    ranked = [one.name for one in results.ranked() if one.is_ranking and len(results.tasks_of(one.name)) > 1]
+    ranked = [one.name for one in results.ranked() if one.is_ranking and not one.tasks and results.tasks_of(one.name)]
     if not ranked:
         return ""
-    everywhere = max(len(results.tasks_of(name)) for name in ranked)
-    ranked = [name for name in ranked if len(results.tasks_of(name)) == everywhere]
     best = _listed(f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[:3])
-    worst = _listed(f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[-3:])
+    worst = _listed(
+        f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[-3:]
+    )
     return (
         f"**Which loss to start from.** Over all imbalanced tasks the best means have {best}; the worst {worst} "
         "(difference to tuned cross-entropy in the target measure; wins / ties / losses)."
@@ -133,30 +132,43 @@ def _weighting(results: Results) -> str:
 
 
 def _temperatures(results: Results) -> str:
-    """How often each temperature of a grid has the best validation score, at the better learning rate."""
-    lines = []
-    for one in results.contenders:
-        if one.is_ranking and "temperature" in one.grid[0]:
-            picked = Counter(
-                one.grid[max(range(4), key=lambda i: scores[i] if not math.isnan(scores[i]) else -math.inf)]["temperature"]
-                for task in results.tasks_of(one.name)
-                for scores in [results.validation(task, one.name)]
-            )
-            shown = ", ".join(f"{temperature:g} on {count}" for temperature, count in sorted(picked.items()))
-            lines.append(f"{one.name}: {shown}")
-    if not lines:
-        return ""
-    text = f"**Temperature.** Validation chose, on so many imbalanced tasks, {'; '.join(lines)}."
-    default = "Smooth-AP, default temperature"
-    if results.tasks_of(default):
-        text += f" The default of Smooth-AP, 0.01: {_against(results, default, 'Smooth-AP')}."
-    return text
+    """How often validation chose each temperature of a loss; its mean scores where nothing else is varied."""
+    lines = [line for name in LOSSES if (line := _chosen_temperatures(results, name))]
+    for name in SWEPT:
+        swept = f"{name}, temperatures"
+        tasks = [task for task in results.tasks_of(swept) if not any(map(math.isnan, results.validation(task, swept)))]
+        if tasks:
+            means = [
+                statistics.fmean(of_task)
+                for of_task in zip(*(results.validation(t, swept) for t in tasks), strict=True)
+            ]
+            shown = ", ".join(f"{mean:.3f} at {value:g}" for mean, value in zip(means, SWEPT[name], strict=True))
+            lines.append(f"- {name}, mean validation score on {len(tasks)} tasks: {shown}.")
+    for name, other in (("default temperature", ""), ("+ warm-up, default decay", " + warm-up")):
+        default = f"Smooth-AP{',' * name.startswith('d')} {name}"
+        if results.tasks_of(default, "Smooth-AP" + other):
+            lines.append(f"- {_against(results, default, 'Smooth-AP' + other)}.")
+    return (
+        "\n".join(["**Temperature.** What validation chose, on so many imbalanced tasks:", "", *lines]) if lines else ""
+    )
+
+
+def _chosen_temperatures(results: Results, loss: str) -> str:
+    parts = []
+    for suffix in SCHEDULES:
+        for one in results.contenders:
+            if one.name == loss + suffix:
+                chosen = [results.cells[task][one.name]["chosen"] for task in results.tasks_of(one.name)]
+                picked = Counter(one.grid[index]["temperature"] for index in chosen)
+                shown = ", ".join(f"{temperature:g} on {count}" for temperature, count in sorted(picked.items()))
+                parts.append(f"{suffix.strip(' +') or 'alone'} {shown}")
+    return f"- {loss}: {'; '.join(parts)}." if parts else ""
 
 
 def _schedules(results: Results) -> str:
     """Warm-up and blend, and the mix that stays, against the same loss from scratch."""
     lines = []
-    for name, suffix in itertools.product(UNSCHEDULED, (" + warm-up", " + mix")):
+    for name, suffix in itertools.product(LOSSES, (" + warm-up", " + mix")):
         if results.tasks_of(name + suffix, name):
             lines.append(f"- {_against(results, name + suffix, name)}.")
     return "\n".join(["**Schedule.** Against the same loss from the first step:", "", *lines]) if lines else ""
@@ -185,7 +197,9 @@ def _others(results: Results) -> str:
     pairs = {"0.6.0 Smooth-AP": "Smooth-AP", "0.6.0 recall": "recall, stop", "0.6.0 pAUC": "pAUC trapezoid, stop"}
     lines = [_against(results, ours, peer) for peer, ours in pairs.items() if results.tasks_of(ours, peer)]
     lines += [
-        _against(results, one.name, BASELINE) for one in results.contenders if one.series == "libauc" and results.tasks_of(one.name)
+        _against(results, one.name, BASELINE)
+        for one in results.contenders
+        if one.series == "libauc" and results.tasks_of(one.name)
     ]
     return f"**Other packages.** {'; '.join(lines)}." if lines else ""
 
@@ -205,8 +219,8 @@ def _prices(results: Results) -> str:
             middle = statistics.median(results.cells[task][one]["milliseconds"] for task, one in cells)
             times.append(f"{name} {middle:.2f} ms")
     return (
-        f"**The price.** Mean calibration error: {', '.join(errors)}: scores of a ranking loss are no probabilities until "
-        f"they are calibrated. Median time of a step of this small model: {', '.join(times)}."
+        f"**The price.** Mean calibration error: {', '.join(errors)}: scores of a ranking loss are no probabilities "
+        f"until they are calibrated. Median time of a step of this small model: {', '.join(times)}."
     )
 
 

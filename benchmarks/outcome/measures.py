@@ -1,6 +1,6 @@
 """What a trained model is judged by: one implementation for all contenders, from logits.
 
-The ranking measures are ``imbalanced_losses.metrics``, which agree with scikit-learn; tests check these against it again.
+The ranking measures are ``imbalanced_losses.metrics``; tests set them against scikit-learn.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _measure(logits: Tensor, targets: Tensor, task: Task, link: str) -> dict[str
 
 
 def coverage(logits: Tensor, targets: Tensor, *, multilabel: bool) -> Tensor:
-    """``[C]`` or ``[]``: share of the positives in the top 50 basis points; not a number where those are no whole row."""
+    """``[C]`` or ``[]``: share of the positives in the top 50 basis points; not a number if those are no whole row."""
     found = coverage_at_budget(logits, targets, COVERAGE_BUDGET, multilabel=multilabel)
     return found if len(logits) * COVERAGE_BUDGET >= 1 else torch.full_like(found, torch.nan)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from outcome.comparison import Difference, paired, verdict
 from outcome.contenders import BASELINE, CONTENDERS, Contender
-from outcome.tasks import TASKS, Task
+from outcome.tasks import TASKS
 
 __all__ = ["Data", "Results", "dump", "with_sign"]
 

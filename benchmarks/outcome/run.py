@@ -3,8 +3,8 @@
     PYTHONPATH=benchmarks python -m outcome.run --peer .venv-peer/bin/python --libauc .venv-libauc/bin/python
 
 Each contender is tuned on a task: its four settings are trained with the first seeds, and the one whose mean on
-validation is best is trained with the others. Two processes of one thread train at a time. Each finished run is appended
-to a file at once, and ``--resume`` goes on from there.
+validation is best is trained with the others. Two processes of one thread train at a time. Each finished run is
+appended to a file at once, and ``--resume`` goes on from there.
 """
 
 from __future__ import annotations
@@ -82,12 +82,11 @@ class Journal:
         self.path, self.lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.runs: dict[str, Result] = {}
-        if resume and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                run = json.loads(line)
-                self.runs[run["key"]] = run["result"]
-        else:
-            path.write_text("", encoding="utf-8")
+        # a line without an end was cut off with the run that wrote it
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if resume and path.exists() else []
+        kept = [line for line in lines if line.endswith("\n")]
+        self.runs.update((run["key"], run["result"]) for run in map(json.loads, kept))
+        path.write_text("".join(kept), encoding="utf-8")
 
     def add(self, key: str, result: Result) -> None:
         """Keep a result, on disk before anything else happens."""
@@ -140,7 +139,7 @@ class Study:
         return answers
 
     def _worker(self, series: str) -> Worker:
-        """This slot's."""
+        """The one of this slot."""
         if not hasattr(self.slot, "workers"):
             self.slot.workers = {}
         if series not in self.slot.workers:
@@ -152,7 +151,7 @@ class Study:
 
     def cell(self, cell: Cell) -> Result:
         """Tune and train: the settings' validation scores, the chosen one, and its test measures seed by seed."""
-        task, contender = cell
+        contender = cell[1]
         tried = [[self.run(cell, i, seed) for seed in self.protocol.tuning] for i in range(len(contender.grid))]
         for run in itertools.chain(*tried):
             if "skipped" in run:
@@ -220,7 +219,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default="", help="interpreter of the environment that has the peer package")
     parser.add_argument("--libauc", default="", help="interpreter of the environment that has LibAUC")
-    parser.add_argument("--quick", action="store_true", help="three tasks, two seeds, few steps: only to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="three tasks, two seeds, few steps: only to see that it runs"
+    )
     parser.add_argument("--minutes", type=float, default=55, help="no new run after this long")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread each")
     parser.add_argument("--first-seed", type=int, default=0, help="what is published begins at 0")
@@ -241,7 +242,7 @@ def select(arguments: argparse.Namespace) -> list[Cell]:
     # whatever is asked for, differences need the baseline
     contenders = [one for one in CONTENDERS if one.name in {BASELINE, *(arguments.contenders or [one.name])}]
     tasks = [task for task in TASKS if task.name in names]
-    return [(task, one) for task in tasks for one in contenders if task.kind in one.kinds]
+    return [(task, one) for task in tasks for one in contenders if one.takes(task.kind, task.name)]
 
 
 def make_protocol(arguments: argparse.Namespace) -> Protocol:
@@ -289,9 +290,9 @@ def collect(results: Iterator[tuple[Cell, Result]]) -> dict[str, dict[str, Resul
     return cells
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train and report."""
-    arguments = parse_args()
+    arguments = parse_args(argv)
     torch.set_num_threads(1)
     build = Path("build", "outcome-quick" if arguments.quick else "outcome")
     output = arguments.output or (build if arguments.quick else Path("docs"))

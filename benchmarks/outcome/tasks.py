@@ -89,7 +89,7 @@ def _split_by_class(labels: Array, shares: tuple[float, float], generator: np.ra
 
 
 def _thin(rows: Array, labels: Array, rate: float | None, *, keep: bool) -> tuple[Array, Array]:
-    """Row numbers and their groups: positives of one group have the rate; the others make groups of their own, or go."""
+    """Row numbers and groups: positives of one group have the rate; the others make groups of their own, or go."""
     positives, negatives = rows[labels[rows] == 1], rows[labels[rows] == 0]
     per_group = len(positives) if rate is None else max(1, round(len(negatives) * rate / (1 - rate)))
     positives = positives[: len(positives) // per_group * per_group if keep else per_group]
@@ -225,7 +225,12 @@ TASKS = (
     Task("breast cancer 3 %", real_binary(_CANCER, 0.03, lambda _: 0), 0.03, "ap"),
     Task("wine", real_binary(_WINE, None, lambda seed: seed % 3), 0.3, "ap", imbalanced=False),
     *(
-        Task(f"generated {rate:.1%}".replace(".0%", "%").replace("%", " %") + noisy, generated_binary(rate, noise), rate, "recall")
+        Task(
+            f"generated {rate:.1%}".replace(".0%", "%").replace("%", " %") + noisy,
+            generated_binary(rate, noise),
+            rate,
+            "recall",
+        )
         for rate in (0.1, 0.01, 0.003)
         for noise, noisy in ((0.0, ""), (0.01, ", noise"))
     ),

@@ -1,8 +1,8 @@
 """One training run, asked over stdin and stdout, a line of JSON each way.
 
 ``imbalanced_losses`` is whatever the interpreter running this file has installed: ours, or the package that we compare
-with, whose import name is the same; in a third environment there is ``libauc``. This file therefore imports nothing else
-of the project.
+with, whose import name is the same; in a third environment there is ``libauc``. This file therefore imports nothing
+else of the project.
 
     {"do": "hello", "series": "ours"}                   -> {"package": "0.1.0", "torch": "2.13.0"}
     {"do": "train", "data": "FILE", "output": "FILE", "contender": {...}, "setting": {...}, "seed": 0, ...}
@@ -86,28 +86,29 @@ class Focal(nn.Module):
 
 
 def ranking_loss(job: Job, options: dict[str, Any]) -> nn.Module:
-    """Ours or the peer's; what alerts may cost is the task's budget."""
+    """Ours or the peer's; the share of alerts, or of false ones, is the task's budget, or ``band`` times that."""
     import imbalanced_losses
 
     name = job["contender"]["loss"]
-    budget = {"RecallAtQuantileLoss": "quantile", "PAUCAtBudgetLoss": "beta"}
-    options = {**options, **({budget[name]: job["budget"]} if name in budget else {})}
+    share = min(1.0, options.pop("band", 1.0) * job["budget"])
+    shares = {"RecallAtQuantileLoss": "quantile", "PAUCAtBudgetLoss": "beta"}
+    options = {**options, **({shares[name]: share} if name in shares else {})}
     if job["kind"] == "multilabel":
         options["multilabel"] = True
     module: nn.Module = getattr(imbalanced_losses, name)(num_classes=job["n_classes"], **options)
     return module
 
 
-def warmed_up(job: Job, main: nn.Module, targets: Tensor, shape: dict[str, Any]) -> nn.Module:
-    """Cross-entropy for a share of the steps, a blend for another, then the main loss in a constant temperature."""
+def warmed_up(job: Job, main: Any, targets: Tensor, shape: dict[str, Any]) -> nn.Module:
+    """Cross-entropy for a share of the steps, a blend for another, then the main loss; one temperature by default."""
     from imbalanced_losses import LossWarmupWrapper
 
     steps, temperature = job["steps"], float(main.temperature)
     return LossWarmupWrapper(
-        CrossEntropy(job, targets, weighting=shape.get("weighting", 0.0)),
+        CrossEntropy(job, targets),
         main,
-        temp_start=temperature * shape.get("annealing", 1.0),
-        temp_end=temperature,
+        temp_start=shape.get("temp_start", temperature),
+        temp_end=shape.get("temp_end", temperature),
         temp_decay_steps=round(steps * (1 - shape["warmup"])) or 1,
         warmup_steps=round(steps * shape["warmup"]),
         blend_steps=round(steps * shape["blend"]),
@@ -136,7 +137,7 @@ def batches(n_rows: int, job: Job) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(job["seed"])
     needed = job["steps"] * job["batch"]
     orders = [torch.randperm(n_rows, generator=generator) for _ in range(-(-needed // n_rows))]
-    return iter(torch.cat(orders)[:needed].split(job["batch"]))
+    return iter(torch.split(torch.cat(orders)[:needed], job["batch"]))
 
 
 def libauc_parts(job: Job, model: nn.Module, targets: Tensor) -> tuple[Loss, torch.optim.Optimizer, Iterator[Tensor]]:
@@ -172,7 +173,7 @@ def _sampled(sampler: Any, job: Job) -> Iterator[Tensor]:
     """Batches of the sampler, epoch after epoch."""
     made = 0
     while made < job["steps"]:
-        for batch in torch.tensor([int(row) for row in sampler]).split(job["batch"]):
+        for batch in torch.split(torch.tensor([int(row) for row in sampler]), job["batch"]):
             yield batch
             made += 1
             if made == job["steps"]:
@@ -196,14 +197,14 @@ def train(data: Tensors, job: Job) -> tuple[nn.Module, float]:
         loss_fn, optimizer, rows = libauc_parts(job, model, targets)
     else:
         loss_fn, rows = make_loss(job, targets), batches(len(features), job)
-        optimizer = torch.optim.Adam(model.parameters(), lr=job["setting"]["lr"])
+        optimizer = torch.optim.Adam(model.parameters(), lr=job["setting"]["lr"], fused=True)
     seconds = []
     for batch in rows:
         inputs, of_batch = features[batch], targets[batch]
         start = time.perf_counter()
         loss = loss_fn(model(inputs), of_batch, batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         seconds.append(time.perf_counter() - start)
     return model, statistics.median(seconds)
