@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BASELINE", "CONTENDERS", "RECIPE", "Contender"]
+__all__ = ["BASELINE", "CONTENDERS", "RANKING_LOSSES", "RECIPE", "RECIPE_OF", "SCHEDULES", "SWEPT", "Contender"]
 
 Setting = dict[str, float]
 ALL = ("binary", "multiclass", "multilabel")
@@ -67,10 +67,13 @@ def grid(lr: Sequence[float] = (3e-3, 1e-2), **own: Sequence[float]) -> tuple[Se
 
 FOUR_RATES = grid((1e-3, 3e-3, 1e-2, 3e-2))
 BASELINE = "cross-entropy"
-RECIPE = "recommended: pAUC pairwise, wide band"
+WIDE, WIDE_MIX = "pAUC pairwise, wide band", "pAUC pairwise, wide band + half"
+RECIPE = "the recipe"
+RECIPE_OF = {"binary": WIDE, "multiclass": WIDE_MIX, "multilabel": WIDE_MIX}
 
 BLEND = {"warmup": 0.2, "blend": 0.2}  # then the ranking loss alone
 MIX = {**BLEND, "final": 0.5}  # then half and half to the end
+HALF = {"warmup": 0.0, "blend": 0.0, "final": 0.5}  # half and half from the first step
 SCHEDULES: dict[str, dict[str, float] | None] = {"": None, " + warm-up": BLEND, " + mix": MIX}
 IMPLICIT = {"threshold_gradient": "implicit"}
 PAIRWISE = {"surrogate": "pairwise"}
@@ -90,6 +93,10 @@ SWEEP_TASKS = ("digits 1 %", "generated 1 %", "generated 0.3 %", "contested top 
 SWEEP: dict[str, Any] = {"tasks": SWEEP_TASKS, "why_not": "one choice alone is varied on four tasks"}
 SWEPT: dict[str, tuple[float, ...]] = {"Smooth-AP": (0.03, 0.3, 3.0, 10.0), "pAUC pairwise": (0.1, 0.3, 1.0, 3.0)}
 QUEUES = (0, 8192)  # besides the default, 1,024
+
+
+# the band is as many times the budget: hard negatives alone are too few to learn from
+WIDE_GRID = grid((1e-2,), temperature=(1.0, 3.0), band=(3.0, 10.0))
 
 
 def _ours() -> list[Contender]:
@@ -157,7 +164,8 @@ CONTENDERS = (
         kinds=("multiclass",),
         why_not="with one logit it is the sigmoid focal loss",
     ),
-    Contender(RECIPE, "PAUCAtBudgetLoss", grid((1e-2,), temperature=(1.0, 3.0), band=(3.0, 10.0)), options=PAIRWISE),
+    Contender(WIDE, "PAUCAtBudgetLoss", WIDE_GRID, options=PAIRWISE),
+    Contender(WIDE_MIX, "PAUCAtBudgetLoss", WIDE_GRID, options=PAIRWISE, schedule=HALF),
     *_ours(),
     *_sweeps(),
     *_defaults(),

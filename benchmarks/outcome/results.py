@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 from outcome.comparison import Difference, paired, verdict
-from outcome.contenders import BASELINE, CONTENDERS, Contender
+from outcome.contenders import BASELINE, CONTENDERS, RECIPE, RECIPE_OF, Contender
 from outcome.tasks import TASKS
 
 __all__ = ["Data", "Results", "dump", "with_sign"]
@@ -21,11 +21,16 @@ class Results:
     """Measures by task, contender and seed; ``"target"`` is the measure that a task is tuned for.
 
     A measure that a task's rows cannot give, such as 50 basis points of fewer than 200 rows, is not a number there, and
-    the task is left out where that measure is averaged.
+    the task is left out where that measure is averaged. :data:`RECIPE` stands for the contender that is recommended for
+    the kind of a task.
     """
 
     def __init__(self, data: Data) -> None:
-        self.cells: dict[str, dict[str, Data]] = data["cells"]
+        self.cells: dict[str, dict[str, Data]] = {task: dict(of_task) for task, of_task in data["cells"].items()}
+        for task in TASKS:
+            of_task = self.cells.get(task.name, {})
+            if RECIPE_OF[task.kind] in of_task:
+                of_task[RECIPE] = of_task[RECIPE_OF[task.kind]]
         self.tasks = [task for task in TASKS if task.name in self.cells and self.has(task.name, BASELINE)]
         self.contenders = [one for one in CONTENDERS if any(self.has(task.name, one.name) for task in self.tasks)]
         self._measures = {task.name: task.target for task in TASKS}
@@ -98,7 +103,7 @@ class Results:
         found = {}
         for task, of_task in self.cells.items():
             for contender, result in of_task.items():
-                if "skipped" in result:
+                if "skipped" in result and contender != RECIPE:
                     found[f"{contender}, {task}"] = result["skipped"]
         return found
 
