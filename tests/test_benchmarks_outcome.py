@@ -149,7 +149,7 @@ def test_verdicts(mean: float, half: float, lower_is_better: bool, expected: str
 
 def study(**better: float) -> dict[str, Any]:
     """Results of the baseline and of the recipe, which is ``better`` on some tasks, by three seeds."""
-    from outcome.contenders import BASELINE, CONTENDERS, RECIPE_OF
+    from outcome.contenders import BASELINE, CONTENDERS, recipe_for
     from outcome.measures import MEASURES
     from outcome.tasks import TASKS
 
@@ -161,7 +161,7 @@ def study(**better: float) -> dict[str, Any]:
     cells = {
         one.name: {
             BASELINE: cell([0.5] * 3),
-            RECIPE_OF[one.kind]: cell([0.5 + better.get(one.name, 0.0) + e for e in noise]),
+            recipe_for(one.kind, one.budget): cell([0.5 + better.get(one.name, 0.0) + e for e in noise]),
             CONTENDERS[-1].name: {"skipped": "no environment"},
         }
         for one in TASKS
@@ -225,11 +225,11 @@ def test_not_a_number_is_null_in_the_file() -> None:
 
 
 def test_every_contender_has_four_settings_and_a_reason_for_what_it_leaves_out() -> None:
-    from outcome.contenders import BASELINE, CONTENDERS, RECIPE_OF
+    from outcome.contenders import BASELINE, CONTENDERS, WIDE, WIDE_MIX
 
     names = [one.name for one in CONTENDERS]
     assert len(set(names)) == len(names)
-    assert {BASELINE, *RECIPE_OF.values()} <= set(names)
+    assert {BASELINE, WIDE, WIDE_MIX} <= set(names)
     for one in CONTENDERS:
         assert len({json.dumps(setting) for setting in one.grid}) == 4
         assert bool(one.why_not) == (set(one.kinds) < {"binary", "multiclass", "multilabel"} or bool(one.tasks))

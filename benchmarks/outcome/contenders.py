@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BASELINE", "CONTENDERS", "RANKING_LOSSES", "RECIPE", "RECIPE_OF", "SCHEDULES", "SWEPT", "Contender"]
+__all__ = ["BASELINE", "CONTENDERS", "RANKING_LOSSES", "RECIPE", "SCHEDULES", "SWEPT", "Contender", "recipe_for"]
 
 Setting = dict[str, float]
 ALL = ("binary", "multiclass", "multilabel")
@@ -69,7 +69,8 @@ FOUR_RATES = grid((1e-3, 3e-3, 1e-2, 3e-2))
 BASELINE = "cross-entropy"
 WIDE, WIDE_MIX = "pAUC pairwise, wide band", "pAUC pairwise, wide band + half"
 RECIPE = "the recipe"
-RECIPE_OF = {"binary": WIDE, "multiclass": WIDE_MIX, "multilabel": WIDE_MIX}
+BATCH = 64
+FEW_POSITIVES = 2
 
 BLEND = {"warmup": 0.2, "blend": 0.2}  # then the ranking loss alone
 MIX = {**BLEND, "final": 0.5}  # then half and half to the end
@@ -150,6 +151,11 @@ def _libauc() -> list[Contender]:
     )
     reason = "a loss of one label, with a sampler of its positives"
     return [Contender(*row, "libauc", kinds=("binary",), why_not=reason) for row in rows]
+
+
+def recipe_for(kind: str, rate: float) -> str:
+    """The contender that is recommended: the ranking loss alone if batches have few positives, else half and half."""
+    return WIDE if kind == "binary" and rate * BATCH < FEW_POSITIVES else WIDE_MIX
 
 
 CONTENDERS = (

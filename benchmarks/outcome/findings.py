@@ -8,7 +8,17 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from outcome.contenders import BASELINE, RANKING_LOSSES, RECIPE, RECIPE_OF, SCHEDULES, SWEPT, Contender
+from outcome.contenders import (
+    BASELINE,
+    FEW_POSITIVES,
+    RANKING_LOSSES,
+    RECIPE,
+    SCHEDULES,
+    SWEPT,
+    WIDE,
+    WIDE_MIX,
+    Contender,
+)
 from outcome.results import Results, with_sign
 
 __all__ = ["findings", "meets_criterion"]
@@ -51,9 +61,9 @@ def _criterion(results: Results) -> str:
     won, lost = by_verdict["win"], by_verdict["loss"]
     answer = "It does." if meets_criterion(results) else "**It does not.**"
     text = (
-        f"**The recipe** is *{RECIPE_OF['binary']}* for one label, *{RECIPE_OF['multiclass']}* for several classes or "
-        "labels. It should beat tuned cross-entropy in the target measure on at least half of the "
-        f"{len(tasks)} imbalanced tasks, with the interval above zero, and lie below it, interval and all, on none. "
+        f"**The recipe** is *{WIDE}* for one label of which a batch has fewer than {FEW_POSITIVES} positives on "
+        f"average, and *{WIDE_MIX}* for all else. It should beat tuned cross-entropy in the target measure on at least "
+        f"half of the {len(tasks)} imbalanced tasks, with the interval above zero, and lie below it, interval and all, on none. "
         f"{answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
         f"{with_sign(results.over_tasks(RECIPE))}."
     )

@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 from outcome.comparison import Difference, paired, verdict
-from outcome.contenders import BASELINE, CONTENDERS, RECIPE, RECIPE_OF, Contender
+from outcome.contenders import BASELINE, CONTENDERS, RECIPE, Contender, recipe_for
 from outcome.tasks import TASKS
 
 __all__ = ["Data", "Results", "dump", "with_sign"]
@@ -22,15 +22,16 @@ class Results:
 
     A measure that a task's rows cannot give, such as 50 basis points of fewer than 200 rows, is not a number there, and
     the task is left out where that measure is averaged. :data:`RECIPE` stands for the contender that is recommended for
-    the kind of a task.
+    a task.
     """
 
     def __init__(self, data: Data) -> None:
         self.cells: dict[str, dict[str, Data]] = {task: dict(of_task) for task, of_task in data["cells"].items()}
         for task in TASKS:
             of_task = self.cells.get(task.name, {})
-            if RECIPE_OF[task.kind] in of_task:
-                of_task[RECIPE] = of_task[RECIPE_OF[task.kind]]
+            recommended = recipe_for(task.kind, task.budget)
+            if recommended in of_task:
+                of_task[RECIPE] = of_task[recommended]
         self.tasks = [task for task in TASKS if task.name in self.cells and self.has(task.name, BASELINE)]
         self.contenders = [one for one in CONTENDERS if any(self.has(task.name, one.name) for task in self.tasks)]
         self._measures = {task.name: task.target for task in TASKS}

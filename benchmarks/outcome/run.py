@@ -32,7 +32,7 @@ from processes import LostWorkerError, Worker
 from tqdm import tqdm
 
 from outcome.comparison import best_setting
-from outcome.contenders import BASELINE, CONTENDERS, Contender
+from outcome.contenders import BASELINE, BATCH, CONTENDERS, Contender
 from outcome.measures import MEASURES, measure
 from outcome.report import write_report
 from outcome.results import dump
@@ -54,7 +54,7 @@ class Protocol:
     seeds: int = 10
     tuning_seeds: int = 4
     steps: int = 600
-    batch: int = 64
+    batch: int = BATCH
 
     @property
     def tuning(self) -> range:
