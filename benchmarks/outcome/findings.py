@@ -61,9 +61,9 @@ def _criterion(results: Results) -> str:
     won, lost = by_verdict["win"], by_verdict["loss"]
     answer = "It does." if meets_criterion(results) else "**It does not.**"
     text = (
-        f"**The recipe** is *{WIDE}* for one label of which a batch has fewer than {FEW_POSITIVES} positives on "
-        f"average, and *{WIDE_MIX}* for all else. It should beat tuned cross-entropy in the target measure on at least "
-        f"half of the {len(tasks)} imbalanced tasks, with the interval above zero, and lie below it, interval and all, on none. "
+        f"**The recipe** is *{WIDE}* for one label with fewer than {FEW_POSITIVES} positives in a batch on average, "
+        f"and *{WIDE_MIX}* for all else. It should beat tuned cross-entropy in the target measure on at least half "
+        f"of the {len(tasks)} imbalanced tasks, with the interval above zero, and have none with the interval below. "
         f"{answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
         f"{with_sign(results.over_tasks(RECIPE))}."
     )

@@ -107,7 +107,8 @@ def _contender_table(results: Results) -> str:
         own = {name: sorted({setting[name] for setting in one.grid}) for name in one.grid[0]}
         rates = ", ".join(f"{rate:g}" for rate in own.pop("lr"))
         settings = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in own.items())
-        rows.append((one.name, one.series, f"`{one.loss}`{_options(one)}", rates, settings, _takes(one)))
+        series = "torch" if one.loss == "CrossEntropy" else one.series
+        rows.append((one.name, series, f"`{one.loss}`{_options(one)}", rates, settings, _takes(one)))
     return _table(header, rows)
 
 

@@ -52,7 +52,7 @@ class Protocol:
 
     first_seed: int = 0
     seeds: int = 10
-    tuning_seeds: int = 4
+    tuning_seeds: int = 3
     steps: int = 600
     batch: int = BATCH
 
