@@ -145,6 +145,12 @@ def _weighting(results: Results) -> str:
 def _temperatures(results: Results) -> str:
     """How often validation chose each temperature of a loss; its mean scores where nothing else is varied."""
     lines = [line for name in LOSSES if (line := _chosen_temperatures(results, name))]
+    for one in results.contenders:
+        if one.name in (WIDE, WIDE_MIX):
+            settings = [one.grid[results.cells[task][one.name]["chosen"]] for task in results.tasks_of(one.name)]
+            picked = Counter((setting["temperature"], setting["band"]) for setting in settings)
+            shown = ", ".join(f"{t:g} with {b:g} times the budget on {n}" for (t, b), n in sorted(picked.items()))
+            lines.append(f"- {one.name}: {shown}.")
     for name in SWEPT:
         swept = f"{name}, temperatures"
         tasks = [task for task in results.tasks_of(swept) if not any(map(math.isnan, results.validation(task, swept)))]
