@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware import processor
+from pages import table
 from tqdm import tqdm
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -118,10 +119,10 @@ def page(data: dict[str, Any]) -> str:
         for case, steps in found["steps"].items():
             cells = (_step(steps.get(f"{shards} {size}"), errors) for shards in SHARDS for size in SIZES)
             rows.append((f"`{case}`", *cells))
-        parts += [f"### {TITLES[series]}", _table(header, rows)]
+        parts += [f"### {TITLES[series]}", table(header, rows)]
     if errors:
         parts.append("\n".join(f"{number}. {error}" for number, error in enumerate(errors, 1)))
-    parts += [f"## Cost\n\n{COST}", _table(("package", "loss", "collectives", "bytes from a rank"), _costs(data))]
+    parts += [f"## Cost\n\n{COST}", table(("package", "loss", "collectives", "bytes from a rank"), _costs(data))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -157,11 +158,6 @@ def _costs(data: dict[str, Any]) -> list[Sequence[str]]:
         for series, found in data["series"].items()
         for case, cost in found["costs"].items()
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

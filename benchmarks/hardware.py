@@ -1,12 +1,25 @@
-"""The name of the machine that numbers are measured on."""
+"""The machine that numbers are measured on."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+from datetime import datetime, timezone
 from pathlib import Path
 
-__all__ = ["processor"]
+__all__ = ["describe", "processor"]
+
+
+def describe() -> dict[str, object]:
+    """Day, processor, cores, system and interpreter of a run."""
+    return {
+        "date": datetime.now(tz=timezone.utc).date().isoformat(),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
 
 
 def processor() -> str:

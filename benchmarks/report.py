@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cells import COMPILED_SCORES, POOLS, RANKING, RATES, Cell, Promise, promises, sweep
+from pages import table
 
 Data = dict[str, Any]
 
@@ -99,7 +100,7 @@ def _promise_table(results: Results) -> str:
         row_of = _compilation_row if promise.measure == "compilations" else _promise_row
         of_promise = [row_of(results, promise, cell) for cell in promise.cells]
         rows += [(promise.work if not i else "", *row) for i, row in enumerate(of_promise)]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _promise_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
@@ -175,7 +176,7 @@ def _small(results: Results) -> list[str]:
             ratios = [_times(results.ratio(cell, "peer", series)) for series in ("ours", "compiled")]
             first_call = "-" if first is None else f"{first:.2g} s"
             rows.append((cell.loss, _inputs(cell), ours, compiled, first_call, peer, *ratios))
-    return [f"## Small pools\n\n{SMALL}", _table(header, rows)] if rows else []
+    return [f"## Small pools\n\n{SMALL}", table(header, rows)] if rows else []
 
 
 def _sweep(results: Results) -> list[str]:
@@ -185,7 +186,7 @@ def _sweep(results: Results) -> list[str]:
     header = ("classes", "positives", "pool", *times, "ours MB", "compiled MB", "peer MB")
     parts = [f"## Sweep\n\n{SWEEP}"] if measured else []
     for loss in RANKING if measured else ():
-        parts += [f"### {loss}", _table(header, (_sweep_row(results, cell) for cell in measured if cell.loss == loss))]
+        parts += [f"### {loss}", table(header, (_sweep_row(results, cell) for cell in measured if cell.loss == loss))]
     return parts
 
 
@@ -229,11 +230,6 @@ def _megabytes(size: float | None, unit: str = " MB") -> str:
 
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{_short(ratio)}x"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def plot(data: Data, path: Path) -> None:

@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from cells import COMPILED_SCORES, Cell, select
-from hardware import processor
+from hardware import describe
+from pages import rounded
 from processes import LostWorkerError, Worker
 from report import write_report
 from tqdm import tqdm
@@ -104,7 +103,7 @@ class Bench:
         request = {"do": "prepare", "work": cell.work(series)}
         answer = self._ask(self.workers[series], result, self._patience(series), **request)
         if answer:
-            result["first_call_seconds"] = _rounded(answer["seconds"])
+            result["first_call_seconds"] = rounded(answer["seconds"])
 
     def _reason_against(self, cell: Cell, series: str) -> str:
         """Why not to try, if there is a reason: no loss grows more slowly than its pool."""
@@ -134,14 +133,10 @@ class Bench:
                     continue
                 request = {"do": "time", "seconds": self.limits.slice_seconds}
                 answer = self._ask(self.workers[series], result, self.limits.patience, **request)
-                rounds[series] += [_rounded(answer["seconds"])] if answer else []
+                rounds[series] += [rounded(answer["seconds"])] if answer else []
         for series, result in results.items():
             if rounds[series]:
                 result.update(seconds=min(rounds[series]), rounds=rounds[series])
-
-
-def _rounded(seconds: float) -> float:
-    return float(f"{seconds:.4g}")
 
 
 def make_workers(purpose: str, arguments: argparse.Namespace, limits: Limits) -> dict[str, Worker]:
@@ -157,13 +152,9 @@ def describe_machine(arguments: argparse.Namespace, workers: dict[str, Worker]) 
     """What the numbers hang on."""
     versions = {series: workers[series].ask(120, do="hello") for series in workers if series in ("ours", "peer")}
     return {
-        "date": datetime.now(tz=timezone.utc).date().isoformat(),
-        "cpu": processor(),
-        "cores": os.cpu_count(),
+        **describe(),
         "threads": arguments.threads,
         "device": versions["ours"]["device"],
-        "system": platform.system(),
-        "python": platform.python_version(),
         "torch": versions["ours"]["torch"],
         "packages": {series: version["package"] for series, version in versions.items()},
     }

@@ -21,12 +21,14 @@ from toy_demo import (
     Epoch,
     Split,
     add_training_flags,
+    batches_per_epoch,
     check_args,
     check_plot,
     describe,
     load_data,
     make_model,
     train_epochs,
+    warm_up,
 )
 from tqdm import tqdm
 
@@ -47,6 +49,17 @@ class Contender:
 
     name: str
     build: Callable[[argparse.Namespace, Split], LossWarmupWrapper]
+
+
+def after_warm_up(
+    warmup: Callable[[Split], nn.Module], name: str, main: Callable[[argparse.Namespace, Split], nn.Module]
+) -> Contender:
+    """Train with a loss, after a warm-up on another if the flags ask for one."""
+
+    def build(args: argparse.Namespace, data: Split) -> LossWarmupWrapper:
+        return warm_up(warmup(data), main(args, data), args, batches_per_epoch(data, args))
+
+    return Contender(name, build)
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ with the other one, the losses were closer together. The seeds shown, 0 to 4, ha
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from comparison import Contender, Run, WeightedBCE, make_parser, parse, run_demo
-from torch import Tensor, nn
-from toy_demo import Split, batches_per_epoch, warm_up
+from comparison import Contender, Run, WeightedBCE, after_warm_up, make_parser, parse, run_demo
+from torch import Tensor
+from toy_demo import Split
 
-from imbalanced_losses import LossWarmupWrapper, PAUCAtBudgetLoss, SmoothAPLoss
+from imbalanced_losses import PAUCAtBudgetLoss, SmoothAPLoss
 from imbalanced_losses.metrics import coverage_at_budget
 
 BUDGET = 0.005
@@ -68,13 +68,7 @@ def draw_rows(
     return torch.tensor(features @ rotation, dtype=torch.float32), labels
 
 
-def after_weighted_ce(name: str, make_loss: Callable[[argparse.Namespace, Split], nn.Module]) -> Contender:
-    """Train with a loss, after a warm-up on weighted cross-entropy."""
-
-    def build(args: argparse.Namespace, data: Split) -> LossWarmupWrapper:
-        return warm_up(WeightedBCE(data), make_loss(args, data), args, batches_per_epoch(data, args))
-
-    return Contender(name, build)
+after_weighted_ce = partial(after_warm_up, WeightedBCE)
 
 
 def pauc(name: str, **options: Any) -> Contender:

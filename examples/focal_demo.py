@@ -16,24 +16,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from comparison import Contender, Run, WeightedBCE, load_as_asked, make_parser, parse, run_demo
-from torch import nn
-from toy_demo import Split, add_data_flag, batches_per_epoch, binary_cross_entropy, warm_up
+from comparison import Run, WeightedBCE, after_warm_up, load_as_asked, make_parser, parse, run_demo
+from toy_demo import add_data_flag, binary_cross_entropy
 
-from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss
+from imbalanced_losses import SigmoidFocalLoss
 
-
-def after_bce(name: str, make_loss: Callable[[argparse.Namespace, Split], nn.Module]) -> Contender:
-    """Train with a loss, after a warm-up on BCE if the flags ask for one."""
-
-    def build(args: argparse.Namespace, data: Split) -> LossWarmupWrapper:
-        return warm_up(binary_cross_entropy(), make_loss(args, data), args, batches_per_epoch(data, args))
-
-    return Contender(name, build)
-
-
+after_bce = partial(after_warm_up, lambda data: binary_cross_entropy())
 CONTENDERS = (
     after_bce("BCE", lambda args, data: binary_cross_entropy()),
     after_bce("BCE + pos_weight", lambda args, data: WeightedBCE(data)),

@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rare_digits import CLASSES, RARE_DIGITS, build_loss, load_data, make_parser, per_class, print_classes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from toy_demo import phase_name
 
 from imbalanced_losses.integrations.lightning import LossWarmupCallback
 from imbalanced_losses.metrics import average_precision
@@ -78,7 +79,7 @@ class Classifier(L.LightningModule):  # type: ignore[misc, unused-ignore]
             if name not in ("main_weight", "temperature"):  # the callback logs them with every step
                 values = values.float()
                 self.log_dict(per_class(name, values) if values.dim() else {name: values})
-        phase = "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
+        phase = phase_name(loss_fn)
         loss = torch.stack(self.losses).mean().item()
         now = (diagnostics["main_weight"].item(), diagnostics["temperature"].item())
         self.history.append(Epoch(phase, *now, loss, self.precision, diagnostics))

@@ -109,6 +109,11 @@ class ScheduleConfig:
         return self.warmup_steps is not None or self.blend_steps is not None
 
     @property
+    def counts_epochs(self) -> bool:
+        """Whether there are phases, and they are counted in epochs."""
+        return not self.counts_steps and self.warmup_epochs + self.blend_epochs > 0
+
+    @property
     def warmup_length(self) -> int:
         """Epochs or steps of warm-up."""
         return (self.warmup_steps or 0) if self.counts_steps else self.warmup_epochs
@@ -384,7 +389,7 @@ def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = No
     check_integer("steps", steps, minimum=1)
     if steps_per_epoch is not None:
         check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
-    elif not cfg.counts_steps and cfg.warmup_length + cfg.blend_length > 0:
+    elif cfg.counts_epochs:
         raise ValueError("expected steps_per_epoch for a schedule that counts its phases in epochs, got None")
     step = torch.arange(steps)
     epoch = step // (steps if steps_per_epoch is None else steps_per_epoch)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from pages import table
 
 from outcome.contenders import BASELINE, RECIPE, Contender
 from outcome.findings import findings
@@ -97,7 +99,7 @@ def _task_table(results: Results) -> str:
         note = held_out[task.kind] + ("" if task.imbalanced else "; not counted among the imbalanced tasks")
         kind = {"binary": "binary", "multiclass": f"{task.n_classes} classes", "multilabel": f"{task.n_classes} labels"}
         rows.append((task.name, kind[task.kind], f"{task.budget:.1%}", MEASURES[task.target], note))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _contender_table(results: Results) -> str:
@@ -109,7 +111,7 @@ def _contender_table(results: Results) -> str:
         settings = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in own.items())
         series = "torch" if one.loss == "CrossEntropy" else one.series
         rows.append((one.name, series, f"`{one.loss}`{_options(one)}", rates, settings, _takes(one)))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _takes(contender: Contender) -> str:
@@ -134,7 +136,7 @@ def _overall(results: Results) -> str:
         if tasks := results.tasks_of(one):
             cells = (f"{with_sign(results.over_tasks(one, name))} {_counts(results, one, name)}" for name in columns)
             rows.append((one, str(len(tasks)), *cells))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _counts(results: Results, contender: str, measure: str) -> str:
@@ -149,7 +151,7 @@ def _matrix(results: Results) -> str:
     for one in results.ranked():
         if one.name != BASELINE:
             rows.append((one.name, *(_matrix_cell(results, task, one.name) for task in results.tasks)))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _matrix_cell(results: Results, task: Task, contender: str) -> str:
@@ -164,7 +166,7 @@ def _tasks(results: Results) -> Iterator[str]:
         names = [f"{name} (target)" if key == task.target else name for key, name in MEASURES.items()]
         header = ("contender", "setting", *names, "difference", "", "ms a step")
         rows = [_row(results, task, one) for one in results.contenders if results.has(task.name, one.name)]
-        yield f"### {task.name}\n\n{_table(header, rows)}"
+        yield f"### {task.name}\n\n{table(header, rows)}"
 
 
 def _row(results: Results, task: Task, one: Contender) -> Sequence[str]:
@@ -186,11 +188,6 @@ def _missing(results: Results) -> Iterator[str]:
     if skipped:
         lines = "\n".join(f"- {one}: {reason}" for one, reason in skipped.items())
         yield f"## Missing rows\n\n{lines}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def plot(data: Data, measure: str, path: Path) -> None:

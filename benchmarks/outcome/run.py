@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,12 +20,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import processor
+from hardware import describe
+from pages import rounded
 from processes import LostWorkerError, Worker
 from tqdm import tqdm
 
@@ -161,10 +159,10 @@ class Study:
         for run in runs:
             if "skipped" in run:
                 return {"skipped": run["skipped"]}
-        scores = [_rounded(statistics.fmean(run["validation"] for run in of_setting)) for of_setting in tried]
-        test = {name: [_rounded(run["test"][name]) for run in runs] for name in MEASURES}
+        scores = [rounded(statistics.fmean(run["validation"] for run in of_setting)) for of_setting in tried]
+        test = {name: [rounded(run["test"][name]) for run in runs] for name in MEASURES}
         milliseconds = 1e3 * statistics.median(run["seconds"] for run in runs)
-        return {"chosen": chosen, "validation": scores, "milliseconds": _rounded(milliseconds), "test": test}
+        return {"chosen": chosen, "validation": scores, "milliseconds": rounded(milliseconds), "test": test}
 
     def run(self, cell: Cell, setting: int, seed: int) -> Result:
         """One training run, now or in the journal; a failure is a result, too."""
@@ -210,10 +208,6 @@ class Study:
             worker.stop()
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,12 +249,8 @@ def make_protocol(arguments: argparse.Namespace) -> Protocol:
 def describe_machine(arguments: argparse.Namespace, versions: dict[str, Result]) -> Result:
     """What the numbers hang on."""
     return {
-        "date": datetime.now(tz=timezone.utc).date().isoformat(),
-        "cpu": processor(),
-        "cores": os.cpu_count(),
+        **describe(),
         "jobs": arguments.jobs,
-        "system": platform.system(),
-        "python": platform.python_version(),
         "torch": torch.__version__,
         "packages": {series: answer.get("package", answer.get("skipped")) for series, answer in versions.items()},
     }

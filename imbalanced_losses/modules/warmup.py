@@ -119,7 +119,7 @@ class LossWarmupWrapper(nn.Module):
             blend_steps=blend_steps,
             final_main_weight=final_main_weight,
         )
-        if auto_step and self._moves_by_epoch:
+        if auto_step and self.config.counts_epochs:
             raise ValueError("expected auto_step with warmup_steps and blend_steps, got phases counted in epochs")
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
@@ -244,10 +244,6 @@ class LossWarmupWrapper(nn.Module):
     def _has_temperature(self) -> bool:
         return getattr(self.main_loss, "temperature", None) is not None
 
-    @property
-    def _moves_by_epoch(self) -> bool:
-        return not self.config.counts_steps and self.config.warmup_length + self.config.blend_length > 0
-
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take_own_step(self) -> None:
         self._advance(schedule.start_step(self._host_state, self.config, int(self._host_state.step) + 1))
@@ -291,7 +287,7 @@ class LossWarmupWrapper(nn.Module):
     def _warn_of_uncalled_hooks(self) -> None:
         cfg = self.config
         moves_by_step = not self.auto_step and (cfg.counts_steps or (self._has_temperature and not self.in_warmup))
-        waits_for_epoch = self._moves_by_epoch or self.reset_queue_each_epoch
+        waits_for_epoch = cfg.counts_epochs or self.reset_queue_each_epoch
         for hook, moves, unit, what in (
             ("on_train_epoch_start", waits_for_epoch, "epoch", "what happens by epochs"),
             ("on_train_batch_start", moves_by_step, "batch", "what happens by steps"),
