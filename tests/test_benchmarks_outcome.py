@@ -67,8 +67,8 @@ def test_calibration_error_by_hand() -> None:
 
     probabilities = torch.tensor([[0.1, 0.9], [0.3, 0.9], [0.6, 0.9], [0.8, 0.9]])
     labels = torch.tensor([[0, 1], [1, 1], [1, 1], [1, 0]])
-    # two bins a column: |0.2 - 0.5| and |0.7 - 1|; all 0.9, of which one bin has rate 1 and the other 1/2
-    assert calibration_error(probabilities, labels, bins=2).tolist() == pytest.approx([0.3, (0.1 + 0.4) / 2])
+    # two bins a column: |0.2 - 0.5| and |0.7 - 1|; all 0.9, of which three quarters are positive in whatever order
+    assert calibration_error(probabilities, labels, bins=2).tolist() == pytest.approx([0.3, 0.15])
     uniform = torch.rand(200_000, 1, generator=torch.Generator().manual_seed(0))
     drawn = (torch.rand(200_000, 1, generator=torch.Generator().manual_seed(1)) < uniform).long()
     assert calibration_error(uniform, drawn).item() < 0.01
@@ -91,8 +91,20 @@ def test_measures_are_means_over_groups_and_classes(scored: tuple[torch.Tensor, 
     three = torch.randn(300, 3, generator=torch.Generator().manual_seed(2))
     classes = torch.arange(300) % 3
     multiclass = Task("", lambda _: None, 0.3, "ap", "multiclass", 3)
-    one_by_one = [average_precision_score(classes == k, three[:, k]) for k in range(3)]
-    assert measure(three, split(classes), multiclass, "softmax")["ap"] == pytest.approx(np.mean(one_by_one), abs=1e-5)
+    for link, scores in (("sigmoid", three), ("softmax", three.softmax(1))):
+        one_by_one = [average_precision_score(classes == k, scores[:, k]) for k in range(3)]
+        assert measure(three, split(classes), multiclass, link)["ap"] == pytest.approx(np.mean(one_by_one), abs=1e-5)
+
+
+def test_what_softmax_leaves_free_changes_no_measure() -> None:
+    from outcome.measures import measure
+    from outcome.tasks import Task
+
+    logits, shift = torch.randn(300, 3, dtype=torch.float64), 10 * torch.randn(300, 1, dtype=torch.float64)
+    rows, multiclass = split(torch.arange(300) % 3), Task("", lambda _: None, 0.3, "ap", "multiclass", 3)
+    found = measure(logits + shift, rows, multiclass, "softmax")
+    assert found == pytest.approx(measure(logits, rows, multiclass, "softmax"))
+    assert found["ap"] != pytest.approx(measure(logits + shift, rows, multiclass, "sigmoid")["ap"])
 
 
 def test_coverage_needs_one_row_of_budget(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -108,6 +120,8 @@ def test_settings_are_chosen_by_their_mean() -> None:
 
     assert best_setting([[0.1, 0.9], [0.6, 0.6], [0.5, 0.7], [1.0, math.nan]]) == 1
     assert best_setting([[math.nan]] * 4) == 0
+    # equals are told apart by the next scores
+    assert best_setting([[0.5], [0.8], [0.8], [0.7]], [[0.9], [0.1], [0.2], [0.9]]) == 2
 
 
 def test_paired_differences_have_students_interval() -> None:
@@ -130,7 +144,7 @@ def test_paired_differences_have_students_interval() -> None:
         (-0.2, 0.1, True, "win"),
         (0.2, 0.1, True, "loss"),
         (0.0, 0.0, False, "tie"),
-        (math.nan, math.nan, False, "tie"),
+        (math.nan, math.nan, False, "loss"),
     ],
 )
 def test_verdicts(mean: float, half: float, lower_is_better: bool, expected: str) -> None:
@@ -217,11 +231,11 @@ def test_not_a_number_is_null_in_the_file() -> None:
 
 
 def test_every_contender_has_four_settings_and_a_reason_for_what_it_leaves_out() -> None:
-    from outcome.contenders import BASELINE, CONTENDERS, WIDE, WIDE_MIX
+    from outcome.contenders import BASELINE, CONTENDERS, WIDE, WIDE_ADJUSTED, WIDE_MIX
 
     names = [one.name for one in CONTENDERS]
     assert len(set(names)) == len(names)
-    assert {BASELINE, WIDE, WIDE_MIX} <= set(names)
+    assert {BASELINE, WIDE, WIDE_MIX, WIDE_ADJUSTED} <= set(names)
     for one in CONTENDERS:
         assert len({json.dumps(setting) for setting in one.grid}) == 4
         assert bool(one.why_not) == (set(one.kinds) < {"binary", "multiclass", "multilabel"} or bool(one.tasks))
@@ -342,7 +356,7 @@ def run_study(folder: Path, *flags: str) -> dict[str, Any]:
     return cells
 
 
-def test_a_run_writes_a_page_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_run_writes_a_page_and_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late = run_study(tmp_path, "--minutes", "0")
     assert late["Smooth-AP"] == {"skipped": "the run's time was spent"}
     assert late["LibAUC AP, SOAP"]["skipped"].startswith("no environment")
@@ -353,16 +367,41 @@ def test_a_run_writes_a_page_and_goes_on_where_it_stopped(tmp_path: Path) -> Non
     assert "LibAUC AP, SOAP, digits 3 %: no environment" in (tmp_path / "outcome.md").read_text(encoding="utf-8")
     assert (tmp_path / "outcome_ap.png").read_bytes().startswith(b"\x89PNG")
 
-    # a run that is there is not made again, one that is missing is made as it was before; the last line was cut off
+    # a run that is there is not made again; one that failed or was cut off is made as it was before
     journal = tmp_path / "runs.jsonl"
-    lines = journal.read_text(encoding="utf-8").splitlines()
-    kept = [json.loads(line) for line in lines[:-1]]
-    kept[0]["result"]["seconds"] = 123.0
-    journal.write_text("".join(json.dumps(run) + "\n" for run in kept) + lines[-1][:20], encoding="utf-8")
+    head, *runs = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    runs[0]["result"]["seconds"] = 123.0
+    failed = {"key": runs[-2]["key"], "result": {"skipped": "failed: no answer within 300 s"}}
+    lines = [json.dumps(line) + "\n" for line in (head, *runs[:-2], failed, runs[-1])]
+    journal.write_text("".join(lines)[:-20], encoding="utf-8")
+    capsys.readouterr()
     resumed = run_study(tmp_path, "--resume")
+    assert "100%" in capsys.readouterr().err
     again = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    assert again[:-1] == kept
-    assert again[-1]["key"] == json.loads(lines[-1])["key"]
+    assert again[:-2] == [head, *runs[:-2]]
+    assert {run["key"] for run in again[-2:]} == {run["key"] for run in runs[-2:]}
     assert {name: cell.get("test") for name, cell in resumed.items()} == {
         name: cell.get("test") for name, cell in cells.items()
     }
+
+
+def test_a_journal_is_of_one_code_and_is_not_lost(tmp_path: Path) -> None:
+    from outcome.run import Journal
+
+    path = tmp_path / "runs.jsonl"
+    Journal(path, resume=False).add("a", {"seconds": 1.0})
+    assert Journal(path, resume=True).runs == {"a": {"seconds": 1.0}}
+    kept = path.read_text(encoding="utf-8")
+    path.write_text(kept.replace('"code": "', '"code": "other'), encoding="utf-8")
+    with pytest.raises(SystemExit, match="the code has changed"):
+        Journal(path, resume=True)
+    assert Journal(path, resume=False).runs == {}
+    assert path.with_suffix(".old").read_text(encoding="utf-8").splitlines()[1:] == kept.splitlines()[1:]
+
+
+def test_only_the_whole_study_goes_into_the_docs() -> None:
+    from outcome.run import is_whole, parse_args
+
+    assert is_whole(parse_args(["--resume", "--minutes", "1", "--jobs", "4"]))
+    for flags in (["--quick"], ["--tasks", "wine"], ["--first-seed", "100"], ["--seeds", "3"], ["--steps", "5"]):
+        assert not is_whole(parse_args(flags))

@@ -31,13 +31,18 @@ class Difference(NamedTuple):
         return self.mean + self.half
 
 
-def best_setting(validation: Sequence[Sequence[float]]) -> int:
+def best_setting(*validation: Sequence[Sequence[float]]) -> int:
     """Index of the setting whose scores ``[settings][seeds]`` have the highest mean; the first one of equals.
 
-    A setting with a score that is not a number, from a run that diverged, is chosen only if all have one.
+    Further scores decide between equals. A setting with a score that is not a number, from a run that diverged, is
+    chosen only if all have one.
     """
-    means = [sum(scores) / len(scores) for scores in validation]
-    return max(range(len(means)), key=lambda i: -math.inf if math.isnan(means[i]) else means[i])
+
+    def mean(scores: Sequence[float]) -> float:
+        found = sum(scores) / len(scores)
+        return -math.inf if math.isnan(found) else found
+
+    return max(range(len(validation[0])), key=lambda i: tuple(mean(scores[i]) for scores in validation))
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -51,7 +56,9 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
 
 
 def verdict(difference: Difference, *, lower_is_better: bool = False) -> str:
-    """``"win"`` or ``"loss"`` if the interval leaves out zero, else ``"tie"``."""
-    if math.isnan(difference.mean) or difference.low <= 0 <= difference.high:
+    """``"win"`` or ``"loss"`` if the interval leaves out zero, else ``"tie"``; no number, of a diverged run: a loss."""
+    if math.isnan(difference.mean):
+        return "loss"
+    if difference.low <= 0 <= difference.high:
         return "tie"
     return "win" if (difference.mean > 0) != lower_is_better else "loss"

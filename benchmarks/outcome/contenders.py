@@ -1,7 +1,7 @@
 """Who takes part: losses with their options, and four settings each to tune over.
 
-Every contender has the same tuning budget: four settings. What is its own to choose takes two values, at two learning
-rates; plain cross-entropy has nothing but the learning rate and tries four.
+Every contender has the same tuning budget: four settings. Mostly what is its own to choose takes two values, at two
+learning rates; what has nothing but the learning rate tries four, and two choices of its own leave it at one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Contender:
     """A row of the study.
 
     ``options`` go to the loss. ``schedule`` says how it takes over from cross-entropy: the shares ``warmup`` and
-    ``blend`` of the steps, the ``final`` weight, the ends of the temperature. ``why_not`` says why it has no other
-    ``kinds``, or no other ``tasks`` (none named: all).
+    ``blend`` of the steps, the ``final`` weight, the ends of the temperature, the logit ``adjustment``. ``why_not``
+    says why it has no other ``kinds``, or no other ``tasks`` (none named: all).
     """
 
     name: str
@@ -67,7 +67,8 @@ def grid(lr: Sequence[float] = (3e-3, 1e-2), **own: Sequence[float]) -> tuple[Se
 
 FOUR_RATES = grid((1e-3, 3e-3, 1e-2, 3e-2))
 BASELINE = "cross-entropy"
-WIDE, WIDE_MIX = "pAUC pairwise, wide band", "pAUC pairwise, wide band + half"
+WIDE = "pAUC pairwise, wide band"
+WIDE_MIX, WIDE_ADJUSTED = WIDE + " + half", WIDE + " + adjusted half"
 RECIPE = "the recipe"
 BATCH = 64
 FEW_POSITIVES = 2
@@ -75,6 +76,7 @@ FEW_POSITIVES = 2
 BLEND = {"warmup": 0.2, "blend": 0.2}  # then the ranking loss alone
 MIX = {**BLEND, "final": 0.5}  # then half and half to the end
 HALF = {"warmup": 0.0, "blend": 0.0, "final": 0.5}  # half and half from the first step
+ADJUSTED_HALF = {**HALF, "adjustment": 1.0}
 SCHEDULES: dict[str, dict[str, float] | None] = {"": None, " + warm-up": BLEND, " + mix": MIX}
 IMPLICIT = {"threshold_gradient": "implicit"}
 PAIRWISE = {"surrogate": "pairwise"}
@@ -89,8 +91,9 @@ RANKING_LOSSES: tuple[tuple[str, str, dict[str, Any], tuple[float, ...]], ...] =
     ("pAUC pairwise", "PAUCAtBudgetLoss", PAIRWISE, (0.1, 1.0)),
 )
 
-# schedules that are tried everywhere
+# schedules that are tried everywhere; warm-up is tried with the other losses on a few tasks
 SCHEDULED = {
+    "": tuple(name for name, *_ in RANKING_LOSSES),
     " + warm-up": ("Smooth-AP", "recall, implicit", "pAUC pairwise"),
     " + mix": ("Smooth-AP", "pAUC pairwise"),
 }
@@ -101,19 +104,21 @@ SWEPT: dict[str, tuple[float, ...]] = {"Smooth-AP": (0.03, 0.3, 3.0, 10.0), "pAU
 QUEUES = (0, 8192)  # besides the default, 1,024
 
 
-# the band is as many times the budget: hard negatives alone are too few to learn from
+# the band is as many times the budget
 WIDE_GRID = grid((1e-2,), temperature=(1.0, 3.0), band=(3.0, 10.0))
 
 
 def _ours() -> list[Contender]:
-    """Each loss with each schedule; those that are least likely to matter on a few tasks only."""
+    """Each loss with each schedule."""
     made = []
     for suffix, schedule in SCHEDULES.items():
         for name, loss, options, temperatures in RANKING_LOSSES:
-            swept: dict[str, Any] = {} if not suffix or name in SCHEDULED[suffix] else SWEEP
-            settings = grid(temperature=temperatures)
-            made.append(Contender(name + suffix, loss, settings, options=options, schedule=schedule, **swept))
-    return [one for one in made if not one.name.endswith("stop + mix")]
+            everywhere = name in SCHEDULED[suffix]
+            if everywhere or schedule is BLEND:
+                swept: dict[str, Any] = {} if everywhere else SWEEP
+                settings = grid(temperature=temperatures)
+                made.append(Contender(name + suffix, loss, settings, options=options, schedule=schedule, **swept))
+    return made
 
 
 def _sweeps() -> list[Contender]:
@@ -152,9 +157,9 @@ def _peer() -> list[Contender]:
 def _libauc() -> list[Contender]:
     rows = (
         # PESG is a form of SGD, whose learning rates are larger than Adam's
-        ("LibAUC AUCM, PESG", "AUCMLoss", grid((0.03, 0.1), margin=(0.5, 1.0))),
+        ("LibAUC AUCM, PESG", "AUCMLoss", grid((0.1, 0.3, 1.0, 3.0))),
         ("LibAUC AP, SOAP", "APLoss", grid(gamma=(0.1, 0.9))),
-        ("LibAUC pAUC, SOPA", "pAUC_CVaR_Loss", grid(margin=(0.5, 1.0))),
+        ("LibAUC pAUC, SOPA", "pAUC_CVaR_Loss", grid(beta=(0.1, 0.3))),
     )
     reason = "a loss of one label, with a sampler of its positives"
     return [Contender(*row, "libauc", kinds=("binary",), why_not=reason) for row in rows]
@@ -162,6 +167,8 @@ def _libauc() -> list[Contender]:
 
 def recipe_for(kind: str, rate: float) -> str:
     """The contender that is recommended: the ranking loss alone if batches have few positives, else half and half."""
+    if kind == "multiclass":
+        return WIDE_ADJUSTED
     return WIDE if kind == "binary" and rate * BATCH < FEW_POSITIVES else WIDE_MIX
 
 
@@ -179,6 +186,15 @@ CONTENDERS = (
     ),
     Contender(WIDE, "PAUCAtBudgetLoss", WIDE_GRID, options=PAIRWISE),
     Contender(WIDE_MIX, "PAUCAtBudgetLoss", WIDE_GRID, options=PAIRWISE, schedule=HALF),
+    Contender(
+        WIDE_ADJUSTED,
+        "PAUCAtBudgetLoss",
+        WIDE_GRID,
+        options=PAIRWISE,
+        schedule=ADJUSTED_HALF,
+        kinds=("multiclass",),
+        why_not="tried where classes exclude each other",
+    ),
     *_ours(),
     *_sweeps(),
     *_defaults(),

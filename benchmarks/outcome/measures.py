@@ -26,7 +26,11 @@ COVERAGE_BUDGET = 0.005
 
 
 def measure(logits: Tensor, split: Split, task: Task, link: str) -> dict[str, float]:
-    """All measures of logits ``[N, C]``: means over classes (macro) and over the split's groups."""
+    """All measures of logits ``[N, C]``: means over classes (macro) and over the split's groups.
+
+    With the link ``"softmax"`` rows rank by the logarithm of a class's probability: its raw logit says nothing across
+    rows, as cross-entropy leaves a constant of each row free.
+    """
     n_groups = int(split.groups.max()) + 1
     if n_groups == 0:
         return _measure(logits, split.targets, task, link)
@@ -37,13 +41,14 @@ def measure(logits: Tensor, split: Split, task: Task, link: str) -> dict[str, fl
 
 def _measure(logits: Tensor, targets: Tensor, task: Task, link: str) -> dict[str, float]:
     multilabel = task.kind == "multilabel"
-    probabilities = logits.softmax(1) if link == "softmax" else logits.sigmoid()
+    scores = logits.log_softmax(1) if link == "softmax" else logits
+    probabilities = scores.exp() if link == "softmax" else scores.sigmoid()
     hot = one_hot(targets, task.n_classes) if task.kind == "multiclass" else targets.view(len(targets), -1)
     values = {
-        "ap": average_precision(logits, targets, multilabel=multilabel),
-        "recall": recall_at_quantile(logits, targets, task.budget, multilabel=multilabel),
-        "pauc": partial_auc(logits, targets, 0.0, task.budget, multilabel=multilabel),
-        "coverage": coverage(logits, targets, multilabel=multilabel),
+        "ap": average_precision(scores, targets, multilabel=multilabel),
+        "recall": recall_at_quantile(scores, targets, task.budget, multilabel=multilabel),
+        "pauc": partial_auc(scores, targets, 0.0, task.budget, multilabel=multilabel),
+        "coverage": coverage(scores, targets, multilabel=multilabel),
         "ece": calibration_error(probabilities, hot),
     }
     return {name: float(value.mean()) for name, value in values.items()}
@@ -56,7 +61,14 @@ def coverage(logits: Tensor, targets: Tensor, *, multilabel: bool) -> Tensor:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
-    """``[C]``: expected calibration error of ``[N, C]`` probabilities for labels {0, 1}, in bins of equal mass."""
-    ordered, order = probabilities.sort(0)
-    gaps = ordered.double() - labels.double().gather(0, order)
-    return torch.stack([part.sum(0).abs() for part in gaps.tensor_split(bins)]).sum(0) / len(gaps)
+    """``[C]``: expected calibration error of ``[N, C]`` probabilities for labels {0, 1}, in bins of equal mass.
+
+    Rows of equal probability count alike, each with the mean of their labels, so that their order does not matter.
+    """
+    errors = []
+    for predicted, of_class in zip(probabilities.T, labels.T, strict=True):
+        values, level, counts = predicted.unique(return_inverse=True, return_counts=True)
+        shares = torch.zeros(len(values), dtype=torch.float64).index_add(0, level, of_class.double()) / counts
+        gaps = (values.double() - shares).repeat_interleave(counts)
+        errors.append(sum(part.sum().abs() for part in gaps.tensor_split(bins)) / len(gaps))
+    return torch.stack(errors)

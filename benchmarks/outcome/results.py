@@ -64,10 +64,10 @@ class Results:
         return verdict(self.difference(task, contender, measure, other), lower_is_better=lower)
 
     def tasks_of(self, contender: str, other: str = BASELINE, measure: str = "target") -> list[str]:
-        """Imbalanced tasks that both contenders were trained on and that have the measure."""
+        """Imbalanced tasks that both contenders were trained on and that have the measure, as the baseline shows."""
         names = [task.name for task in self.tasks if task.imbalanced]
         shared = [name for name in names if self.has(name, contender) and self.has(name, other)]
-        return [name for name in shared if not math.isnan(self.mean(name, contender, measure))]
+        return [name for name in shared if not math.isnan(self.mean(name, BASELINE, measure))]
 
     def counts(self, contender: str, measure: str = "target", other: str = BASELINE) -> dict[str, int]:
         """How often it wins, ties and loses."""
@@ -86,12 +86,12 @@ class Results:
         return paired(*by_seed)
 
     def ranked(self, measure: str = "target") -> list[Contender]:
-        """Contenders, the best difference first; those without any last."""
+        """Contenders, the best difference first; then those of few tasks, whose means are of another kind."""
         sign = -1 if measure in LOWER_IS_BETTER else 1
 
-        def key(one: Contender) -> float:
+        def key(one: Contender) -> tuple[bool, float]:
             mean = sign * self.over_tasks(one.name, measure).mean
-            return math.inf if math.isnan(mean) else -mean
+            return bool(one.tasks), math.inf if math.isnan(mean) else -mean
 
         return sorted(self.contenders, key=key)
 

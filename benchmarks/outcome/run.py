@@ -2,14 +2,16 @@
 
     PYTHONPATH=benchmarks python -m outcome.run --peer .venv-peer/bin/python --libauc .venv-libauc/bin/python
 
-Each contender is tuned on a task: its four settings are trained with the first seeds, and the one whose mean on
-validation is best is trained with the others. Two processes of one thread train at a time. Each finished run is
-appended to a file at once, and ``--resume`` goes on from there.
+Each contender is tuned on a task: its four settings are trained with the first seeds, and the one whose mean of the
+target measure on validation is best (of equals that with the best average precision) is trained with the others. Two
+processes of one thread train at a time. Each finished run is appended to a file at once, and ``--resume`` goes on from
+there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import statistics
@@ -29,6 +31,7 @@ from pages import rounded
 from processes import LostWorkerError, Worker
 from tqdm import tqdm
 
+import imbalanced_losses
 from outcome.comparison import best_setting
 from outcome.contenders import BASELINE, BATCH, CONTENDERS, Contender
 from outcome.measures import MEASURES, measure
@@ -74,7 +77,11 @@ QUICK = Protocol(seeds=2, tuning_seeds=1, steps=40)
 
 
 class Journal:
-    """The finished runs: a line of JSON each, added at once."""
+    """The finished runs: the digest of the code that made them, and then a line of JSON each, added at once.
+
+    A journal that is not resumed is kept beside the new one. One of other code cannot be resumed. Runs that failed are
+    made again.
+    """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path, self.lock = path, threading.Lock()
@@ -82,15 +89,30 @@ class Journal:
         self.runs: dict[str, Result] = {}
         # a line without an end was cut off with the run that wrote it
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if resume and path.exists() else []
-        kept = [line for line in lines if line.endswith("\n")]
-        self.runs.update((run["key"], run["result"]) for run in map(json.loads, kept))
-        path.write_text("".join(kept), encoding="utf-8")
+        head, *kept = [json.loads(line) for line in lines if line.endswith("\n")] or [{"code": digest()}]
+        if head != {"code": digest()}:
+            raise SystemExit(f"the code has changed since {path} was begun: start anew, without --resume")
+        if path.exists() and not resume:
+            path.replace(path.with_suffix(".old"))
+        kept = [run for run in kept if "skipped" not in run["result"]]
+        self.runs.update((run["key"], run["result"]) for run in kept)
+        path.write_text("".join(json.dumps(line) + "\n" for line in (head, *kept)), encoding="utf-8")
 
     def add(self, key: str, result: Result) -> None:
         """Keep a result, on disk before anything else happens."""
         with self.lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "result": result}) + "\n")
         self.runs[key] = result
+
+
+def digest() -> str:
+    """What a run's result hangs on besides its key: the package and the study's data, training and measures."""
+    package = Path(imbalanced_losses.__file__).parent
+    files = [
+        *sorted(package.rglob("*.py")),
+        *(SCRIPT.with_name(name) for name in ("tasks.py", "train.py", "measures.py")),
+    ]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class DataStore:
@@ -122,6 +144,7 @@ class Study:
     def __init__(self, protocol: Protocol, journal: Journal, store: DataStore, pythons: dict[str, str]) -> None:
         self.protocol, self.journal, self.store, self.pythons = protocol, journal, store, pythons
         self.progress: tqdm[Any] = tqdm(unit="run", smoothing=0)
+        self.counted: set[str] = set()
         self.end = float("inf")
         self.workers: list[Worker] = []
         self.slot = threading.local()
@@ -132,8 +155,10 @@ class Study:
         for series in self.pythons:
             try:
                 answers[series] = self._worker(series).ask(180, do="hello", series=series)
-            except (LostWorkerError, OSError) as error:
+            except LostWorkerError as error:
                 answers[series] = {"skipped": f"no environment: {error}"}
+            except OSError as error:
+                answers[series] = {"skipped": f"no environment: {error.strerror}"}
         return answers
 
     def _worker(self, series: str) -> Worker:
@@ -149,32 +174,40 @@ class Study:
 
     def cell(self, cell: Cell) -> Result:
         """Tune and train: the settings' validation scores, the chosen one, and its test measures seed by seed."""
-        contender = cell[1]
+        task, contender = cell
         tried = [[self.run(cell, i, seed) for seed in self.protocol.tuning] for i in range(len(contender.grid))]
         for run in itertools.chain(*tried):
             if "skipped" in run:
                 return {"skipped": run["skipped"]}
-        chosen = best_setting([[run["validation"] for run in of_setting] for of_setting in tried])
+        scores = {
+            name: [[run["validation"][name] for run in of_setting] for of_setting in tried]
+            for name in (task.target, "ap")
+        }
+        chosen = best_setting(*scores.values())
         runs = [self.run(cell, chosen, seed) for seed in self.protocol.all_seeds]
         for run in runs:
             if "skipped" in run:
                 return {"skipped": run["skipped"]}
-        scores = [rounded(statistics.fmean(run["validation"] for run in of_setting)) for of_setting in tried]
+        means = [rounded(statistics.fmean(of_setting)) for of_setting in scores[task.target]]
         test = {name: [rounded(run["test"][name]) for run in runs] for name in MEASURES}
         milliseconds = 1e3 * statistics.median(run["seconds"] for run in runs)
-        return {"chosen": chosen, "validation": scores, "milliseconds": rounded(milliseconds), "test": test}
+        return {"chosen": chosen, "validation": means, "milliseconds": rounded(milliseconds), "test": test}
 
     def run(self, cell: Cell, setting: int, seed: int) -> Result:
         """One training run, now or in the journal; a failure is a result, too."""
         task, contender = cell
         key = json.dumps([task.name, contender.spec(), contender.grid[setting], seed, asdict(self.protocol)])
-        if key not in self.journal.runs:
+        is_new = key not in self.journal.runs
+        if is_new:
             if time.monotonic() > self.end:
                 return {"skipped": OUT_OF_TIME}
             try:
                 self.journal.add(key, self._train(cell, setting, seed))
             except LostWorkerError as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
+        if key not in self.counted:
+            self.counted.add(key)
+            self.progress.initial += not is_new  # old runs fill the bar and leave its rate alone
             self.progress.update()
         return self.journal.runs[key]
 
@@ -199,7 +232,7 @@ class Study:
         logits = torch.load(output)
         link = contender.link(task.kind)
         validation, test = (measure(logits[name], getattr(data, name), task, link) for name in ("validation", "test"))
-        return {"seconds": answer["seconds"], "validation": validation[task.target], "test": test}
+        return {"seconds": answer["seconds"], "validation": validation, "test": test}
 
     def stop(self) -> None:
         """End the workers."""
@@ -216,7 +249,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="three tasks, two seeds, few steps: only to see that it runs"
     )
-    parser.add_argument("--minutes", type=float, default=55, help="no new run after this long")
+    parser.add_argument("--minutes", type=float, default=58, help="no new run after this long")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread each")
     parser.add_argument("--first-seed", type=int, default=0, help="what is published begins at 0")
     parser.add_argument("--seeds", type=int, help="seeds, from the first one")
@@ -224,10 +257,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of each training run")
     parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS], metavar="TASK")
     parser.add_argument("--contenders", nargs="+", choices=[one.name for one in CONTENDERS], metavar="CONTENDER")
-    parser.add_argument("--output", type=Path, help="folder for outcome.json, .md and .png (docs; build/outcome-quick)")
+    parser.add_argument("--output", type=Path, help="folder for outcome.json, .md and .png (docs; of a part build/)")
     parser.add_argument("--journal", type=Path, help="file of the finished runs (build/outcome/runs.jsonl)")
     parser.add_argument("--resume", action="store_true", help="keep the finished runs, make those that are missing")
     return parser.parse_args(argv)
+
+
+def is_whole(arguments: argparse.Namespace) -> bool:
+    """Whether all of the study is asked for, which is what is published."""
+    narrowing = ("tasks", "contenders", "seeds", "tuning_seeds", "steps")
+    return not (
+        arguments.quick or arguments.first_seed or any(getattr(arguments, name) is not None for name in narrowing)
+    )
 
 
 def select(arguments: argparse.Namespace) -> list[Cell]:
@@ -285,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_args(argv)
     torch.set_num_threads(1)
     build = Path("build", "outcome-quick" if arguments.quick else "outcome")
-    output = arguments.output or (build if arguments.quick else Path("docs"))
+    output = arguments.output or (Path("docs") if is_whole(arguments) else build)
     journal = Journal(arguments.journal or build / "runs.jsonl", resume=arguments.resume)
     pythons = {"ours": sys.executable, "peer": arguments.peer, "libauc": arguments.libauc}
     with tempfile.TemporaryDirectory() as folder:

@@ -105,7 +105,7 @@ def warmed_up(job: Job, main: Any, targets: Tensor, shape: dict[str, Any]) -> nn
 
     steps, temperature = job["steps"], float(main.temperature)
     return LossWarmupWrapper(
-        CrossEntropy(job, targets),
+        CrossEntropy(job, targets, adjustment=shape.get("adjustment", 0.0)),
         main,
         temp_start=shape.get("temp_start", temperature),
         temp_end=shape.get("temp_end", temperature),
@@ -141,7 +141,7 @@ def batches(n_rows: int, job: Job) -> Iterator[Tensor]:
 
 
 def libauc_parts(job: Job, model: nn.Module, targets: Tensor) -> tuple[Loss, torch.optim.Optimizer, Iterator[Tensor]]:
-    """LibAUC's loss, the optimizer made for it, and its sampler: half of each batch is positive."""
+    """LibAUC's loss, the optimizer made for it, and its sampler with its default: half of each batch is positive."""
     from libauc import losses, optimizers, sampler
 
     class Rows(torch.utils.data.Dataset[int]):
@@ -156,7 +156,7 @@ def libauc_parts(job: Job, model: nn.Module, targets: Tensor) -> tuple[Loss, tor
     lr, options = job["setting"]["lr"], {name: value for name, value in job["setting"].items() if name != "lr"}
     optimizer: torch.optim.Optimizer
     if job["contender"]["loss"] == "AUCMLoss":
-        auc = losses.AUCMLoss(**options)
+        auc = losses.AUCMLoss(version="v2", **options)  # the version for batches that a sampler has balanced
         optimizer = optimizers.PESG(model.parameters(), loss_fn=auc, lr=lr, momentum=0.9, verbose=False)
         return (lambda p, y, _: auc(p.sigmoid(), y.view_as(p))), optimizer, _sampled(dual, job)
     if job["contender"]["loss"] == "APLoss":
@@ -164,7 +164,7 @@ def libauc_parts(job: Job, model: nn.Module, targets: Tensor) -> tuple[Loss, tor
         optimizer = optimizers.SOAP(model.parameters(), lr=lr, mode="adam", verbose=False)
     else:
         positives = int(targets.sum())
-        indexed = losses.pAUC_CVaR_Loss(len(targets), positives, num_neg=half, beta=job["budget"], **options)
+        indexed = losses.pAUC_CVaR_Loss(len(targets), positives, num_neg=half, **options)
         optimizer = optimizers.SOPA(model.parameters(), lr=lr, mode="adam", verbose=False)
     return (lambda p, y, rows: indexed(p.sigmoid(), y.view_as(p), rows)), optimizer, _sampled(dual, job)
 
