@@ -178,6 +178,42 @@ def study(**better: float) -> dict[str, Any]:
     return {"machine": {**machine, **versions}, "protocol": protocol, "cells": cells}
 
 
+def test_every_question_is_answered_from_all_contenders() -> None:
+    from outcome.contenders import CONTENDERS
+    from outcome.findings import in_detail, in_short
+    from outcome.results import Results
+    from outcome.tasks import TASKS
+
+    data = study()
+    for one in TASKS:
+        plain = data["cells"][one.name]["cross-entropy"]
+        for i, contender in enumerate(CONTENDERS):
+            if contender.takes(one.kind, one.name):
+                scores = {name: [value + i / 100 for value in values] for name, values in plain["test"].items()}
+                data["cells"][one.name][contender.name] = {**plain, "test": scores}
+    results = Results(data)
+    text = in_short(results) + in_detail(results)
+    for heading in (
+        "The recipe",
+        "What to start from",
+        "Try first what is cheap:",
+        "Where they win and lose.",
+        "Which loss to start from.",
+        "Defaults.",
+        "Temperature.",
+        "Schedule.",
+        "Threshold gradient.",
+        "Queue.",
+        "Other packages:",
+        "Who tries all of our ranking losses",
+        "The price.",
+    ):
+        assert f"**{heading}**" in text
+    assert "0.6.0 pAUC" in text
+    assert text.count("LibAUC AP, SOAP against cross-entropy +0.") == 1
+    assert "nan" not in text
+
+
 def criterion(**better: float) -> tuple[bool, str]:
     from outcome import report
     from outcome.findings import meets_criterion
@@ -317,6 +353,46 @@ def test_batches_take_every_row_once_an_epoch() -> None:
     drawn = list(batches(40, job()))
     assert [len(batch) for batch in drawn] == [8] * 20
     assert all(torch.cat(drawn[5 * k : 5 * k + 5]).sort().values.equal(torch.arange(40)) for k in range(4))
+
+
+def test_scores_become_probabilities_as_the_loss_reads_them() -> None:
+    from outcome.contenders import CONTENDERS, WIDE, WIDE_ADJUSTED, WIDE_MIX
+
+    links = {one.name: one.link("multiclass") for one in CONTENDERS}
+    for name in ("cross-entropy", "logit-adjusted", "focal, softmax", "Smooth-AP + mix", WIDE_MIX, WIDE_ADJUSTED):
+        assert links[name] == "softmax"
+    for name in ("focal, sigmoid", "Smooth-AP", "Smooth-AP + warm-up", WIDE):
+        assert links[name] == "sigmoid"
+    assert {one.link(kind) for one in CONTENDERS for kind in ("binary", "multilabel")} == {"sigmoid"}
+
+
+def test_budget_and_band_reach_the_loss() -> None:
+    from outcome.train import ranking_loss
+
+    def options(loss: str, **own: Any) -> Any:
+        return ranking_loss(job(contender={"loss": loss}), own).config
+
+    assert options("RecallAtQuantileLoss").quantile == 0.05
+    assert options("PAUCAtBudgetLoss").beta == 0.05
+    assert options("PAUCAtBudgetLoss", band=3.0, temperature=2.0).beta == pytest.approx(0.15)
+    assert options("PAUCAtBudgetLoss", band=30.0).beta == 1.0
+
+
+def test_half_is_half_cross_entropy_from_the_first_step() -> None:
+    from outcome.contenders import CONTENDERS, WIDE, WIDE_ADJUSTED
+    from outcome.train import CrossEntropy, make_loss
+
+    of_name = {one.name: one for one in CONTENDERS}
+    classes = torch.arange(40) % 10 % 3
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    parts = {
+        name: make_loss(
+            job(kind="multiclass", n_classes=3, contender=of_name[name].spec(), setting=of_name[name].grid[0]), classes
+        )(logits, classes, torch.arange(40))
+        for name in (WIDE, WIDE_ADJUSTED)
+    }
+    adjusted = CrossEntropy(job(kind="multiclass", n_classes=3), classes, adjustment=1.0)(logits, classes)
+    torch.testing.assert_close(parts[WIDE_ADJUSTED], (parts[WIDE] + adjusted) / 2)
 
 
 def test_contenders_start_from_the_same_weights() -> None:

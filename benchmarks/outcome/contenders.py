@@ -11,7 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BASELINE", "CONTENDERS", "RANKING_LOSSES", "RECIPE", "SCHEDULES", "SWEPT", "Contender", "recipe_for"]
+__all__ = [
+    "BASELINE",
+    "CONTENDERS",
+    "FEW_POSITIVES",
+    "RANKING_LOSSES",
+    "RECIPE",
+    "RECIPES",
+    "SCHEDULES",
+    "SWEPT",
+    "WIDE",
+    "WIDE_ADJUSTED",
+    "WIDE_MIX",
+    "Contender",
+    "recipe_for",
+]
 
 Setting = dict[str, float]
 ALL = ("binary", "multiclass", "multilabel")
@@ -165,8 +179,16 @@ def _libauc() -> list[Contender]:
     return [Contender(*row, "libauc", kinds=("binary",), why_not=reason) for row in rows]
 
 
+# the contender that is recommended, and where: the ranking loss alone while batches have few positives
+RECIPES = {
+    WIDE: f"for one label with fewer than {FEW_POSITIVES} positives in a batch on average",
+    WIDE_MIX: "for one label with more, and for several labels",
+    WIDE_ADJUSTED: "for classes that exclude each other",
+}
+
+
 def recipe_for(kind: str, rate: float) -> str:
-    """The contender that is recommended: the ranking loss alone if batches have few positives, else half and half."""
+    """Which of :data:`RECIPES` is for a task."""
     if kind == "multiclass":
         return WIDE_ADJUSTED
     return WIDE if kind == "binary" and rate * BATCH < FEW_POSITIVES else WIDE_MIX

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 from outcome.comparison import verdict
 from outcome.contenders import (
     BASELINE,
-    FEW_POSITIVES,
     RANKING_LOSSES,
     RECIPE,
+    RECIPES,
     SCHEDULES,
     SWEPT,
     WIDE,
-    WIDE_MIX,
     Contender,
     recipe_for,
 )
@@ -70,9 +69,9 @@ def _criterion(results: Results) -> str:
     if len(tasks) < sum(task.imbalanced for task in TASKS):
         answer = "That is open, as tasks are missing."
     text = (
-        f"**The recipe** is *{WIDE}* for one label with fewer than {FEW_POSITIVES} positives in a batch on average, "
-        f"and *{WIDE_MIX}* for all else. It should beat tuned cross-entropy in the target measure on at least half "
-        f"of the {len(tasks)} imbalanced tasks, with the interval above zero, and have none with the interval below. "
+        f"**The recipe** is {_listed(f'*{name}* {where}' for name, where in RECIPES.items())}. It should beat tuned "
+        f"cross-entropy in the target measure on at least half of the {len(tasks)} imbalanced tasks, with the interval "
+        "above zero, and have none with the interval below. "
         f"{answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
         f"{with_sign(results.over_tasks(RECIPE))}."
     )
@@ -95,19 +94,26 @@ def _start_from(results: Results) -> str:
         "most 1;",
         f"- temperature: {temperatures}, far above the default: choose it, with `beta`, on validation;",
         f"- learning rate of Adam: {_values(recipe, 'lr')}; queue: 1,024 rows, the default;",
-        f"- schedule: with fewer than {FEW_POSITIVES} positives in a batch on average, the ranking loss alone from the "
-        "first step; with more, or with several classes or labels, half of it and half logit-adjusted cross-entropy, "
-        "also from the first step.",
+        "- schedule, from the first step: the ranking loss alone; half of it and half cross-entropy where there is a "
+        "*half* in the name; half of it and half logit-adjusted cross-entropy where there is an *adjusted half*.",
     ]
-    sides = {f"one label and fewer than {FEW_POSITIVES} positives a batch": WIDE, "all else": WIDE_MIX}
-    found = {side: _mean_where(results, recommended) for side, recommended in sides.items()}
-    shown = (
-        f"{side} ({n} tasks), alone {of_wide:+.3f}, half and half {of_mix:+.3f}"
-        for side, (n, of_wide, of_mix) in found.items()
-        if n
-    )
+    shown = []
+    for name, where in RECIPES.items():
+        found = {one: _mean_where(results, name, one) for one in RECIPES}
+        means = ", ".join(
+            f"{one.removeprefix(WIDE + ' + ') if one != WIDE else 'alone'} {mean:+.3f}"
+            for one, mean in found.items()
+            if mean is not None
+        )
+        shown += [f"{where}: {means}"] if means else []
     return "\n".join(
-        ["**What to start from:**", "", *lines, "", f"Mean difference to tuned cross-entropy: {_listed(shown)}."]
+        [
+            "**What to start from**, in the recipe:",
+            "",
+            *lines,
+            "",
+            f"Mean differences to tuned cross-entropy: {_listed(shown)}. As code: [README](../README.md#does-it-help).",
+        ]
     )
 
 
@@ -115,20 +121,15 @@ def _values(contender: Contender, name: str) -> str:
     return " or ".join(f"{value:g}" for value in sorted({setting[name] for setting in contender.grid}))
 
 
-def _mean_where(results: Results, recommended: str) -> tuple[int, float, float]:
-    """Tasks for which a contender is recommended, and there the means of the loss alone and of the mix."""
-    names = [
-        task.name
+def _mean_where(results: Results, recommended: str, contender: str) -> float | None:
+    """Mean difference of a contender on the imbalanced tasks for which another one, or itself, is recommended."""
+    tasks = results.tasks_of(contender)
+    differences = [
+        results.difference(task.name, contender).mean
         for task in results.tasks
-        if task.imbalanced
-        and recipe_for(task.kind, task.budget) == recommended
-        and all(results.has(task.name, one) for one in (WIDE, WIDE_MIX))
+        if task.name in tasks and recipe_for(task.kind, task.budget) == recommended
     ]
-    of_wide, of_mix = (
-        statistics.fmean(results.difference(name, one).mean for name in names) if names else math.nan
-        for one in (WIDE, WIDE_MIX)
-    )
-    return len(names), of_wide, of_mix
+    return statistics.fmean(differences) if differences else None
 
 
 def _chosen_by_validation(results: Results) -> str:
@@ -215,28 +216,26 @@ def _defaults(results: Results) -> str:
 
 def _cheap(results: Results) -> str:
     """The cheap alternatives, which a reader should try first if they do as well."""
-    cheap = [name for name in (WEIGHTED, ADJUSTED) if results.tasks_of(name)]
-    if not cheap:
-        return ""
-    text = f"**Try first what is cheap:** {_listed(_against(results, name, BASELINE) for name in cheap)}. "
-    if results.tasks_of(RECIPE):
-        text += f"{_listed(_against(results, RECIPE, name) for name in cheap)}. "
-        for name in cheap:
-            level = [
-                task for task in results.tasks_of(RECIPE, name) if results.verdict(task, RECIPE, other=name) != "win"
-            ]
-            text += f"The recipe is not above {name} beyond chance on {_listed(level) or 'no task'}. "
-    return text + (
+    lines = []
+    for name in (WEIGHTED, ADJUSTED):
+        if results.tasks_of(name):
+            lines.append(f"- {_against(results, name, BASELINE)};")
+        if shared := results.tasks_of(RECIPE, name):
+            level = [task for task in shared if results.verdict(task, RECIPE, other=name) != "win"]
+            not_above = f"; not above it beyond chance on {_listed(level)}" if level else ""
+            lines.append(f"- {_against(results, RECIPE, name)}{not_above}.")
+    text = (
         "For one label logit adjustment is no more than another start of the model's bias: part of what is gained over "
-        "cross-entropy is time that it takes to learn how rare positives are, and runs are short here."
+        "cross-entropy is the time that it takes to learn how rare positives are, and runs are short here."
     )
+    return "\n".join(["**Try first what is cheap:**", "", *lines, "", text]) if lines else ""
 
 
 def _temperatures(results: Results) -> str:
     """How often validation chose each temperature of a loss; its mean scores where nothing else is varied."""
     lines = [line for name in LOSSES if (line := _chosen_temperatures(results, name))]
     for one in results.contenders:
-        if one.name in (WIDE, WIDE_MIX):
+        if one.name in RECIPES:
             settings = [one.grid[results.cells[task][one.name]["chosen"]] for task in results.tasks_of(one.name)]
             picked = Counter((setting["temperature"], setting["band"]) for setting in settings)
             shown = ", ".join(f"{t:g} with {b:g} times the budget on {n}" for (t, b), n in sorted(picked.items()))
@@ -250,13 +249,15 @@ def _temperatures(results: Results) -> str:
                 for of_task in zip(*(results.validation(t, swept) for t in tasks), strict=True)
             ]
             shown = ", ".join(f"{mean:.3f} at {value:g}" for mean, value in zip(means, SWEPT[name], strict=True))
-            lines.append(f"- {name}, mean validation score on {len(tasks)} tasks: {shown}.")
+            lines.append(f"- {name}, mean validation score by temperature (tasks: {len(tasks)}): {shown}.")
     for name, other in (("default temperature", ""), ("+ warm-up, default decay", " + warm-up")):
         default = f"Smooth-AP{',' * name.startswith('d')} {name}"
         if results.tasks_of(default, "Smooth-AP" + other):
             lines.append(f"- {_against(results, default, 'Smooth-AP' + other)}.")
     return (
-        "\n".join(["**Temperature.** What validation chose, on so many imbalanced tasks:", "", *lines]) if lines else ""
+        "\n".join(["**Temperature.** What validation chose, and on how many imbalanced tasks:", "", *lines])
+        if lines
+        else ""
     )
 
 
@@ -300,15 +301,13 @@ def _queues(results: Results) -> str:
 
 
 def _others(results: Results) -> str:
-    """The packages of others: each with the best of its rows, and ours from scratch where it is the same loss."""
+    """The packages of others: 0.6.0 beside the same loss of ours, LibAUC beside the baseline and the recipe."""
     pairs = {"0.6.0 Smooth-AP": "Smooth-AP", "0.6.0 recall": "recall, stop", "0.6.0 pAUC": "pAUC trapezoid, stop"}
-    lines = [_against(results, ours, peer) for peer, ours in pairs.items() if results.tasks_of(ours, peer)]
-    lines += [
-        _against(results, one.name, BASELINE)
-        for one in results.contenders
-        if one.series == "libauc" and results.tasks_of(one.name)
-    ]
-    return f"**Other packages.** {'; '.join(lines)}." if lines else ""
+    lines = [f"- {_against(results, ours, peer)};" for peer, ours in pairs.items() if results.tasks_of(ours, peer)]
+    for one in results.contenders:
+        if one.series == "libauc" and results.tasks_of(one.name):
+            lines.append(f"- {_against(results, one.name, BASELINE)}; {_against(results, RECIPE, one.name)};")
+    return "\n".join(["**Other packages:**", "", *lines]).removesuffix(";") + "." if lines else ""
 
 
 def _prices(results: Results) -> str:

@@ -88,12 +88,14 @@ def _protocol(data: Data) -> str:
     first, tuning, seeds = protocol["first_seed"], protocol["tuning_seeds"], protocol["seeds"]
     return (
         f"The same for all: one hidden layer of 64 units, {protocol['steps']:,} steps of {protocol['batch']} rows, the "
-        "same initial weights, data and order of the batches for a seed, Adam at a constant learning rate. LibAUC "
-        "comes with the optimizer and the sampler that it prescribes, which fills half of each batch with positives. "
+        "same initial weights, data and order of the batches for a seed, Adam at a constant learning rate. LibAUC's "
+        "losses come with the optimizers made for them, also at a constant learning rate, and with its sampler, by "
+        "whose default half of each batch is positive. Softmax models rank by their probabilities. "
         f"Seeds {first} to {first + seeds - 1}; each draws data or splits anew. Every contender tries four settings on "
         f"the first {tuning} seeds; the one with the best mean of the target measure on validation is trained with all "
-        "seeds and reported on test. Grids, schedules and the recipe were chosen beforehand on these tasks with other "
-        "seeds, from 100: that they suit these tasks is no surprise, and no promise for others.\n\n"
+        "seeds and reported on test. Grids, also LibAUC's, schedules and the recipe were chosen beforehand on these "
+        "tasks with other seeds, from 100, which draw other generated data but split the same bundled rows: that they "
+        "suit these tasks is no surprise, and no promise for others.\n\n"
         "Intervals are Student's t over seeds, of paired differences. They hold for this choice of a setting and for "
         "data such as these; seeds of a bundled data set share its rows. No correction is made for the number of "
         "comparisons: of intervals around a true zero, one in twenty leaves it out."
