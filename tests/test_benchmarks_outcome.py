@@ -1,10 +1,13 @@
-"""The outcome study: its measures, statistics and choices are right, and it runs and resumes."""
+"""The outcome study: its measures, statistics and choices are right, it runs and resumes, and docs/ is what it says."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+import types
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,43 @@ def task(name: str) -> Any:
     from outcome.tasks import TASKS
 
     return next(one for one in TASKS if one.name == name)
+
+
+@pytest.fixture(scope="module")
+def published() -> Any:
+    return json.loads((ROOT / "docs" / "outcome.json").read_text(encoding="utf-8"))
+
+
+def test_page_is_what_its_numbers_say(published: Any) -> None:
+    from outcome import report
+
+    assert (ROOT / "docs" / "outcome.md").read_text(encoding="utf-8") == report.page(published)
+    assert (ROOT / "docs" / "outcome.json").stat().st_size < 1e6
+
+
+def test_the_whole_study_is_published(published: Any) -> None:
+    from outcome.contenders import CONTENDERS
+    from outcome.run import Protocol
+    from outcome.tasks import TASKS
+
+    assert published["protocol"] == asdict(Protocol())
+    assert published["protocol"]["seeds"] >= 10
+    asked = {task.name: [one for one in CONTENDERS if one.takes(task.kind, task.name)] for task in TASKS}
+    for task, contenders in asked.items():
+        for one in contenders:
+            assert len(published["cells"][task][one.name]["test"]["ap"]) == published["protocol"]["seeds"]
+
+
+def test_readme_says_how_often_the_recipe_wins(published: Any) -> None:
+    from outcome.contenders import RECIPE
+    from outcome.results import Results
+
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    counts = Results(published).counts(RECIPE)
+    assert f"wins on {counts['win']} of {sum(counts.values())} imbalanced tasks, ties on {counts['tie']}" in readme
+    assert ("loses on none" in readme) == (counts["loss"] == 0)
+    counts = Results(published).counts(RECIPE, other="logit-adjusted")
+    assert f"above it beyond chance on {counts['win']} tasks and below it on {counts['loss']}" in readme
 
 
 @pytest.fixture(scope="module")
@@ -420,6 +460,69 @@ def test_every_contender_of_ours_trains(kind: str) -> None:
             model, seconds = train(data, asked)
             assert seconds > 0
             assert all(parameter.isfinite().all() for parameter in model.parameters()), one.name
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "expected"),
+    [
+        ("AUCMLoss", "PESG", {"version": "v2"}),
+        ("APLoss", "SOAP", {"data_len": 40, "gamma": 0.9}),
+        ("pAUC_CVaR_Loss", "SOPA", {"data_len": 40, "pos_len": 10, "num_neg": 4, "beta": 0.3}),
+    ],
+)
+def test_libauc_gets_its_optimizer_its_sampler_and_positives_first(
+    monkeypatch: pytest.MonkeyPatch, loss: str, optimizer: str, expected: dict[str, Any]
+) -> None:
+    """On a stand-in for the package, which is in an environment of its own."""
+    from outcome.train import train
+
+    made: dict[str, Any] = {}
+    batches_seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class FakeLoss:
+        def __init__(self, data_len: int | None = None, pos_len: int | None = None, **options: Any) -> None:
+            found = {"data_len": data_len, "pos_len": pos_len, **options}
+            made["loss"] = {name: value for name, value in found.items() if value is not None}
+
+        def __call__(self, scores: torch.Tensor, labels: torch.Tensor, rows: Any = None) -> torch.Tensor:
+            assert scores.min() >= 0
+            assert scores.max() <= 1
+            assert (rows is None) == (loss == "AUCMLoss")
+            batches_seen.append((labels, rows))
+            return functional.mse_loss(scores, labels.float())
+
+    class FakeOptimizer(torch.optim.SGD):
+        def __init__(self, parameters: Any, lr: float, **options: Any) -> None:
+            super().__init__(parameters, lr)
+            made["optimizer"] = {"lr": lr, **options}
+
+    class FakeSampler:
+        def __init__(self, rows: Any, batch: int, labels: Any, sampling_rate: float, random_seed: int) -> None:
+            assert labels.tolist() == [1] * 10 + [0] * 30
+            self.rows = [k % 10 if k % 2 else 10 + k for k in range(3 * batch)]
+            made["sampler"] = (len(rows), batch, sampling_rate, random_seed)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(self.rows)
+
+    package = types.ModuleType("libauc")
+    package.losses = types.SimpleNamespace(**{loss: FakeLoss})  # type: ignore[attr-defined]
+    package.optimizers = types.SimpleNamespace(**{optimizer: FakeOptimizer})  # type: ignore[attr-defined]
+    package.sampler = types.SimpleNamespace(DualSampler=FakeSampler)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "libauc", package)
+
+    labels = (torch.arange(40) % 4 == 0).long()
+    setting = {"lr": 0.05, **{name: value for name, value in expected.items() if name in ("gamma", "beta")}}
+    contender = {"series": "libauc", "loss": loss, "options": {}, "schedule": None}
+    model, _ = train(
+        {"train_features": torch.randn(40, 5), "train_targets": labels}, job(contender=contender, setting=setting)
+    )
+    assert made["loss"] == expected
+    assert made["optimizer"]["lr"] == 0.05
+    assert made["sampler"] == (40, 8, 0.5, 0)
+    assert len(batches_seen) == 20
+    assert all(float(of_batch.float().mean()) == 0.5 for of_batch, _ in batches_seen)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def run_study(folder: Path, *flags: str) -> dict[str, Any]:

@@ -172,9 +172,13 @@ def _where(results: Results) -> str:
         return ""
     lines.sort(reverse=True, key=lambda line: line[0])
     shown = (f"{task} {verdicts['win']}/{verdicts['tie']}/{verdicts['loss']}" for _, task, verdicts in lines)
-    nowhere = [task for _, task, verdicts in lines if not verdicts["win"]]
     text = f"**Where they win and lose.** Of our ranking contenders, so many win / tie / lose: {_listed(shown)}."
-    return text + (f" None of them wins on {_listed(nowhere)}." if nowhere else "")
+    for verb in ("win", "tie", "lose"):
+        verdict_of = "loss" if verb == "lose" else verb
+        most = [task for _, task, verdicts in lines if 2 * verdicts[verdict_of] > verdicts.total()]
+        text += f" Most {verb} on {_listed(most)}." if most else ""
+    nowhere = [task for _, task, verdicts in lines if not verdicts["win"]]
+    return text + (f" None wins on {_listed(nowhere)}." if nowhere else "")
 
 
 def _which_loss(results: Results) -> str:
@@ -220,10 +224,13 @@ def _cheap(results: Results) -> str:
     for name in (WEIGHTED, ADJUSTED):
         if results.tasks_of(name):
             lines.append(f"- {_against(results, name, BASELINE)};")
-        if shared := results.tasks_of(RECIPE, name):
-            level = [task for task in shared if results.verdict(task, RECIPE, other=name) != "win"]
-            not_above = f"; not above it beyond chance on {_listed(level)}" if level else ""
-            lines.append(f"- {_against(results, RECIPE, name)}{not_above}.")
+        shared = results.tasks_of(RECIPE, name)
+        if shared:
+            above, below = (
+                _listed(task for task in shared if results.verdict(task, RECIPE, other=name) == verdict_of) or "no task"
+                for verdict_of in ("win", "loss")
+            )
+            lines.append(f"- {_against(results, RECIPE, name)}: above it on {above}; below it on {below}.")
     text = (
         "For one label logit adjustment is no more than another start of the model's bias: part of what is gained over "
         "cross-entropy is the time that it takes to learn how rare positives are, and runs are short here."

@@ -42,8 +42,8 @@ Test means over seeds. The difference is to tuned cross-entropy, seed by seed, i
 interval. The setting is the one that validation chose out of four. A step is forward, loss, backward and optimizer."""
 
 FIGURES = """\
-A dot is an imbalanced task, the bar the mean over them with its 95 % interval; below the line the variants, which were
-tried on four tasks only."""
+A dot is an imbalanced task, the bar the mean over them with its 95 % interval, the number in brackets how many they
+are; below the line the variants, which were tried on four tasks only."""
 
 
 def page(data: Data) -> str:
@@ -159,9 +159,9 @@ def _matrix(results: Results) -> str:
     header = ("contender", *(task.name for task in results.tasks))
     first = [f"{100 * results.mean(task.name, BASELINE, task.target):.1f}" for task in results.tasks]
     rows = [(BASELINE, *first)]
-    for one in results.ranked():
-        if one.name != BASELINE:
-            rows.append((one.name, *(_matrix_cell(results, task, one.name) for task in results.tasks)))
+    for name in (RECIPE, *(one.name for one in results.ranked())):
+        if name != BASELINE:
+            rows.append((name, *(_matrix_cell(results, task, name) for task in results.tasks)))
     return table(header, rows)
 
 
