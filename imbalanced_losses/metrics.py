@@ -3,8 +3,8 @@
 They take the losses' inputs, ties and all, and are pure torch functions of static shape: they run on any device, under
 ``torch.compile`` and ``torch.func.vmap``, and never wait for the device. They carry no gradient.
 
-Each column ranks the rows. What softmax cross-entropy has trained ranks by ``logits.log_softmax(1)``: it leaves a
-constant of each row free, so that raw logits of a class do not compare across rows.
+Each column ranks the rows. What softmax cross-entropy has trained ranks by probability, ``logits.double().softmax(1)``:
+it leaves a constant of each row free, so that raw logits of a class do not compare across rows.
 """
 
 from __future__ import annotations

@@ -147,6 +147,22 @@ def test_what_softmax_leaves_free_changes_no_measure() -> None:
     assert found["ap"] != pytest.approx(measure(logits + shift, rows, multiclass, "sigmoid")["ap"])
 
 
+def test_softmax_models_rank_also_where_probabilities_round_to_one() -> None:
+    from outcome.measures import log_odds, measure
+    from outcome.tasks import Task
+
+    logits = torch.randn(50, 4, dtype=torch.float64)
+    torch.testing.assert_close(log_odds(logits).sigmoid(), logits.softmax(1))
+    # class 0 wins every row, most clearly its own; each class has its positives in its upper half
+    gaps = torch.arange(50.0, 150.0)
+    certain = torch.stack([gaps, torch.zeros(100), torch.zeros(100)], 1)
+    assert certain.log_softmax(1)[:, 0].unique().numel() == 1
+    targets = torch.where(gaps >= 100, 0, torch.arange(100) % 2 + 1)
+    assert log_odds(certain)[:, 0].unique().numel() == 100
+    found = measure(certain, split(targets), Task("", lambda _: None, 0.5, "recall", "multiclass", 3), "softmax")
+    assert found["recall"] == 1
+
+
 def test_coverage_needs_one_row_of_budget(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
     from outcome.measures import coverage
 
@@ -237,10 +253,11 @@ def test_every_question_is_answered_from_all_contenders() -> None:
         "The recipe",
         "What to start from",
         "Try first what is cheap:",
-        "Where they win and lose.",
+        "Where our ranking losses win and lose",
         "Which loss to start from.",
         "Defaults.",
         "Temperature.",
+        "Band.",
         "Schedule.",
         "Threshold gradient.",
         "Queue.",
@@ -419,7 +436,7 @@ def test_budget_and_band_reach_the_loss() -> None:
 
 
 def test_half_is_half_cross_entropy_from_the_first_step() -> None:
-    from outcome.contenders import CONTENDERS, WIDE, WIDE_ADJUSTED
+    from outcome.contenders import CONTENDERS, WIDE, WIDE_ADJUSTED, WIDE_MIX
     from outcome.train import CrossEntropy, make_loss
 
     of_name = {one.name: one for one in CONTENDERS}
@@ -429,10 +446,11 @@ def test_half_is_half_cross_entropy_from_the_first_step() -> None:
         name: make_loss(
             job(kind="multiclass", n_classes=3, contender=of_name[name].spec(), setting=of_name[name].grid[0]), classes
         )(logits, classes, torch.arange(40))
-        for name in (WIDE, WIDE_ADJUSTED)
+        for name in (WIDE, WIDE_MIX, WIDE_ADJUSTED)
     }
-    adjusted = CrossEntropy(job(kind="multiclass", n_classes=3), classes, adjustment=1.0)(logits, classes)
-    torch.testing.assert_close(parts[WIDE_ADJUSTED], (parts[WIDE] + adjusted) / 2)
+    for name, adjustment in ((WIDE_MIX, 0.0), (WIDE_ADJUSTED, 1.0)):
+        other = CrossEntropy(job(kind="multiclass", n_classes=3), classes, adjustment=adjustment)(logits, classes)
+        torch.testing.assert_close(parts[name], (parts[WIDE] + other) / 2)
 
 
 def test_contenders_start_from_the_same_weights() -> None:

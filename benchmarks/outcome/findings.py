@@ -17,6 +17,8 @@ from outcome.contenders import (
     SCHEDULES,
     SWEPT,
     WIDE,
+    WIDE_ADJUSTED,
+    WIDE_MIX,
     Contender,
     recipe_for,
 )
@@ -37,12 +39,22 @@ Part = Callable[[Results], str]
 
 def in_short(results: Results) -> str:
     """Markdown: whether it helps, where, and what to start from."""
-    return _joined(results, _criterion, _start_from, _cheap, _where, _which_loss, _defaults)
+    return _joined(results, _criterion, _start_from, _cheap, _where, _defaults)
 
 
 def in_detail(results: Results) -> str:
     """Markdown: a paragraph or list for each choice."""
-    parts = _temperatures, _schedules, _threshold_gradient, _queues, _others, _chosen_by_validation, _prices
+    parts = (
+        _which_loss,
+        _temperatures,
+        _band,
+        _schedules,
+        _threshold_gradient,
+        _queues,
+        _others,
+        _chosen_by_validation,
+        _prices,
+    )
     return "\n\n".join((LEGEND, _joined(results, *parts)))
 
 
@@ -95,41 +107,32 @@ def _start_from(results: Results) -> str:
         f"- temperature: {temperatures}, far above the default: choose it, with `beta`, on validation;",
         f"- learning rate of Adam: {_values(recipe, 'lr')}; queue: 1,024 rows, the default;",
         "- schedule, from the first step: the ranking loss alone; half of it and half cross-entropy where there is a "
-        "*half* in the name; half of it and half logit-adjusted cross-entropy where there is an *adjusted half*.",
+        "*half* in the name; half of it and half logit-adjusted cross-entropy where there is an *adjusted half*;",
     ]
-    shown = []
     for name, where in RECIPES.items():
-        found = {one: _mean_where(results, name, one) for one in RECIPES}
+        tasks = [task.name for task in results.tasks if recipe_for(task.kind, task.budget) == name and task.imbalanced]
+        rivals = {WIDE: "alone", WIDE_MIX: "half", WIDE_ADJUSTED: "adjusted half", ADJUSTED: ADJUSTED}
         means = ", ".join(
-            f"{one.removeprefix(WIDE + ' + ') if one != WIDE else 'alone'} {mean:+.3f}"
-            for one, mean in found.items()
-            if mean is not None
+            f"{label} {statistics.fmean(results.difference(task, one).mean for task in tasks):+.3f}"
+            for one, label in rivals.items()
+            if tasks and all(results.has(task, one) for task in tasks)
         )
-        shown += [f"{where}: {means}"] if means else []
-    return "\n".join(
-        [
-            "**What to start from**, in the recipe:",
-            "",
-            *lines,
-            "",
-            f"Mean differences to tuned cross-entropy: {_listed(shown)}. As code: [README](../README.md#does-it-help).",
-        ]
-    )
+        if means:
+            costs = [_milliseconds(results, task, name) / _milliseconds(results, task, BASELINE) for task in tasks]
+            lines.append(
+                f"- {where}: {means} (mean differences to tuned cross-entropy); a step of the recipe takes "
+                f"{min(costs):.1f} to {max(costs):.1f} times that of cross-entropy;"
+            )
+    lines[-1] = lines[-1].removesuffix(";") + "."
+    return "\n".join(["**What to start from**, as [code in the README](../README.md#does-it-help):", "", *lines])
 
 
 def _values(contender: Contender, name: str) -> str:
     return " or ".join(f"{value:g}" for value in sorted({setting[name] for setting in contender.grid}))
 
 
-def _mean_where(results: Results, recommended: str, contender: str) -> float | None:
-    """Mean difference of a contender on the imbalanced tasks for which another one, or itself, is recommended."""
-    tasks = results.tasks_of(contender)
-    differences = [
-        results.difference(task.name, contender).mean
-        for task in results.tasks
-        if task.name in tasks and recipe_for(task.kind, task.budget) == recommended
-    ]
-    return statistics.fmean(differences) if differences else None
+def _milliseconds(results: Results, task: str, contender: str) -> float:
+    return float(results.cells[task][contender]["milliseconds"])
 
 
 def _chosen_by_validation(results: Results) -> str:
@@ -172,17 +175,18 @@ def _where(results: Results) -> str:
         return ""
     lines.sort(reverse=True, key=lambda line: line[0])
     shown = (f"{task} {verdicts['win']}/{verdicts['tie']}/{verdicts['loss']}" for _, task, verdicts in lines)
-    text = f"**Where they win and lose.** Of our ranking contenders, so many win / tie / lose: {_listed(shown)}."
-    for verb in ("win", "tie", "lose"):
-        verdict_of = "loss" if verb == "lose" else verb
+    text = "**Where our ranking losses win and lose**, the recipe aside."
+    for verb, verdict_of in (("win", "win"), ("tie", "tie"), ("lose", "loss")):
         most = [task for _, task, verdicts in lines if 2 * verdicts[verdict_of] > verdicts.total()]
         text += f" Most {verb} on {_listed(most)}." if most else ""
     nowhere = [task for _, task, verdicts in lines if not verdicts["win"]]
-    return text + (f" None wins on {_listed(nowhere)}." if nowhere else "")
+    text += f" None wins on {_listed(nowhere)}." if nowhere else ""
+    return f"{text} So many of them win / tie / lose: {_listed(shown)}."
 
 
 def _which_loss(results: Results) -> str:
-    ranked = [one.name for one in results.ranked() if one.is_ranking and not one.tasks and results.tasks_of(one.name)]
+    everywhere = results.tasks_of(BASELINE)
+    ranked = [one.name for one in results.ranked() if one.is_ranking and results.tasks_of(one.name) == everywhere]
     if not ranked:
         return ""
     best = _listed(f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[:3])
@@ -201,8 +205,9 @@ def _defaults(results: Results) -> str:
         ("`temperature=0.01` of Smooth-AP", "Smooth-AP", "Smooth-AP, default temperature"),
         ('`threshold_gradient="stop"` of recall', "recall, implicit", "recall, stop"),
         ('`threshold_gradient="stop"` of pAUC', "pAUC trapezoid, implicit", "pAUC trapezoid, stop"),
-        ('`surrogate="trapezoid"` of pAUC', "pAUC pairwise", "pAUC trapezoid, stop"),
-        ("`beta` equal to the budget", WIDE, "pAUC pairwise"),
+        ('`surrogate="trapezoid"` of pAUC', "pAUC pairwise", "pAUC trapezoid, implicit"),
+        ("`queue_size=1024` of Smooth-AP", "Smooth-AP, queue 8,192", "Smooth-AP"),
+        ("`queue_size=1024` of pAUC", "pAUC pairwise, queue 8,192", "pAUC pairwise"),
         ("the wrapper's decay from 0.05 to 0.005", "Smooth-AP + warm-up", "Smooth-AP + warm-up, default decay"),
     )
     lines = []
@@ -212,8 +217,8 @@ def _defaults(results: Results) -> str:
             answer = beaten[verdict(results.over_tasks(better, other=worse))]
             lines.append(f"- {default} is {answer}: {_against(results, better, worse)}.")
     text = (
-        "**Defaults.** The recipe sets these itself; the defaults stay as they are, so that what works today works "
-        "tomorrow. Differences in the target measure, wins / ties / losses:"
+        "**Defaults.** They stay as they are, so that what works today works tomorrow; the recipe sets its own. "
+        "Differences in the target measure, wins / ties / losses:"
     )
     return "\n".join([text, "", *lines]) if lines else ""
 
@@ -257,10 +262,6 @@ def _temperatures(results: Results) -> str:
             ]
             shown = ", ".join(f"{mean:.3f} at {value:g}" for mean, value in zip(means, SWEPT[name], strict=True))
             lines.append(f"- {name}, mean validation score by temperature (tasks: {len(tasks)}): {shown}.")
-    for name, other in (("default temperature", ""), ("+ warm-up, default decay", " + warm-up")):
-        default = f"Smooth-AP{',' * name.startswith('d')} {name}"
-        if results.tasks_of(default, "Smooth-AP" + other):
-            lines.append(f"- {_against(results, default, 'Smooth-AP' + other)}.")
     return (
         "\n".join(["**Temperature.** What validation chose, and on how many imbalanced tasks:", "", *lines])
         if lines
@@ -278,6 +279,12 @@ def _chosen_temperatures(results: Results, loss: str) -> str:
                 shown = ", ".join(f"{temperature:g} on {count}" for temperature, count in sorted(picked.items()))
                 parts.append(f"{suffix.strip(' +') or 'alone'} {shown}")
     return f"- {loss}: {'; '.join(parts)}." if parts else ""
+
+
+def _band(results: Results) -> str:
+    if not results.tasks_of(WIDE, "pAUC pairwise"):
+        return ""
+    return f"**Band.** 3 or 10 times the budget, or the budget itself: {_against(results, WIDE, 'pAUC pairwise')}."
 
 
 def _schedules(results: Results) -> str:

@@ -28,8 +28,8 @@ COVERAGE_BUDGET = 0.005
 def measure(logits: Tensor, split: Split, task: Task, link: str) -> dict[str, float]:
     """All measures of logits ``[N, C]``: means over classes (macro) and over the split's groups.
 
-    With the link ``"softmax"`` rows rank by the logarithm of a class's probability: its raw logit says nothing across
-    rows, as cross-entropy leaves a constant of each row free.
+    With the link ``"softmax"`` rows rank by the log odds of a class against the others: its raw logit says nothing
+    across rows, as cross-entropy leaves a constant of each row free, and its probability rounds to one at the top.
     """
     n_groups = int(split.groups.max()) + 1
     if n_groups == 0:
@@ -41,17 +41,23 @@ def measure(logits: Tensor, split: Split, task: Task, link: str) -> dict[str, fl
 
 def _measure(logits: Tensor, targets: Tensor, task: Task, link: str) -> dict[str, float]:
     multilabel = task.kind == "multilabel"
-    scores = logits.log_softmax(1) if link == "softmax" else logits
-    probabilities = scores.exp() if link == "softmax" else scores.sigmoid()
+    scores = log_odds(logits) if link == "softmax" else logits
     hot = one_hot(targets, task.n_classes) if task.kind == "multiclass" else targets.view(len(targets), -1)
     values = {
         "ap": average_precision(scores, targets, multilabel=multilabel),
         "recall": recall_at_quantile(scores, targets, task.budget, multilabel=multilabel),
         "pauc": partial_auc(scores, targets, 0.0, task.budget, multilabel=multilabel),
         "coverage": coverage(scores, targets, multilabel=multilabel),
-        "ece": calibration_error(probabilities, hot),
+        "ece": calibration_error(scores.sigmoid(), hot),
     }
     return {name: float(value.mean()) for name, value in values.items()}
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """``[N, C]`` float64: of each class's softmax probability."""
+    own = torch.eye(logits.shape[1], dtype=torch.bool)
+    others = logits.double().unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(2)
+    return logits.double() - others
 
 
 def coverage(logits: Tensor, targets: Tensor, *, multilabel: bool) -> Tensor:

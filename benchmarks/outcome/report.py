@@ -90,7 +90,7 @@ def _protocol(data: Data) -> str:
         f"The same for all: one hidden layer of 64 units, {protocol['steps']:,} steps of {protocol['batch']} rows, the "
         "same initial weights, data and order of the batches for a seed, Adam at a constant learning rate. LibAUC's "
         "losses come with the optimizers made for them, also at a constant learning rate, and with its sampler, by "
-        "whose default half of each batch is positive. Softmax models rank by their probabilities. "
+        "whose default half of each batch is positive. Softmax models rank by a class's log odds against the others. "
         f"Seeds {first} to {first + seeds - 1}; each draws data or splits anew. Every contender tries four settings on "
         f"the first {tuning} seeds; the one with the best mean of the target measure on validation is trained with all "
         "seeds and reported on test. Grids, also LibAUC's, schedules and the recipe were chosen beforehand on these "
@@ -103,7 +103,7 @@ def _protocol(data: Data) -> str:
 
 
 def _task_table(results: Results) -> str:
-    header = ("task", "kind", "budget", "tuned for", "held-out rows")
+    header = ("task", "kind", "budget, about the share of positives", "tuned for", "held-out rows")
     held_out = {"binary": "as the training rows", "multiclass": "balanced", "multilabel": "as the training rows"}
     rows = []
     for task in results.tasks:
@@ -132,11 +132,19 @@ def _takes(contender: Contender) -> str:
 
 
 def _options(contender: Contender) -> str:
-    schedule = contender.schedule or {}
-    phases = f"; {schedule['warmup']:.0%} of the steps cross-entropy, {schedule['blend']:.0%} blend" if schedule else ""
-    final = f", then {schedule['final']:.0%} each" if "final" in schedule else ""
+    return "".join(f", {name}={value!r}" for name, value in contender.options.items()) + _schedule(contender)
+
+
+def _schedule(contender: Contender) -> str:
+    schedule = contender.schedule
+    if not schedule:
+        return ""
+    before = "logit-adjusted cross-entropy" if "adjustment" in schedule else "cross-entropy"
+    if not schedule["warmup"]:
+        return f"; {schedule['final']:.0%} of it and {before} from the first step"
+    final = f", then {schedule['final']:.0%} of it" if "final" in schedule else ""
     decay = f", temperature {schedule['temp_start']:g} to {schedule['temp_end']:g}" if "temp_start" in schedule else ""
-    return "".join(f", {name}={value!r}" for name, value in contender.options.items()) + phases + final + decay
+    return f"; {schedule['warmup']:.0%} of the steps {before}, {schedule['blend']:.0%} blend{final}{decay}"
 
 
 def _overall(results: Results, contenders: Sequence[str]) -> str:
@@ -239,9 +247,7 @@ def plot(data: Data, measure: str, path: Path) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=True, axis="x", alpha=0.3)
     better = "less is better" if measure == "ece" else "more is better"
-    axes.set_xlabel(
-        f"{MEASURES[measure]}: difference to tuned cross-entropy ({better}); in brackets the number of tasks"
-    )
+    axes.set_xlabel(f"{MEASURES[measure]}: difference to tuned cross-entropy ({better})")
     for colour, label in GROUPS.values():
         axes.plot([], [], "D", color=colour, label=label)
     figure.legend(loc="outside upper center", ncols=len(GROUPS), fontsize="small")

@@ -144,7 +144,7 @@ class Study:
     def __init__(self, protocol: Protocol, journal: Journal, store: DataStore, pythons: dict[str, str]) -> None:
         self.protocol, self.journal, self.store, self.pythons = protocol, journal, store, pythons
         self.progress: tqdm[Any] = tqdm(unit="run", smoothing=0)
-        self.counted: set[str] = set()
+        self.counted: set[tuple[str, str]] = set()
         self.end = float("inf")
         self.workers: list[Worker] = []
         self.slot = threading.local()
@@ -205,8 +205,8 @@ class Study:
                 self.journal.add(key, self._train(cell, setting, seed))
             except LostWorkerError as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
-        if key not in self.counted:
-            self.counted.add(key)
+        if (contender.name, key) not in self.counted:  # two contenders may share a run
+            self.counted.add((contender.name, key))
             self.progress.initial += not is_new  # old runs fill the bar and leave its rate alone
             self.progress.update()
         return self.journal.runs[key]
