@@ -271,6 +271,19 @@ def test_every_question_is_answered_from_all_contenders() -> None:
     assert "nan" not in text
 
 
+def test_a_part_of_the_study_makes_a_page() -> None:
+    from outcome import report
+    from outcome.contenders import WIDE_MIX
+
+    data = study(**{"digits 1 %": 0.1})
+    for of_task in data["cells"].values():
+        of_task.pop(WIDE_MIX, None)
+    text = report.page(data)
+    assert "That is open, as tasks are missing. It wins 1," in text
+    assert "positives in a batch on average: alone +0." in text
+    assert "and for several labels: " not in text
+
+
 def criterion(**better: float) -> tuple[bool, str]:
     from outcome import report
     from outcome.findings import meets_criterion

@@ -33,7 +33,6 @@ LEGEND = """\
 with its 95 % interval, and in how many of them the first wins / ties / loses."""
 LOSSES = tuple(name for name, *_ in RANKING_LOSSES)
 
-
 Part = Callable[[Results], str]
 
 
@@ -111,18 +110,19 @@ def _start_from(results: Results) -> str:
     ]
     for name, where in RECIPES.items():
         tasks = [task.name for task in results.tasks if recipe_for(task.kind, task.budget) == name and task.imbalanced]
+        if not tasks or not all(results.has(task, name) for task in tasks):
+            continue
         rivals = {WIDE: "alone", WIDE_MIX: "half", WIDE_ADJUSTED: "adjusted half", ADJUSTED: ADJUSTED}
         means = ", ".join(
             f"{label} {statistics.fmean(results.difference(task, one).mean for task in tasks):+.3f}"
             for one, label in rivals.items()
-            if tasks and all(results.has(task, one) for task in tasks)
+            if all(results.has(task, one) for task in tasks)
         )
-        if means:
-            costs = [_milliseconds(results, task, name) / _milliseconds(results, task, BASELINE) for task in tasks]
-            lines.append(
-                f"- {where}: {means} (mean differences to tuned cross-entropy); a step of the recipe takes "
-                f"{min(costs):.1f} to {max(costs):.1f} times that of cross-entropy;"
-            )
+        costs = [_milliseconds(results, task, name) / _milliseconds(results, task, BASELINE) for task in tasks]
+        lines.append(
+            f"- {where}: {means} (mean differences to tuned cross-entropy); a step of the recipe takes "
+            f"{min(costs):.1f} to {max(costs):.1f} times that of cross-entropy;"
+        )
     lines[-1] = lines[-1].removesuffix(";") + "."
     return "\n".join(["**What to start from**, as [code in the README](../README.md#does-it-help):", "", *lines])
 
