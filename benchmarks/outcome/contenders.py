@@ -14,7 +14,6 @@ from typing import Any, Literal
 __all__ = [
     "BASELINE",
     "CONTENDERS",
-    "FEW_POSITIVES",
     "RANKING_LOSSES",
     "RECIPE",
     "RECIPES",
@@ -24,12 +23,12 @@ __all__ = [
     "WIDE_ADJUSTED",
     "WIDE_MIX",
     "Contender",
+    "Setting",
     "recipe_for",
 ]
 
 Setting = dict[str, float]
 ALL = ("binary", "multiclass", "multilabel")
-SEVERAL_LABELS = "takes no multi-label targets"
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,18 @@ class Contender:
 
     def link(self, kind: str) -> str:
         """How its logits become probabilities: the way its loss reads them, or part of it that stays to the end."""
-        of_classes = self.loss in ("CrossEntropy", "SoftmaxFocalLoss") or (self.schedule or {}).get("final", 1.0) < 1
+        of_classes = self.loss in ("CrossEntropy", "SoftmaxFocalLoss") or self.is_mixed
         return "softmax" if kind == "multiclass" and of_classes else "sigmoid"
 
     @property
     def is_ranking(self) -> bool:
         """Whether it is one of our ranking losses."""
-        return self.series == "ours" and self.loss in RANKING
+        return self.series == "ours" and self.loss in {loss for _, loss, *_ in RANKING_LOSSES}
 
-
-RANKING = ("SmoothAPLoss", "RecallAtQuantileLoss", "PAUCAtBudgetLoss")
+    @property
+    def is_mixed(self) -> bool:
+        """Whether cross-entropy keeps a part in it to the end."""
+        return (self.schedule or {}).get("final", 1.0) < 1
 
 
 def grid(lr: Sequence[float] = (3e-3, 1e-2), **own: Sequence[float]) -> tuple[Setting, ...]:
@@ -116,8 +117,6 @@ SWEEP_TASKS = ("digits 1 %", "generated 1 %", "generated 0.3 %", "contested top 
 SWEEP: dict[str, Any] = {"tasks": SWEEP_TASKS, "why_not": "a variant, tried on four tasks"}
 SWEPT: dict[str, tuple[float, ...]] = {"Smooth-AP": (0.03, 0.3, 3.0, 10.0), "pAUC pairwise": (0.1, 0.3, 1.0, 3.0)}
 QUEUES = (0, 8192)  # besides the default, 1,024
-
-
 # the band is as many times the budget
 WIDE_GRID = grid((1e-2,), temperature=(1.0, 3.0), band=(3.0, 10.0))
 

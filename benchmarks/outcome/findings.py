@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from outcome.comparison import verdict
 from outcome.contenders import (
@@ -22,7 +22,7 @@ from outcome.contenders import (
     Contender,
     recipe_for,
 )
-from outcome.results import Results, with_sign
+from outcome.results import Results, in_turn, with_sign
 from outcome.tasks import TASKS
 
 __all__ = ["in_detail", "in_short", "meets_criterion"]
@@ -32,6 +32,7 @@ LEGEND = """\
 "One against another" is the mean difference in the target measure over the imbalanced tasks that both were trained on,
 with its 95 % interval, and in how many of them the first wins / ties / loses."""
 LOSSES = tuple(name for name, *_ in RANKING_LOSSES)
+N_TASKS = sum(task.imbalanced for task in TASKS)
 
 Part = Callable[[Results], str]
 
@@ -64,26 +65,23 @@ def _joined(results: Results, *parts: Part) -> str:
 def meets_criterion(results: Results, contender: str = RECIPE) -> bool:
     """Whether it beats the baseline on at least half of all imbalanced tasks, and is below it on none."""
     counts = results.counts(contender)
-    n_tasks = sum(task.imbalanced for task in TASKS)
-    return sum(counts.values()) == n_tasks and 2 * counts["win"] >= n_tasks and not counts["loss"]
+    return sum(counts.values()) == N_TASKS and 2 * counts["win"] >= N_TASKS and not counts["loss"]
 
 
 def _criterion(results: Results) -> str:
-    tasks = results.tasks_of(RECIPE)
-    if not tasks:
+    n_tasks = len(results.tasks_of(RECIPE))
+    if not n_tasks:
         return ""
-    by_verdict = {
-        name: [task for task in tasks if results.verdict(task, RECIPE) == name] for name in ("win", "tie", "loss")
-    }
-    won, lost = by_verdict["win"], by_verdict["loss"]
+    by_verdict = results.by_verdict(RECIPE)
+    counts = results.counts(RECIPE)
     answer = "It does." if meets_criterion(results) else "**It does not.**"
-    if len(tasks) < sum(task.imbalanced for task in TASKS):
+    if n_tasks < N_TASKS:
         answer = "That is open, as tasks are missing."
     text = (
         f"**The recipe** is {_listed(f'*{name}* {where}' for name, where in RECIPES.items())}. It should beat tuned "
-        f"cross-entropy in the target measure on at least half of the {len(tasks)} imbalanced tasks, with the interval "
+        f"cross-entropy in the target measure on at least half of the {n_tasks} imbalanced tasks, with the interval "
         "above zero, and have none with the interval below. "
-        f"{answer} It wins {len(won)}, ties {len(by_verdict['tie'])} and loses {len(lost)}; the mean difference is "
+        f"{answer} It wins {counts['win']}, ties {counts['tie']} and loses {counts['loss']}; the mean difference is "
         f"{with_sign(results.over_tasks(RECIPE))}."
     )
     lines = [
@@ -91,7 +89,7 @@ def _criterion(results: Results) -> str:
         for name, verb in (("win", "Wins"), ("tie", "Ties"), ("loss", "Loses"))
         if by_verdict[name]
     ]
-    return "\n".join([text, "", *lines])
+    return _under(text, lines)
 
 
 def _start_from(results: Results) -> str:
@@ -118,21 +116,16 @@ def _start_from(results: Results) -> str:
             for one, label in rivals.items()
             if all(results.has(task, one) for task in tasks)
         )
-        costs = [_milliseconds(results, task, name) / _milliseconds(results, task, BASELINE) for task in tasks]
+        costs = [results.milliseconds(task, name) / results.milliseconds(task, BASELINE) for task in tasks]
         lines.append(
             f"- {where}: {means} (mean differences to tuned cross-entropy); a step of the recipe takes "
             f"{min(costs):.1f} to {max(costs):.1f} times that of cross-entropy;"
         )
-    lines[-1] = lines[-1].removesuffix(";") + "."
-    return "\n".join(["**What to start from**, as [code in the README](../README.md#does-it-help):", "", *lines])
+    return _under("**What to start from**, as [code in the README](../README.md#does-it-help):", _closed(lines))
 
 
 def _values(contender: Contender, name: str) -> str:
     return " or ".join(f"{value:g}" for value in sorted({setting[name] for setting in contender.grid}))
-
-
-def _milliseconds(results: Results, task: str, contender: str) -> float:
-    return float(results.cells[task][contender]["milliseconds"])
 
 
 def _chosen_by_validation(results: Results) -> str:
@@ -174,7 +167,7 @@ def _where(results: Results) -> str:
     if not lines:
         return ""
     lines.sort(reverse=True, key=lambda line: line[0])
-    shown = (f"{task} {verdicts['win']}/{verdicts['tie']}/{verdicts['loss']}" for _, task, verdicts in lines)
+    shown = (f"{task} {in_turn(verdicts)}" for _, task, verdicts in lines)
     text = "**Where our ranking losses win and lose**, the recipe aside."
     for verb, verdict_of in (("win", "win"), ("tie", "tie"), ("lose", "loss")):
         most = [task for _, task, verdicts in lines if 2 * verdicts[verdict_of] > verdicts.total()]
@@ -189,9 +182,9 @@ def _which_loss(results: Results) -> str:
     ranked = [one.name for one in results.ranked() if one.is_ranking and results.tasks_of(one.name) == everywhere]
     if not ranked:
         return ""
-    best = _listed(f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[:3])
-    worst = _listed(
-        f"{name} ({with_sign(results.over_tasks(name))}, {_counted(results, name)})" for name in ranked[-3:]
+    best, worst = (
+        _listed(f"{name} ({with_sign(results.over_tasks(name))}, {in_turn(results.counts(name))})" for name in some)
+        for some in (ranked[:3], ranked[-3:])
     )
     return (
         f"**Which loss to start from.** Over all imbalanced tasks the best means have {best}; the worst {worst} "
@@ -220,7 +213,7 @@ def _defaults(results: Results) -> str:
         "**Defaults.** They stay as they are, so that what works today works tomorrow; the recipe sets its own. "
         "Differences in the target measure, wins / ties / losses:"
     )
-    return "\n".join([text, "", *lines]) if lines else ""
+    return _under(text, lines)
 
 
 def _cheap(results: Results) -> str:
@@ -229,18 +222,15 @@ def _cheap(results: Results) -> str:
     for name in (WEIGHTED, ADJUSTED):
         if results.tasks_of(name):
             lines.append(f"- {_against(results, name, BASELINE)};")
-        shared = results.tasks_of(RECIPE, name)
-        if shared:
-            above, below = (
-                _listed(task for task in shared if results.verdict(task, RECIPE, other=name) == verdict_of) or "no task"
-                for verdict_of in ("win", "loss")
-            )
+        if results.tasks_of(RECIPE, name):
+            by_verdict = results.by_verdict(RECIPE, other=name)
+            above, below = (_listed(by_verdict[one]) or "no task" for one in ("win", "loss"))
             lines.append(f"- {_against(results, RECIPE, name)}: above it on {above}; below it on {below}.")
     text = (
         "For one label logit adjustment is no more than another start of the model's bias: part of what is gained over "
         "cross-entropy is the time that it takes to learn how rare positives are, and runs are short here."
     )
-    return "\n".join(["**Try first what is cheap:**", "", *lines, "", text]) if lines else ""
+    return _under("**Try first what is cheap:**", [*lines, "", text] if lines else [])
 
 
 def _temperatures(results: Results) -> str:
@@ -248,7 +238,7 @@ def _temperatures(results: Results) -> str:
     lines = [line for name in LOSSES if (line := _chosen_temperatures(results, name))]
     for one in results.contenders:
         if one.name in RECIPES:
-            settings = [one.grid[results.cells[task][one.name]["chosen"]] for task in results.tasks_of(one.name)]
+            settings = [results.chosen(task, one) for task in results.tasks_of(one.name)]
             picked = Counter((setting["temperature"], setting["band"]) for setting in settings)
             shown = ", ".join(f"{t:g} with {b:g} times the budget on {n}" for (t, b), n in sorted(picked.items()))
             lines.append(f"- {one.name}: {shown}.")
@@ -262,23 +252,18 @@ def _temperatures(results: Results) -> str:
             ]
             shown = ", ".join(f"{mean:.3f} at {value:g}" for mean, value in zip(means, SWEPT[name], strict=True))
             lines.append(f"- {name}, mean validation score by temperature (tasks: {len(tasks)}): {shown}.")
-    return (
-        "\n".join(["**Temperature.** What validation chose, and on how many imbalanced tasks:", "", *lines])
-        if lines
-        else ""
-    )
+    return _under("**Temperature.** What validation chose, and on how many imbalanced tasks:", lines)
 
 
 def _chosen_temperatures(results: Results, loss: str) -> str:
+    trained = {one.name: one for one in results.contenders}
     parts = []
     for suffix in SCHEDULES:
-        for one in results.contenders:
-            if one.name == loss + suffix:
-                chosen = [results.cells[task][one.name]["chosen"] for task in results.tasks_of(one.name)]
-                picked = Counter(one.grid[index]["temperature"] for index in chosen)
-                shown = ", ".join(f"{temperature:g} on {count}" for temperature, count in sorted(picked.items()))
-                parts.append(f"{suffix.strip(' +') or 'alone'} {shown}")
-    return f"- {loss}: {'; '.join(parts)}." if parts else ""
+        if one := trained.get(loss + suffix):
+            picked = Counter(results.chosen(task, one)["temperature"] for task in results.tasks_of(one.name))
+            shown = ", ".join(f"{temperature:g} on {count}" for temperature, count in sorted(picked.items()))
+            parts.append(f"{suffix.strip(' +') or 'alone'} {shown}")
+    return f"- {loss}: {_listed(parts)}." if parts else ""
 
 
 def _band(results: Results) -> str:
@@ -293,7 +278,7 @@ def _schedules(results: Results) -> str:
     for name, suffix in itertools.product(LOSSES, (" + warm-up", " + mix")):
         if results.tasks_of(name + suffix, name):
             lines.append(f"- {_against(results, name + suffix, name)}.")
-    return "\n".join(["**Schedule.** Against the same loss from the first step:", "", *lines]) if lines else ""
+    return _under("**Schedule.** Against the same loss from the first step:", lines)
 
 
 def _threshold_gradient(results: Results) -> str:
@@ -302,7 +287,7 @@ def _threshold_gradient(results: Results) -> str:
         for loss, suffix in itertools.product(("recall", "pAUC trapezoid"), ("", " + warm-up"))
         if results.tasks_of(f"{loss}, implicit{suffix}", f"{loss}, stop{suffix}")
     ]
-    return f"**Threshold gradient.** {'; '.join(lines)}." if lines else ""
+    return f"**Threshold gradient.** {_listed(lines)}." if lines else ""
 
 
 def _queues(results: Results) -> str:
@@ -311,7 +296,7 @@ def _queues(results: Results) -> str:
         for one in results.contenders
         if ", queue" in one.name and results.tasks_of(one.name, one.name.split(", queue")[0])
     ]
-    return f"**Queue.** Against 1,024 rows: {'; '.join(lines)}." if lines else ""
+    return f"**Queue.** Against 1,024 rows: {_listed(lines)}." if lines else ""
 
 
 def _others(results: Results) -> str:
@@ -321,14 +306,14 @@ def _others(results: Results) -> str:
     for one in results.contenders:
         if one.series == "libauc" and results.tasks_of(one.name):
             lines.append(f"- {_against(results, one.name, BASELINE)}; {_against(results, RECIPE, one.name)};")
-    return "\n".join(["**Other packages:**", "", *lines]).removesuffix(";") + "." if lines else ""
+    return _under("**Other packages:**", _closed(lines))
 
 
 def _prices(results: Results) -> str:
     """Calibration and time."""
     groups = {
-        "ranking losses alone": [one for one in results.contenders if one.is_ranking and not _mixed(one)],
-        "in the mix": [one for one in results.contenders if one.is_ranking and _mixed(one)],
+        "ranking losses alone": [one for one in results.contenders if one.is_ranking and not one.is_mixed],
+        "in the mix": [one for one in results.contenders if one.is_ranking and one.is_mixed],
         "cross-entropy": [one for one in results.contenders if one.name == BASELINE],
     }
     errors, times = [], []
@@ -336,7 +321,7 @@ def _prices(results: Results) -> str:
         cells = [(task.name, one.name) for task in results.tasks for one in members if results.has(task.name, one.name)]
         if cells:
             errors.append(f"{name} {statistics.fmean(results.mean(*cell, 'ece') for cell in cells):.3f}")
-            middle = statistics.median(results.cells[task][one]["milliseconds"] for task, one in cells)
+            middle = statistics.median(results.milliseconds(*cell) for cell in cells)
             times.append(f"{name} {middle:.2f} ms")
     return (
         f"**The price.** Mean calibration error: {', '.join(errors)}: scores of a ranking loss are no probabilities "
@@ -344,19 +329,20 @@ def _prices(results: Results) -> str:
     )
 
 
-def _mixed(one: Contender) -> bool:
-    return (one.schedule or {}).get("final", 1.0) < 1
-
-
 def _against(results: Results, one: str, other: str) -> str:
     """``one against other: mean difference, counts``."""
-    target = f"{with_sign(results.over_tasks(one, other=other))} ({_counted(results, one, other)})"
-    return f"{one} against {other} {target}"
+    difference, counts = results.over_tasks(one, other=other), results.counts(one, other=other)
+    return f"{one} against {other} {with_sign(difference)} ({in_turn(counts)})"
 
 
-def _counted(results: Results, one: str, other: str = BASELINE) -> str:
-    counts = results.counts(one, other=other)
-    return f"{counts['win']}/{counts['tie']}/{counts['loss']}"
+def _under(heading: str, lines: Sequence[str]) -> str:
+    """A list with its heading; nothing if it is empty."""
+    return "\n".join([heading, "", *lines]) if lines else ""
+
+
+def _closed(lines: Sequence[str]) -> list[str]:
+    """With a full stop after the last line in place of its semicolon."""
+    return [*lines[:-1], *(line.removesuffix(";") + "." for line in lines[-1:])]
 
 
 def _listed(items: Iterable[str]) -> str:

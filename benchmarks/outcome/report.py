@@ -16,7 +16,7 @@ from pages import table
 from outcome.contenders import BASELINE, RECIPE, Contender
 from outcome.findings import in_detail, in_short
 from outcome.measures import MEASURES
-from outcome.results import Data, Results, with_sign
+from outcome.results import Data, Results, in_turn, with_sign
 from outcome.tasks import Task
 
 INTRODUCTION = """\
@@ -153,14 +153,12 @@ def _overall(results: Results, contenders: Sequence[str]) -> str:
     rows = []
     for one in contenders:
         if tasks := results.tasks_of(one):
-            cells = (f"{with_sign(results.over_tasks(one, name))} {_counts(results, one, name)}" for name in columns)
+            cells = (
+                f"{with_sign(results.over_tasks(one, name))} **{in_turn(results.counts(one, name))}**"
+                for name in columns
+            )
             rows.append((one, str(len(tasks)), *cells))
     return table(header, rows)
-
-
-def _counts(results: Results, contender: str, measure: str) -> str:
-    counts = results.counts(contender, measure)
-    return f"**{counts['win']}/{counts['tie']}/{counts['loss']}**"
 
 
 def _matrix(results: Results) -> str:
@@ -176,8 +174,8 @@ def _matrix(results: Results) -> str:
 def _matrix_cell(results: Results, task: Task, contender: str) -> str:
     if not results.has(task.name, contender):
         return "-"
-    text = f"{100 * results.difference(task.name, contender, task.target).mean:+.1f}"
-    return text if results.verdict(task.name, contender, task.target) == "tie" else f"**{text}**"
+    text = f"{100 * results.difference(task.name, contender).mean:+.1f}"
+    return text if results.verdict(task.name, contender) == "tie" else f"**{text}**"
 
 
 def _tasks(results: Results) -> Iterator[str]:
@@ -189,16 +187,14 @@ def _tasks(results: Results) -> Iterator[str]:
 
 
 def _row(results: Results, task: Task, one: Contender) -> Sequence[str]:
-    cell = results.cells[task.name][one.name]
-    setting = ", ".join(f"{name} {value:g}" for name, value in one.grid[cell["chosen"]].items())
+    setting = ", ".join(f"{name} {value:g}" for name, value in results.chosen(task.name, one).items())
     means = (results.mean(task.name, one.name, measure) for measure in MEASURES)
     numbers = ("-" if math.isnan(mean) else f"{mean:.3f}" for mean in means)
     if one.name == BASELINE:
         compared = ("", "")
     else:
-        difference = results.difference(task.name, one.name, task.target)
-        compared = (with_sign(difference), results.verdict(task.name, one.name, task.target))
-    return one.name, setting, *numbers, *compared, f"{cell['milliseconds']:.2f}"
+        compared = (with_sign(results.difference(task.name, one.name)), results.verdict(task.name, one.name))
+    return one.name, setting, *numbers, *compared, f"{results.milliseconds(task.name, one.name):.2f}"
 
 
 def _missing(results: Results) -> Iterator[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from outcome.comparison import Difference, paired, verdict
-from outcome.contenders import BASELINE, CONTENDERS, RECIPE, Contender, recipe_for
+from outcome.contenders import BASELINE, CONTENDERS, RECIPE, Contender, Setting, recipe_for
 from outcome.tasks import TASKS
 
-__all__ = ["Data", "Results", "dump", "with_sign"]
+__all__ = ["Data", "Results", "dump", "in_turn", "with_sign"]
 
 Data = dict[str, Any]
 LOWER_IS_BETTER = {"ece"}
@@ -69,10 +70,16 @@ class Results:
         shared = [name for name in names if self.has(name, contender) and self.has(name, other)]
         return [name for name in shared if not math.isnan(self.mean(name, BASELINE, measure))]
 
+    def by_verdict(self, contender: str, measure: str = "target", other: str = BASELINE) -> dict[str, list[str]]:
+        """The tasks that it wins, ties and loses."""
+        found: dict[str, list[str]] = {"win": [], "tie": [], "loss": []}
+        for task in self.tasks_of(contender, other, measure):
+            found[self.verdict(task, contender, measure, other)].append(task)
+        return found
+
     def counts(self, contender: str, measure: str = "target", other: str = BASELINE) -> dict[str, int]:
         """How often it wins, ties and loses."""
-        verdicts = [self.verdict(task, contender, measure, other) for task in self.tasks_of(contender, other, measure)]
-        return {name: verdicts.count(name) for name in ("win", "tie", "loss")}
+        return {name: len(tasks) for name, tasks in self.by_verdict(contender, measure, other).items()}
 
     def over_tasks(self, contender: str, measure: str = "target", other: str = BASELINE) -> Difference:
         """Mean difference over the tasks; its interval is that of the seeds' means over tasks."""
@@ -95,6 +102,14 @@ class Results:
 
         return sorted(self.contenders, key=key)
 
+    def chosen(self, task: str, contender: Contender) -> Setting:
+        """The setting that validation chose."""
+        return contender.grid[self.cells[task][contender.name]["chosen"]]
+
+    def milliseconds(self, task: str, contender: str) -> float:
+        """Of a step."""
+        return float(self.cells[task][contender]["milliseconds"])
+
     def validation(self, task: str, contender: str) -> list[float]:
         """Mean scores of the settings in the target measure."""
         return [math.nan if score is None else score for score in self.cells[task][contender]["validation"]]
@@ -107,6 +122,11 @@ class Results:
                 if "skipped" in result and contender != RECIPE:
                     found[f"{contender}, {task}"] = result["skipped"]
         return found
+
+
+def in_turn(counts: Mapping[str, int]) -> str:
+    """``3/10/1``: wins, ties and losses."""
+    return f"{counts['win']}/{counts['tie']}/{counts['loss']}"
 
 
 def with_sign(difference: Difference) -> str:

@@ -89,8 +89,9 @@ class Journal:
         self.runs: dict[str, Result] = {}
         # a line without an end was cut off with the run that wrote it
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if resume and path.exists() else []
-        head, *kept = [json.loads(line) for line in lines if line.endswith("\n")] or [{"code": digest()}]
-        if head != {"code": digest()}:
+        code = {"code": digest()}
+        head, *kept = [json.loads(line) for line in lines if line.endswith("\n")] or [code]
+        if head != code:
             raise SystemExit(f"the code has changed since {path} was begun: start anew, without --resume")
         if path.exists() and not resume:
             path.replace(path.with_suffix(".old"))
