@@ -14,7 +14,7 @@ from torch import Tensor
 from imbalanced_losses.losses.pauc_at_budget import (
     PAUCAtBudgetConfig,
     measure_pauc_at_budget,
-    numerator_weight,
+    numerator_rows,
     reference_population,
 )
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, alert_threshold
@@ -35,8 +35,7 @@ class LastPass(NamedTuple):
     @classmethod
     def keep(cls, pool: Pool, result: PerClass) -> LastPass:
         """Cut the graph off; the pool's memory is its own."""
-        poison = None if pool.poison is None else pool.poison.detach()
-        pool = dataclasses.replace(pool, scores=pool.scores.detach(), poison=poison)
+        pool = dataclasses.replace(pool, scores=pool.scores.detach())
         return cls(pool, result.loss.detach(), result.valid)
 
 
@@ -76,6 +75,6 @@ def look_at_recall(pool: Pool, cfg: RecallAtQuantileConfig) -> tuple[Tensor, dic
 
 def look_at_partial_auc(pool: Pool, cfg: PAUCAtBudgetConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The exact metric of a pool, and its band."""
-    reference, weight = reference_population(pool, cfg), numerator_weight(pool, cfg)
+    reference, weight = reference_population(pool, cfg), numerator_rows(pool, cfg) * pool.row_weight
     exact = partial_auc_of(pool.scores, reference, weight, cfg.alpha, cfg.beta)
     return exact, measure_pauc_at_budget(pool, cfg, diagnose=True).diagnostics

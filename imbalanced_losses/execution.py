@@ -13,6 +13,7 @@ __all__ = [
     "is_plain_eager",
     "is_traced",
     "is_transformed",
+    "may_read",
     "reads_freely",
 ]
 
@@ -36,7 +37,12 @@ def is_plain_eager() -> bool:
 
 def reads_freely(*tensors: Tensor) -> bool:
     """Whether this is plain eager mode on the CPU, where reading data costs nothing."""
-    return is_plain_eager() and all(map(_is_at_hand, tensors))
+    return is_plain_eager() and may_read(*tensors)
+
+
+def may_read(*tensors: Tensor) -> bool:
+    """Whether a kernel, which gets what no transform wraps, may look into these at no cost."""
+    return all(map(_is_at_hand, tensors))
 
 
 def _is_at_hand(tensor: Tensor) -> bool:

@@ -274,7 +274,8 @@ def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, 
 
 def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
     """Put ``nan`` where there is nothing to find or a score is not finite; one class is 0-dim."""
-    metric = torch.where((pool.positive_weight > 0).any(-1), pool.spoil(metric), torch.nan)
+    finite_or_nan = metric + (pool.scores * 0).sum(-1)  # infinity times 0 is nan
+    metric = torch.where((pool.positive_weight > 0).any(-1), finite_or_nan, torch.nan)
     return metric if multilabel or metric.shape[0] > 1 else metric[0]
 
 

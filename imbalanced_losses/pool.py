@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ from imbalanced_losses.checks import (
     check_temperature,
     check_temperature_number,
 )
-from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.precision import widest_dtype, working_dtype
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
@@ -110,8 +108,6 @@ class Pool:
     sample_weight : Tensor [M]
     n_live : int
         N.
-    poison : Tensor [C], optional
-        1, or ``nan`` with ``nan`` gradients for a class whose valid logits are not all finite; left out if all are.
     temperature : Tensor []
     kept : Tensor [M], int64, optional
         Which of the rows are in the pool; all of them if left out.
@@ -128,7 +124,6 @@ class Pool:
     iid: Tensor
     sample_weight: Tensor
     n_live: int
-    poison: Tensor | None
     temperature: Tensor
     kept: Tensor | None = None
     stands_for: Tensor | None = None
@@ -146,6 +141,17 @@ class Pool:
         return rows < self.n_live
 
     @property
+    def row_weight(self) -> Tensor:
+        """``[C, M]``: the weight of each row in a mean over rows, the same for all classes."""
+        weight = self.sample_weight if self.stands_for is None else self.sample_weight * self.stands_for
+        return weight.expand_as(self.scores)
+
+    @property
+    def row_count(self) -> Tensor | None:
+        """``[C, M]``: for how many rows of the whole pool each counts, if not always 1."""
+        return None if self.stands_for is None else self.stands_for.expand_as(self.scores)
+
+    @property
     def positive_weight(self) -> Tensor:
         """``[C, M]``: the weight of each positive in a mean over positives, 0 elsewhere."""
         return self.count(self.positive) * self.sample_weight
@@ -154,10 +160,6 @@ class Pool:
         """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
         counts = rows.to(self.scores.dtype)
         return counts if self.stands_for is None else counts * self.stands_for
-
-    def spoil(self, values: Tensor) -> Tensor:
-        """``values [C]``, which a logit that is not finite makes ``nan``."""
-        return values if self.poison is None else values * self.poison
 
     def rank_counts(self, negative: Tensor) -> Tensor | None:
         """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive, if not always 1."""
@@ -195,8 +197,8 @@ def build_pool(
 
 def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
     """The loss of each class, ``nan`` where invalid or where a logit was not finite (then the class is valid)."""
-    loss = pool.spoil(loss.to(pool.scores.dtype))
-    valid = valid if pool.poison is None else valid | pool.poison.isnan()
+    loss = loss.to(pool.scores.dtype)
+    valid = valid | loss.isnan()
     return PerClass(loss=torch.where(valid, loss, torch.nan), valid=valid, diagnostics=diagnostics or {})
 
 
@@ -257,17 +259,8 @@ def _one_problem_a_class(live: Rows, queue: QueueState, cfg: RankingConfig, temp
         iid=iid,
         sample_weight=sample_weight,
         n_live=live.logits.shape[0],
-        poison=_poison(scores),
         temperature=check_temperature(temperature, scores),
     )
-
-
-def _poison(scores: Tensor) -> Tensor | None:
-    """See :class:`Pool`."""
-    if reads_freely(scores) and math.isfinite(scores.detach().sum()):  # an eighth of a small step's operators
-        return None
-    spoilt = (scores * 0).sum(-1)  # nan after an overflow
-    return 1 + spoilt * spoilt  # squared, for a gradient of nan, too: a GradScaler sees it and skips the step
 
 
 def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Tensor, Tensor]:

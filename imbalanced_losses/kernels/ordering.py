@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import is_plain_eager
-
 __all__ = ["argsort_rows", "sorts_by_integers"]
 
 # Below it torch sorts integers like floats. Measured on 2 CPU cores, in ms by integers / as floats: 16,384 values
@@ -26,12 +24,7 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def sorts_by_integers(values: Tensor) -> bool:
-    """Whether :func:`argsort_rows` beats ``values.sort(-1)`` by far: a question of shape, dtype and device.
-
-    Not under ``torch.vmap``, compiled or not: torch 2.8 has no rule for a batch's bits.
-    """
-    if not is_plain_eager():
-        return False
+    """Whether :func:`argsort_rows` beats ``values.sort(-1)`` by far: a question of shape, dtype and device."""
     rows, length = values.shape
     if values.device.type != "cpu" or values.dtype not in _INTEGERS:
         return False
@@ -39,11 +32,10 @@ def sorts_by_integers(values: Tensor) -> bool:
 
 
 def argsort_rows(values: Tensor) -> Tensor:
-    """``values.argsort(-1)`` of float values ``[R, M]`` without ``nan``.
+    """``values.argsort(-1)`` of float values ``[R, M]`` without ``nan``; called within kernels only.
 
     Cost: O(R M) where :func:`sorts_by_integers`, else O(R M log M).
     """
-    values = values.detach()
     if not sorts_by_integers(values):
         return values.argsort(-1)
     bits = values.contiguous().view(_INTEGERS[values.dtype])

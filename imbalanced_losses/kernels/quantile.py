@@ -1,4 +1,4 @@
-"""Order statistics of masked rows, and the gradient of a threshold that follows its scores.
+"""Order statistics of masked rows.
 
 ``torch.quantile`` takes no mask, refuses half types and more than 2^24 elements; these functions do not.
 """
@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from imbalanced_losses.execution import is_plain_eager
+from imbalanced_losses.kernels.operators import make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
 from imbalanced_losses.precision import widest_dtype, working_dtype
 
-__all__ = ["INTERPOLATIONS", "Interpolation", "follow_scores", "masked_quantile"]
+__all__ = ["INTERPOLATIONS", "Interpolation", "masked_quantile"]
 
 Interpolation = Literal["linear", "lower", "higher", "nearest", "midpoint"]
 INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
@@ -25,6 +26,7 @@ ROUNDINGS = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}
 # Of a row. Measured on 2 CPU cores, in ms: the largest 1.5% / 5% / 25% of 262,144 values 2.3 / 3.6 / 7.5, sorting all
 # by integers 1.5; of 100 x 2,048 values 0.18 / 1.0 / 2.0, sorting 2.3 to 3.7.
 LARGE_SHARE = 1 / 16
+CHUNK = 1 << 20  # values that are ordered at a time on the CPU
 
 
 def masked_quantile(
@@ -32,7 +34,7 @@ def masked_quantile(
     mask: Tensor,
     levels: tuple[float, ...],
     interpolation: Interpolation,
-    stands_for: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Quantiles of each row over the elements that the mask keeps, as ``torch.quantile`` defines them.
 
@@ -43,7 +45,7 @@ def masked_quantile(
     levels : tuple of K floats in [0, 1]
     interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         Of the position ``level * (n - 1)`` among the n kept elements in ascending order.
-    stands_for : Tensor [M], optional
+    counts : Tensor [R, M], optional
         As how many equal elements each one counts, at least 1; n is their sum.
 
     Returns
@@ -52,10 +54,66 @@ def masked_quantile(
         0 in rows without a kept element. Detached. Cost: O(R M) for levels in the upper tail, else one sort for any
         number of levels.
     """
-    if stands_for is not None:
-        return _counted_quantile(values.detach(), mask * stands_for, levels, interpolation)
+    arguments = values.detach(), mask, levels, interpolation, counts
+    return _kernel(*arguments) if is_plain_eager() else _opaque(*arguments)  # type: ignore[no-any-return]
+
+
+def _kernel(
+    values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation, counts: Tensor | None
+) -> Tensor:
+    """On the CPU some rows at a time: temporaries are several times as large as the values."""
+    r, m = values.shape
+    step = max(1, CHUNK // max(1, m)) if values.device.type == "cpu" else r
+    if step >= r:
+        return _quantiles(values, mask, levels, interpolation, counts)
+    parts = [slice(start, start + step) for start in range(0, r, step)]
+    return torch.cat(
+        [_quantiles(values[p], mask[p], levels, interpolation, counts if counts is None else counts[p]) for p in parts]
+    )
+
+
+def _fake(values: Tensor, mask: Tensor, levels: Sequence[float], *_: Any) -> Tensor:
+    return values.new_empty(values.shape[0], len(levels))
+
+
+_operator = make_operator(
+    "masked_quantile(Tensor values, Tensor mask, float[] levels, str interpolation, Tensor? counts) -> Tensor",
+    _kernel,
+    _fake,
+)
+
+
+@final
+class _Quantile(torch.autograd.Function):
+    """For its vmap rule: there is nothing to differentiate."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return _operator(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        dims = (*in_dims[:2], None, None, in_dims[4])  # of the levels torch gives a tuple
+        quantiles = _opaque(*rows_of_batch(info.batch_size, dims, arguments))
+        return quantiles.reshape(info.batch_size, -1, quantiles.shape[-1]), 0
+
+
+@torch.compiler.allow_in_graph
+def _opaque(*arguments: Any) -> Tensor:
+    return _Quantile.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _quantiles(
+    values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation, counts: Tensor | None
+) -> Tensor:
+    if counts is not None:
+        return _counted_quantile(values, mask * counts, levels, interpolation)
     count = mask.sum(-1, keepdim=True)
-    kept = torch.where(mask, values.detach().to(working_dtype(values)), -torch.inf)
+    kept = torch.where(mask, values.to(working_dtype(values)), -torch.inf)
     descending = _argsort_largest(kept, min(levels))
     last = (count - 1).clamp_min(0).to(widest_dtype(values.device))
     position = last * levels[0] if len(levels) == 1 else torch.cat([last * level for level in levels], -1)
@@ -67,9 +125,7 @@ def masked_quantile(
     return torch.where(count > 0, quantiles, 0).to(values.dtype)
 
 
-def _counted_quantile(
-    values: Tensor, counts: Tensor, levels: tuple[float, ...], interpolation: Interpolation
-) -> Tensor:
+def _counted_quantile(values: Tensor, counts: Tensor, levels: Sequence[float], interpolation: Interpolation) -> Tensor:
     """:func:`masked_quantile` of rows in which each element is there ``counts [R, M]`` times; 0 masks it."""
     kept = torch.where(counts > 0, values.to(working_dtype(values)), torch.inf)
     ascending = argsort_rows(kept)
@@ -106,44 +162,3 @@ def _interpolate(element: Callable[[Tensor], Tensor], position: Tensor, interpol
     below, above = element(whole), element(position.ceil())
     fraction = torch.full_like(below, 0.5) if interpolation == "midpoint" else (position - whole).to(below.dtype)
     return torch.lerp(below, above, fraction)
-
-
-def follow_scores(
-    thresholds: Tensor, scores: Tensor, mask: Tensor, temperature: Tensor, stands_for: Tensor | None = None
-) -> Tensor:
-    r"""The same thresholds, with the gradient of the soft quantile that each of them is.
-
-    A soft quantile solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`. Implicit differentiation gives
-
-    .. math:: \partial\theta / \partial s_j = k_j / \textstyle\sum_l k_l, \qquad k_j = \sigma'((s_j - \theta)/\tau)
-
-    The shares are evaluated in log space (a softmax), so that they stay shares where every ``k_j`` underflows, and are
-    constants themselves: first derivatives only.
-
-    Parameters
-    ----------
-    thresholds : Tensor [R, K]
-        Their values are returned bit for bit.
-    scores : Tensor [R, M]
-        Detached scores (queue rows) count in the sum and get no gradient.
-    mask : Tensor [R, M], bool
-        The reference rows. In a row without any the threshold stays constant.
-    temperature : Tensor [R]
-        Above 0.
-    stands_for : Tensor [M], optional
-        As how many equal scores each one counts.
-
-    Returns
-    -------
-    Tensor [R, K]
-        Cost: O(R K M).
-    """
-    distance = (scores.detach()[:, None, :] - thresholds.detach()[:, :, None]) / temperature.detach()[:, None, None]
-    away = -distance.abs()
-    log_bell = away - 2 * functional.softplus(away)  # log(sigma(x) sigma(-x)) with one transcendental pass
-    if stands_for is not None:
-        log_bell = log_bell + stands_for.log()
-    lowest = torch.finfo(log_bell.dtype).min
-    share = torch.where(mask[:, None], torch.where(mask[:, None], log_bell, lowest).softmax(-1), 0)
-    movement = (share * (scores - scores.detach())[:, None, :]).sum(-1)
-    return thresholds.detach() + movement

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
-from imbalanced_losses.kernels.crossing import crossing_sums
-from imbalanced_losses.kernels.pairs import wide_sigmoid
-from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
+from imbalanced_losses.kernels.missed_recall import missed_recall
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
+from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import mean_over_mass, weighted_mean
+from imbalanced_losses.reductions import mean_over_mass
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 
@@ -200,22 +200,33 @@ def pauc_at_budget_per_class(
 def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) -> PerClass:
     """The loss of a pool."""
     budget = _measure_budget(pool, cfg)
-    weight = numerator_weight(pool, cfg)
-    mass = weight.sum(-1)
-    valid = (mass > 0) & budget.measurable
+    numerator = numerator_rows(pool, cfg)
     if cfg.surrogate == "pairwise":
         band = _negatives_in_band(pool, budget)
-        valid = valid & band.any(-1)
-        missed = _share_of_band_above(pool, band, budget.tau, exclusive=not cfg.multilabel)
+        counts = None if pool.stands_for is None else pool.count(band)
+        size = (band if counts is None else counts).sum(-1)
+        sums = discordant_pairs(pool.scores, numerator, band, pool.row_weight, budget.tau, counts)
+        measurable = budget.measurable & (size > 0)
     else:
-        missed = _mean_miss_over_knots(pool, budget)
-    diagnostics = _diagnose(pool, budget, missed, weight, valid) if diagnose else {}
-    return per_class_result(pool, weighted_mean(missed, weight, mass), valid, diagnostics)
+        size, measurable = torch.ones_like(budget.tau), budget.measurable
+        reference = budget.reference if cfg.threshold_gradient == "implicit" else None
+        sums = missed_recall(
+            pool.scores, budget.thresholds, numerator, pool.row_weight, budget.tau, reference, pool.row_count
+        )
+    total, squares, mass = sums
+    valid = (mass > 0) & measurable
+    loss = mean_over_mass(mean_over_mass(total, size), mass)
+    diagnostics = {}
+    if diagnose:
+        mean_square = mean_over_mass(mean_over_mass(squares, size * size), mass)
+        variance = (mean_square - loss.detach().square()).clamp_min(0).to(pool.scores.dtype)
+        diagnostics = _diagnose(pool, budget, variance, valid)
+    return per_class_result(pool, loss, valid, diagnostics)
 
 
-def numerator_weight(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
-    """``[C, M]``: what each positive counts for."""
-    return pool.positive_weight * pool.live if cfg.pos_numerator == "live" else pool.positive_weight
+def numerator_rows(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
+    """Bool ``[C, M]``: the positives that count in the numerator."""
+    return pool.positive & pool.live if cfg.pos_numerator == "live" else pool.positive
 
 
 def reference_population(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
@@ -225,8 +236,12 @@ def reference_population(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Budget:
-    """Thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C], whether there is one [C]."""
+    """The reference [C, M], thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C].
 
+    ``measurable [C]``: whether there is one.
+    """
+
+    reference: Tensor
     thresholds: Tensor
     tau: Tensor
     measurable: Tensor
@@ -239,46 +254,26 @@ def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
     knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
     levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
-    quantiles = masked_quantile(pool.scores.detach(), reference, levels, cfg.quantile_interpolation, pool.stands_for)
+    quantiles = masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
     thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
     scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
     measurable = (scale > SMALLEST_SCALE) & negative.any(-1)
     tau = pool.temperature * torch.where(measurable, scale, 1)
-    if cfg.threshold_gradient == "implicit" and cfg.surrogate == "trapezoid":
-        thresholds = follow_scores(thresholds, pool.scores, reference, tau, pool.stands_for)
-    return _Budget(thresholds=thresholds, tau=tau, measurable=measurable)
+    return _Budget(reference=reference, thresholds=thresholds, tau=tau, measurable=measurable)
 
 
 def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:
     """Bool [C, M]: ``t_beta <= s <= t_alpha``."""
-    scores, thresholds = pool.scores.detach(), budget.thresholds.detach()
-    # not two comparisons joined by "and": torch 2.8 compiles the gradient of those into code that corrupts memory
-    return pool.negative & (scores.clamp(min=thresholds[:, -1:], max=thresholds[:, :1]) == scores)
+    scores = pool.scores.detach()
+    return pool.negative & (scores >= budget.thresholds[:, -1:]) & (scores <= budget.thresholds[:, :1])
 
 
-def _mean_miss_over_knots(pool: Pool, budget: _Budget) -> Tensor:
-    """One minus each row's partial AUC [C, M] by the composite trapezoid rule."""
-    misses = wide_sigmoid((budget.thresholds[:, :, None] - pool.scores[:, None, :]) / budget.tau[:, None, None])
-    ends = (misses[:, 0] + misses[:, -1]) / 2
-    return ends if misses.shape[1] == 2 else (misses[:, 1:-1].sum(1) + ends) / (misses.shape[1] - 1)
-
-
-def _share_of_band_above(pool: Pool, band: Tensor, tau: Tensor, *, exclusive: bool) -> Tensor:
-    """One minus each row's partial AUC [C, M]: the soft share of the band's negatives that score above the row."""
-    counts = pool.count(band)
-    weighted = None if pool.stands_for is None else counts
-    above = crossing_sums(pool.scores, pool.positive, band, tau, weighted, exclusive=exclusive)
-    return mean_over_mass(above, counts.sum(-1, keepdim=True))
-
-
-def _diagnose(pool: Pool, budget: _Budget, missed: Tensor, weight: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    missed = missed.detach()
-    deviation = missed - weighted_mean(missed, weight)[:, None]
+def _diagnose(pool: Pool, budget: _Budget, variance: Tensor, valid: Tensor) -> dict[str, Tensor]:
     measures = {
-        "t_alpha": budget.thresholds[:, 0].detach(),
-        "t_beta": budget.thresholds[:, -1].detach(),
+        "t_alpha": budget.thresholds[:, 0],
+        "t_beta": budget.thresholds[:, -1],
         "tau_eff": budget.tau,
-        "pauc_var": weighted_mean(deviation * deviation, weight).to(weight.dtype),
+        "pauc_var": variance,
     }
     return {name: torch.where(valid, value, torch.nan) for name, value in measures.items()} | {
         "band_neg_count": (_negatives_in_band(pool, budget) & pool.iid).sum(-1),

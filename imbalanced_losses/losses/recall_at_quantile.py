@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_config, check_fraction
-from imbalanced_losses.kernels.pairs import wide_sigmoid
-from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, follow_scores, masked_quantile
+from imbalanced_losses.kernels.missed_recall import missed_recall
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import weighted_mean
+from imbalanced_losses.reductions import mean_over_mass
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
 
@@ -152,18 +152,18 @@ def recall_at_quantile_per_class(
 
 def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:
     """The loss of a pool."""
-    missed = wide_sigmoid((alert_threshold(pool, cfg) - pool.scores) / pool.temperature)
-    weight = pool.positive_weight
-    mass = weight.sum(-1)
-    return per_class_result(pool, weighted_mean(missed, weight, mass), mass > 0)
+    missed, _, mass = missed_recall(
+        pool.scores,
+        alert_threshold(pool, cfg),
+        pool.positive,
+        pool.row_weight,
+        pool.temperature.expand(len(pool.scores)),
+        pool.valid if cfg.threshold_gradient == "implicit" else None,
+        pool.row_count,
+    )
+    return per_class_result(pool, mean_over_mass(missed, mass), mass > 0)
 
 
 def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
-    """``theta [C, 1]``."""
-    threshold = masked_quantile(
-        pool.scores.detach(), pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation, pool.stands_for
-    )
-    if cfg.threshold_gradient == "implicit":
-        temperature = pool.temperature.expand(len(threshold))
-        return follow_scores(threshold, pool.scores, pool.valid, temperature, pool.stands_for)
-    return threshold
+    """``theta [C, 1]``, without gradient."""
+    return masked_quantile(pool.scores, pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation, pool.row_count)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_config
-from imbalanced_losses.kernels.missed_precision import missed_precision
+from imbalanced_losses.kernels.ranks import missed_precision
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_mass
@@ -97,7 +97,7 @@ def smooth_ap(
 
     Notes
     -----
-    Cost: O(C M log M) time and O(C M) memory for a pool of M rows, see :mod:`imbalanced_losses.kernels.soft_rank`.
+    Cost: O(C M log M) time and O(C M) memory for a pool of M rows, see :mod:`imbalanced_losses.kernels.ranks`.
 
     References
     ----------
@@ -156,15 +156,8 @@ def smooth_ap_per_class(
 
 def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
     """The loss of a pool."""
-    weight, negative = pool.positive_weight, pool.negative
-    missed = missed_precision(
-        pool.scores,
-        pool.positive,
-        negative,
-        weight,
-        pool.temperature,
-        pool.rank_counts(negative),
-        exclusive=not cfg.multilabel,
+    negative = pool.negative
+    missed, mass = missed_precision(
+        pool.scores, pool.positive, negative, pool.row_weight, pool.temperature, pool.rank_counts(negative)
     )
-    mass = weight.sum(-1)
     return per_class_result(pool, mean_over_mass(missed, mass), (mass > 0) & negative.any(-1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import init_queue
-from imbalanced_losses.kernels.soft_rank import sigmoid_sums
+from imbalanced_losses.kernels.ranks import soft_counts
 from imbalanced_losses.pool import Pool, build_pool
 from imbalanced_losses.queue import push
 from tests.contracts.cases import Case, assert_close, assert_same_state, case_named, example, over
@@ -184,7 +184,7 @@ def test_the_expected_soft_rank_is_that_of_the_pool() -> None:
     problem, draws, temperature = rare_positives(), 200, torch.tensor(0.1, dtype=torch.float64)
 
     def ranks(pool: Pool) -> Tensor:
-        sums = sigmoid_sums(pool.scores, pool.count(pool.valid)[:, None], temperature, asked=pool.positive)
+        sums = soft_counts(pool.scores, pool.count(pool.valid)[:, None], temperature, pool.positive)
         return 1 + sums[0, 0, pool.positive[0]][pool.scores[0, pool.positive[0]].argsort()]
 
     estimates = torch.stack([ranks(sampled(problem, 400, seed)) for seed in range(draws)])

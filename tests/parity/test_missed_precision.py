@@ -1,4 +1,4 @@
-"""``missed_precision`` by pairs across classes, against every class's ``[positives, pool]`` matrix in float64."""
+"""``missed_precision`` by each evaluator, against every class's ``[positives, pool]`` matrix in float64."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from imbalanced_losses.kernels import missed_precision as module
-from imbalanced_losses.kernels.missed_precision import missed_precision
+from imbalanced_losses.kernels import ranks
 
-CHUNK = "imbalanced_losses.kernels.pair_blocks.CHUNK_PAIRS"
+CHUNK = "imbalanced_losses.kernels.ranks.pair_blocks.CHUNK_PAIRS"
+FEW = "imbalanced_losses.kernels.ranks.precision.FEW_POSITIVES"
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda positive: torch.randn(positive.shape),
     "ties": lambda positive: torch.zeros(positive.shape),
@@ -30,12 +30,18 @@ def chunk_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(CHUNK, request.param)
 
 
-@pytest.fixture
-def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> Tensor:
-        raise AssertionError("these pairs are few")
+@pytest.fixture(params=["pairs", "ranks", "as on an accelerator"])
+def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    monkeypatch.setattr(FEW, math.inf if name == "pairs" else -1)
+    if name == "as on an accelerator":
+        monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
+    return name
 
-    monkeypatch.setattr(module, "sigmoid_sums", refuse)
+
+def missed_precision(*arguments: Tensor) -> Tensor:
+    """Without the sum of the weights."""
+    return ranks.missed_precision(*arguments)[0]
 
 
 def masks(classes: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +63,7 @@ def reference(scores: Tensor, positive: Tensor, negative: Tensor, weight: Tensor
     return torch.stack(totals)
 
 
-@pytest.mark.usefixtures("chunk_pairs", "no_ranks")
+@pytest.mark.usefixtures("chunk_pairs", "evaluator")
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.3, 10.0])
 @pytest.mark.parametrize(("classes", "m"), [(2, 3), (3, 60), (7, 300)])
 @pytest.mark.parametrize("kind", SCORES)
@@ -76,7 +82,7 @@ def test_value_and_gradient(kind: str, classes: int, m: int, temperature: float)
     assert error <= 1e-4 * max(expected_gradient.norm().item(), floor) + underflow / temperature
 
 
-@pytest.mark.usefixtures("chunk_pairs", "no_ranks")
+@pytest.mark.usefixtures("chunk_pairs", "evaluator")
 def test_no_positives() -> None:
     scores = torch.randn(3, 5, requires_grad=True)
     none, temperature = torch.zeros(3, 5, dtype=torch.bool), torch.tensor(0.1)
@@ -86,7 +92,7 @@ def test_no_positives() -> None:
     assert torch.equal(scores.grad, torch.zeros(3, 5))  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("no_ranks")
+@pytest.mark.usefixtures("evaluator")
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_scores_that_are_not_finite_touch_no_other_class(bad: float) -> None:
     positive, negative, weight = masks(4, 50)
@@ -101,6 +107,7 @@ def test_scores_that_are_not_finite_touch_no_other_class(bad: float) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("evaluator")
 def test_derivatives_of_the_gradient() -> None:
     """They come from the ranks."""
     positive, negative, weight = (x.double() if x.is_floating_point() else x for x in masks(3, 12))
@@ -131,3 +138,10 @@ def test_forward_mode_and_batches_of_gradients() -> None:
     torch.testing.assert_close((jacobian * tangent).sum((1, 2)).double(), slope, rtol=1e-4, atol=1e-5)
     (off_diagonal,) = torch.autograd.grad(missed[0], leaf)
     assert (off_diagonal[1:] == 0).all()
+
+
+@pytest.mark.usefixtures("chunk_pairs", "evaluator")
+def test_the_weights_of_the_positives_are_summed() -> None:
+    positive, negative, weight = masks(5, 40)
+    _, mass = ranks.missed_precision(torch.randn(5, 40), positive, negative, weight, torch.tensor(0.1))
+    torch.testing.assert_close(mass, (positive * weight).sum(1).double())

@@ -24,9 +24,9 @@ from imbalanced_losses import (
     recall_at_quantile,
     smooth_ap,
 )
-from imbalanced_losses.kernels.exponential_sums import DOUBLE, SINGLE, sorted_sums
-from imbalanced_losses.kernels.pairs import all_pairs, sigmoid_derivative
-from imbalanced_losses.kernels.soft_rank import Method, sigmoid_sums
+from imbalanced_losses.kernels.ranks.exponential_sums import DOUBLE, SINGLE, sorted_sums
+from imbalanced_losses.kernels.ranks.pair_sums import PairSums, soft_counts
+from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
 
 SCORES: dict[str, Callable[[int], Tensor]] = {
     "normal": torch.randn,
@@ -61,13 +61,15 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
-@pytest.fixture(params=["near_linear", "asked_pairs", "all_pairs", "auto"])
+@pytest.fixture(params=["near_linear", "all_pairs", "pairs of positives", "auto"])
 def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The dispatch of this machine, or one evaluator for every pool."""
-    module = "imbalanced_losses.kernels.missed_precision.sigmoid_sums"
-    if request.param != "auto":
-        monkeypatch.setattr(module, functools.partial(sigmoid_sums, method=request.param))
     name: str = request.param
+    module = "imbalanced_losses.kernels.ranks"
+    if name != "auto":
+        few = math.inf if name == "pairs of positives" else -1
+        monkeypatch.setattr(f"{module}.precision.FEW_POSITIVES", few)
+        monkeypatch.setattr(f"{module}.pair_sums.NEAR_LINEAR_FROM", 0 if name == "near_linear" else math.inf)
     return name
 
 
@@ -103,21 +105,20 @@ def test_a_hundred_thousand_rows() -> None:
 
 
 @given(data=st.data(), m=st.integers(2, 60), seed=st.integers(0, 2**31))
-@pytest.mark.parametrize("method", ["near_linear", "asked_pairs"])
-def test_any_scores(method: Method, data: st.DataObject, m: int, seed: int) -> None:
+def test_any_scores(data: st.DataObject, m: int, seed: int) -> None:
     """Against all pairs in float64, by the largest sum and the largest derivative."""
     random = torch.Generator().manual_seed(seed)
     scores = torch.tensor(data.draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=m, max_size=m)))[None]
-    weights, asked = torch.rand(1, 2, m, generator=random), torch.rand(1, m, generator=random) < 0.5
+    weights, queries = torch.rand(1, 2, m, generator=random), torch.rand(1, m, generator=random) < 0.5
     pull = torch.rand(1, 2, m, generator=random).double()
     temperature = torch.tensor(data.draw(st.floats(2**-10, 2**10, width=32)))
 
-    def value_and_gradient(scores: Tensor, weights: Tensor, method: Method) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(scores: Tensor, weights: Tensor, method: Any) -> tuple[Tensor, Tensor]:
         leaf = scores.clone().requires_grad_()
-        sums = sigmoid_sums(leaf, weights, temperature.to(leaf), asked, method)
+        sums = soft_counts(leaf, weights, temperature.to(leaf), queries, method)
         return sums.detach().double(), torch.autograd.grad((sums * pull.to(sums)).sum(), leaf)[0].double()
 
-    actual = value_and_gradient(scores, weights, method)
+    actual = value_and_gradient(scores, weights, "near_linear")
     expected = value_and_gradient(scores.double(), weights.double(), "all_pairs")
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
     largest = 0.25 * m / temperature.item()  # that a derivative of m pairs can be
@@ -140,7 +141,8 @@ def test_large_rows(order: int, dtype: torch.dtype, bound: float) -> None:
 def test_all_problems_have_their_own_temperature() -> None:
     scores = torch.randn(3, 700, dtype=torch.float64).sort(-1).values
     weights, temperature = torch.rand(3, 1, 700, dtype=torch.float64), torch.tensor([1e-3, 0.1, 5.0]).double()
-    expected, _ = all_pairs(scores, weights, weights[:, :0], temperature, 0)
+    everyone = torch.ones(3, 700, dtype=torch.bool)
+    expected, _ = PairSums(scores, temperature, everyone, "all_pairs")(weights, weights[:, :0], 0)
     torch.testing.assert_close(sorted_sums(scores, weights, temperature, 0), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -17,7 +17,7 @@ from torch.func import grad, vmap
 from torch.utils import _pytree
 
 from imbalanced_losses import QueueState, SmoothAPConfig, init_queue, smooth_ap, stack_states
-from imbalanced_losses.kernels.soft_rank import COMPILED_NEAR_LINEAR_FROM
+from imbalanced_losses.kernels.ranks.pair_sums import NEAR_LINEAR_FROM
 from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, QUEUE_SIZE, SMOOTH_AP_CASES, Case, Inputs
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -182,10 +182,10 @@ def test_pools_that_grow_into_near_linear_ranks() -> None:
     step = compiled(binary_smooth_ap, "eager")
     generator = torch.Generator().manual_seed(0)
     sizes = (
-        COMPILED_NEAR_LINEAR_FROM - 60,
-        COMPILED_NEAR_LINEAR_FROM - 1,
-        COMPILED_NEAR_LINEAR_FROM,
-        COMPILED_NEAR_LINEAR_FROM + 97,
+        NEAR_LINEAR_FROM - 60,
+        NEAR_LINEAR_FROM - 1,
+        NEAR_LINEAR_FROM,
+        NEAR_LINEAR_FROM + 97,
         1549,
     )
     for size in sizes:
@@ -195,7 +195,7 @@ def test_pools_that_grow_into_near_linear_ranks() -> None:
         assert_close(run_backward(step, *arguments), run_backward(binary_smooth_ap, *arguments))
 
 
-@pytest.mark.parametrize("size", [100, COMPILED_NEAR_LINEAR_FROM])
+@pytest.mark.parametrize("size", [100, NEAR_LINEAR_FROM])
 def test_autocast_does_not_reach_the_ranks(size: int) -> None:
     logits, targets = torch.randn(size), (torch.rand(size) < 0.3).long()
     arguments = (logits, targets, init_queue(0, 1))

@@ -124,18 +124,20 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @every_case
 def test_the_cpu_reads_counts_only(case: Case) -> None:
-    """Whether all logits are finite and all classes valid; which ranks are asked for; the largest band."""
+    """Whether all logits are finite and all classes valid; which rows are positives or in the band, and how many."""
     inputs = case.inputs()
     inputs.logits.requires_grad_()
     with ReadsData() as counter:
         forward(case, inputs)[0].backward()
-    ranks = case.options.get("surrogate") == "pairwise" or "smooth_ap" in case.name
-    assert set(counter.calls) == {"aten._local_scalar_dense.default"} | ({"aten.nonzero.default"} if ranks else set())
-    assert len(counter.calls) <= 5
+    assert set(counter.calls) <= {"aten._local_scalar_dense.default", "aten.nonzero.default"}
+    assert counter.calls.count("aten.nonzero.default") <= 2
+    assert len(counter.calls) <= 15
 
 
+@pytest.mark.usefixtures("as_on_an_accelerator")
 @every_case
 def test_no_transform_reads_data(case: Case) -> None:
+    """On the CPU the kernels do, which get what no transform wraps."""
     inputs = case.inputs()
     logits, states = torch.stack([inputs.logits] * 2), stack_states([inputs.state] * 2)
 

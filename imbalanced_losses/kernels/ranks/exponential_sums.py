@@ -12,6 +12,7 @@ translations are diagonal.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -19,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.execution import is_traced
-from imbalanced_losses.kernels.pairs import sigmoid_derivative, tail_sigmoid
+from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = ["sorted_sums", "weighted_sums"]
+__all__ = ["sorted_sums"]
 
 # Coefficients of u, u^2, ... with u = e^-x in the n-th derivative of the sigmoid at -x, x >= 0: minimax (Remez). Their
 # error is at most 4.4e-8, 8.8e-8, 1.5e-7, 9.9e-7 times u for n = 0, 1, 2, 3. A test holds them to it.
@@ -62,7 +62,7 @@ DOUBLE = {
 }
 # fmt: on
 FAN_OUT = 16  # blocks that one level of the tree joins
-SLICE = 1 << 19  # numbers in a temporary of eager mode, as in pairs.py
+SLICE = 1 << 19  # numbers in a temporary, about a core's share of the cache
 
 
 def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
@@ -75,7 +75,6 @@ def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
     weights : Tensor [R, K, M]
     temperature : Tensor [R]
     order : int in 0..3
-        Only 0 under ``torch.compile``, which differentiates the expression itself.
 
     Returns
     -------
@@ -100,22 +99,12 @@ def _block_size(rows: int) -> int:
     return 128 if rows <= 1536 else 64 if rows <= 4096 else 32
 
 
-def weighted_sums(weights: Tensor, pairs: Tensor) -> Tensor:
-    """``weights [..., K, J] @ pairs [..., J, I]``, for compiled code: autocast would reach the product's gradient.
-
-    The compiler traces a backward under the autocast of its forward, whatever the forward switches off.
-    """
-    return (weights[..., None] * pairs[..., None, :, :]).sum(-2)
-
-
 def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
     """Pairs within each block: scores [R, N, B], weights [R, N, K, B] -> [R, N, K, B]."""
     itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
 
     def part(scores: Tensor, weights: Tensor) -> Tensor:
         pairs = (scores[..., :, None] - scores[..., None, :]) / temperature[:, None, None, None]  # [.., j, i]
-        if is_traced():
-            return weighted_sums(weights, torch.where(itself, 0, tail_sigmoid(pairs)))
         return weights @ sigmoid_derivative(pairs, order).masked_fill_(itself, 0)
 
     return _in_parts(part, scores.shape[-1], scores, weights)
@@ -137,7 +126,7 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
 
     to_last, to_first = _in_parts(moments, len(table), scores, weights, dim=2)
     earlier, later = _carry(first[..., 0], last[..., 0], to_last, to_first, temperature)
-    coefficients = torch.tensor(table, dtype=wide, device=scores.device)
+    coefficients = _coefficients(table, wide, scores.device)
     sign = 1 if order % 2 else -1  # sigmoid^(n)(x) = sign sigmoid^(n)(-x), and 1 - sigmoid(-x) for n = 0
 
     def read_off(scores: Tensor, earlier: Tensor, later: Tensor) -> Tensor:
@@ -149,6 +138,13 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
         return sums
     mass = weights.sum(-1, keepdim=True)
     return sums + (mass.sum(1, keepdim=True) - mass.cumsum(1))
+
+
+@functools.cache
+def _coefficients(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept: a copy from the host in each call would wait for an accelerator, and bar its graphs."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(table, dtype=dtype, device=device)
 
 
 def _carry(
@@ -171,7 +167,7 @@ def _carry(
         t.reshape(r, groups, group, k, terms).permute(0, 1, 4, 3, 2) for t in (to_last, to_first)
     )  # [R, G, T, K, group]
     gap = (last[..., :, None] - first[..., None, :]) / temperature[:, None, None, None]
-    hop = _exp(gap.clamp_max(0)).triu(1)  # from block c' to a later block c; clamped, or vmap under compile gives nan
+    hop = _exp(gap.clamp_max(0)).triu(1)  # from block c' to a later block c
     hops = _powers(hop.flatten(-2), terms).reshape(r, groups, terms, group, group)
     earlier, later = to_last @ hops, to_first @ hops.mT
     if groups > 1:
@@ -213,9 +209,9 @@ def _powers(base: Tensor, terms: int) -> Tensor:
 
 
 def _in_parts(function: Callable[..., Tensor], width: int, *rows: Tensor, dim: int = 1) -> Tensor:
-    """``function`` of ``[R, N, ...]`` tensors, a slice of N at a time where eager mode would leave the cache."""
+    """``function`` of ``[R, N, ...]`` tensors, a slice of N at a time that stays in the cache."""
     r, n, size = rows[0].shape
-    step = n if is_traced() else max(1, SLICE // (r * size * width))
+    step = max(1, SLICE // (r * size * width))
     if step >= n:
         return function(*rows)
     parts = [slice(start, start + step) for start in range(0, n, step)]

@@ -1,0 +1,75 @@
+"""The set elements of a mask, packed; CPU only, as it reads the mask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Packed", "pack"]
+
+
+class Packed(NamedTuple):
+    """The set elements of a mask ``[R, M]``, row by row.
+
+    ``place [P]`` in the flat mask, ``row [P]`` and ``slot [P]`` in a table ``[R, W]`` that holds each row's elements
+    from the left, ``counts`` a row.
+    """
+
+    place: Tensor
+    row: Tensor
+    slot: Tensor
+    counts: list[int]
+    shape: tuple[int, int]
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return max(self.counts)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``[P]`` of ``values [R, M]``."""
+        if values.stride(0) == 0:  # one row for all problems
+            return values[0].index_select(0, self.place if len(values) == 1 else self.place % self.shape[1])
+        return values.flatten().index_select(0, self.place)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """``[R, M]`` of ``values [P]``; 0 elsewhere."""
+        out = values.new_zeros(self.shape)
+        out.view(-1).index_copy_(0, self.place, values)
+        return out
+
+    def table(self, values: Tensor) -> Tensor:
+        """``[R, W]`` of ``values [P]``, filled up with -inf."""
+        if len(self.counts) == 1:
+            return values[None]
+        table = values.new_full((len(self.counts), self.width), -torch.inf)
+        table[self.row, self.slot] = values
+        return table
+
+    def untable(self, table: Tensor) -> Tensor:
+        """``[P]`` of ``table [R, W]``."""
+        return table[0] if len(table) == 1 else table[self.row, self.slot]
+
+    def sum_by_row(self, values: Tensor) -> Tensor:
+        """``[R, ...]`` of ``values [P, ...]``."""
+        if len(self.counts) == 1:
+            return values.sum(0, keepdim=True)
+        return values.new_zeros(len(self.counts), *values.shape[1:]).index_add_(0, self.row, values)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """``[P, ...]``, or ``[1, ...]`` of one problem, of ``values [R, ...]``."""
+        return values if len(values) == 1 else values.index_select(0, self.row)
+
+
+def pack(mask: Tensor) -> Packed:
+    """Find the set elements of ``mask [R, M]``."""
+    shape = mask.shape[0], mask.shape[1]
+    if shape[0] == 1:
+        place = mask[0].nonzero()[:, 0]
+        return Packed(place, place, place, [len(place)], shape)
+    row, column = mask.nonzero().unbind(1)
+    counts = mask.sum(1)
+    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts).index_select(0, row)
+    return Packed(column.add(row, alpha=shape[1]), row, slot, counts.tolist(), shape)

@@ -1,0 +1,7 @@
+"""Kernels over pairs and ranks of scores, as opaque operators with a gradient in closed form."""
+
+from imbalanced_losses.kernels.ranks.discordance import discordant_pairs
+from imbalanced_losses.kernels.ranks.pair_sums import soft_counts
+from imbalanced_losses.kernels.ranks.precision import missed_precision
+
+__all__ = ["discordant_pairs", "missed_precision", "soft_counts"]

@@ -1,0 +1,115 @@
+"""``missed_recall`` against its definition, on the CPU and as on an accelerator, and the thresholds that follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from imbalanced_losses.kernels import missed_recall as module
+from imbalanced_losses.kernels.missed_recall import missed_recall
+from imbalanced_losses.kernels.quantile import masked_quantile
+
+
+@pytest.fixture(params=["positives", "some classes at a time", "as on an accelerator"])
+def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    if name == "some classes at a time":
+        monkeypatch.setattr(module, "CHUNK", 1)
+    if name == "as on an accelerator":
+        monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
+    return name
+
+
+def inputs(knots: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Scores, thresholds, positives, weights, temperatures. Class 1 has no positive."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 30, generator=generator, dtype=dtype)
+    thresholds = torch.randn(3, knots, generator=generator, dtype=dtype)
+    positive = torch.rand(3, 30, generator=generator) < 0.4
+    positive[1] = False
+    weight = torch.rand(3, 30, generator=generator, dtype=dtype)
+    return scores, thresholds, positive, weight, torch.tensor([0.1, 1.0, 10.0], dtype=dtype)
+
+
+def rows(scores: Tensor, thresholds: Tensor, temperature: Tensor) -> Tensor:
+    """The misses ``[C, M]``: torch's own trapezoid over thresholds of equal distance in the false-positive rate."""
+    misses = torch.sigmoid((thresholds[:, :, None] - scores[:, None]) / temperature[:, None, None])
+    k = thresholds.shape[1]
+    return misses[:, 0] if k == 1 else torch.trapezoid(misses, dx=1 / (k - 1), dim=1)
+
+
+@pytest.mark.usefixtures("evaluator")
+@pytest.mark.parametrize("knots", [1, 2, 5])
+def test_values_and_derivatives(knots: int) -> None:
+    scores, thresholds, positive, weight, temperature = inputs(knots)
+    scores.requires_grad_()
+    numerator = positive * weight
+    miss = rows(scores, thresholds, temperature)
+    expected = (miss * numerator).sum(-1), (miss.square() * numerator).sum(-1), numerator.sum(-1)
+    actual = missed_recall(scores, thresholds, positive, weight, temperature)
+    torch.testing.assert_close(actual, expected)
+    assert [t.requires_grad for t in actual] == [True, False, False]
+
+    def value(scores: Tensor) -> Tensor:
+        return missed_recall(scores, thresholds, positive, weight, temperature)[0]
+
+    assert torch.autograd.gradcheck(value, scores, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(value, scores)
+
+
+@pytest.mark.usefixtures("evaluator")
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_thresholds_follow_by_the_share_of_the_density(scale: float, counted: bool) -> None:
+    """By autograd through the definition, with the thresholds' own gradient shared out by ``k_j / sum k``."""
+    scores, _, positive, weight, temperature = inputs()
+    temperature = temperature * scale
+    reference = scores < 0.8
+    reference[2] = False
+    counts = 1 + weight.flip(1) if counted else None
+    thresholds = masked_quantile(scores, reference, (0.9, 0.5), "linear")
+    leaf = scores.clone().requires_grad_()
+    total, *_ = missed_recall(leaf, thresholds, positive, weight, temperature, reference, counts)
+    (actual,) = torch.autograd.grad(total.sum(), leaf)
+
+    moved, held = scores.clone().requires_grad_(), thresholds.clone().requires_grad_()
+    value = (rows(moved, held, temperature) * positive * weight).sum()
+    by_scores, by_thresholds = torch.autograd.grad(value, (moved, held))
+    x = (scores[:, None] - thresholds[:, :, None]) / temperature[:, None, None]
+    density = torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x)
+    density = density if counts is None else density + counts.log()[:, None]
+    share = density.masked_fill(~reference[:, None], -torch.inf).softmax(-1).nan_to_num()
+    torch.testing.assert_close(actual, by_scores + (by_thresholds[:, :, None] * share).sum(1))
+
+
+def test_blocks_of_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU the shares of the reference take some classes at a time."""
+    sizes: list[int] = []
+    shares = module._shares
+
+    def recorded(scores: Tensor, thresholds: Tensor, *rest: Tensor) -> Tensor:
+        sizes.append(scores.numel() * thresholds.shape[1])
+        return shares(scores, thresholds, *rest)
+
+    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(module, "_shares", recorded)
+    scores, thresholds, positive, weight, temperature = inputs()
+    missed_recall(scores.requires_grad_(), thresholds, positive, weight, temperature, scores < 1)
+    assert sizes == [90, 90, 90]
+
+
+def test_under_transforms() -> None:
+    arguments = inputs()
+    expected = missed_recall(*arguments)[0]
+
+    def each(*one: Tensor) -> Tensor:
+        return missed_recall(*(t[None] for t in one))[0][0]
+
+    torch.testing.assert_close(torch.vmap(each)(*arguments), expected)
+    compiled = torch.compile(lambda *a: missed_recall(*a)[0], fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), expected)
+    gradient = torch.func.grad(lambda *a: missed_recall(*a)[0].sum())
+    leaf = arguments[0].clone().requires_grad_()
+    (eager,) = torch.autograd.grad(missed_recall(leaf, *arguments[1:])[0].sum(), leaf)
+    torch.testing.assert_close(gradient(*arguments), eager)
