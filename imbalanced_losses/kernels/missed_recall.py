@@ -8,23 +8,14 @@ The gradient comes along with the value. It can let the thresholds follow the sc
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import (
-    Rule,
-    differentiable,
-    full_precision,
-    make_operator,
-    propagate_nonfinite,
-)
+from imbalanced_losses.kernels.operators import make_sum
 from imbalanced_losses.kernels.packing import pack
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
-from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["missed_recall"]
 
@@ -79,8 +70,6 @@ def missed_recall(
     return total, squares, mass
 
 
-@full_precision
-@propagate_nonfinite
 def _kernel(
     scores: Tensor,
     thresholds: Tensor,
@@ -155,13 +144,8 @@ def _add_movement(
     parts = []
     for start in range(0, r, step):
         part = slice(start, start + step)
-        share = _shares(
-            scores[part],
-            thresholds[part],
-            temperature[part],
-            reference[part],
-            counts if counts is None else counts[part],
-        )
+        part_counts = None if counts is None else counts[part]
+        share = _shares(scores[part], thresholds[part], temperature[part], reference[part], part_counts)
         parts.append(torch.baddbmm(by_scores[part, None], by_thresholds[part, None], share)[:, 0])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -194,20 +178,10 @@ def _gradient(
     return _add_movement(by_scores, by_thresholds, scores.detach(), thresholds, temperature, reference, counts)
 
 
-def _fake(scores: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = scores.new_empty(len(scores), dtype=widest_dtype(scores.device))
-    return total, torch.empty_like(total), torch.empty_like(total), scores.new_empty(scores.shape if rest[-1] else 0)
-
-
-_missed_recall = differentiable(
-    Rule(
-        kernel=_kernel,
-        operator=make_operator(
-            "missed_recall(Tensor scores, Tensor thresholds, Tensor positive, Tensor weight, Tensor temperature,"
-            " Tensor? reference, Tensor? counts, bool differentiate) -> (Tensor, Tensor, Tensor, Tensor)",
-            _kernel,
-            _fake,
-        ),
-        gradient=_gradient,
-    )
+_missed_recall = make_sum(
+    "missed_recall",
+    "Tensor thresholds, Tensor positive, Tensor weight, Tensor temperature, Tensor? reference, Tensor? counts",
+    n_statistics=2,
+    kernel=_kernel,
+    gradient=_gradient,
 )

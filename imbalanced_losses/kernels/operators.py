@@ -5,13 +5,12 @@ an evaluator, whoever calls it. Three layers make that possible:
 
 1. the kernel;
 2. an operator around it, ``torch.ops.imbalanced_losses.*``: all that a tracer sees. It has a fake for shapes, and
-   neither an autograd nor a vmap rule, which ``torch.library`` does not support under ``torch.func`` (torch 2.8 to 2.14);
+   neither an autograd nor a vmap rule: those of ``torch.library`` fail under ``torch.func`` (torch 2.8 to 2.14);
 3. an ``autograd.Function`` around that with backward, jvp and vmap. Dynamo puts the call into its graph as it is
-   (``allow_in_graph``), and AOTAutograd traces through the Function.
+   (:func:`in_graph`), and AOTAutograd traces through the Function.
 
-Plain eager mode skips the second layer and ``setup_context``, which cost 40 us a call.
-
-Accelerators run the same operator; a kernel reads nothing there.
+Plain eager mode skips the second layer and ``setup_context``, which cost 40 us a call. Accelerators run the same
+operator; a kernel reads nothing there.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -28,21 +27,13 @@ from torch import Tensor
 from imbalanced_losses.execution import has_tangent, is_plain_eager, may_read
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = [
-    "KERNELS",
-    "Rule",
-    "batch_of_rows",
-    "differentiable",
-    "full_precision",
-    "make_operator",
-    "propagate_nonfinite",
-    "rows_of_batch",
-]
+__all__ = ["batch_of_rows", "full_precision", "in_graph", "make_operator", "make_sum", "rows_of_batch"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Outputs = tuple[Tensor, ...]
 
 NAMESPACE = "imbalanced_losses"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-KERNELS: dict[Any, Callable[..., Any]] = {}
-"""The kernel behind each operator, for whoever counts what it runs: a dispatch mode does not look into an operator."""
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def make_operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,15 +42,18 @@ def make_operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., A
     ``Library`` and not ``custom_op``, which adds three times as much to a call.
     """
     name = schema.partition("(")[0]
-    LIBRARY.define(schema)
-    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-    operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
-    KERNELS[operator] = kernel
-    return operator
+    return getattr(getattr(torch.ops, NAMESPACE), name).default  # type: ignore[no-any-return]
 
 
-def full_precision(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def in_graph(function: F) -> F:
+    """Let Dynamo put calls into its graph as they are: it traces no Function that has a jvp."""
+    return cast(F, torch.compiler.allow_in_graph(function))  # type: ignore[no-untyped-call]
+
+
+def full_precision(kernel: F) -> F:
     """Keep autocast, which would run matrix products in half precision, out of a kernel."""
 
     @functools.wraps(kernel)
@@ -70,7 +64,7 @@ def full_precision(kernel: Callable[..., Any]) -> Callable[..., Any]:
                 return kernel(scores, *rest)
         return kernel(scores, *rest)
 
-    return wrapped
+    return cast(F, wrapped)
 
 
 def rows_of_batch(size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> list[Any]:
@@ -83,50 +77,86 @@ def rows_of_batch(size: int, in_dims: tuple[int | None, ...], args: tuple[Any, .
     return rows
 
 
-def batch_of_rows(size: int, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def batch_of_rows(size: int, outputs: Outputs) -> tuple[Outputs, tuple[int, ...]]:
     """What a Function's ``vmap`` returns: ``[B R, ...]`` as ``[B, R, ...]``, batched along the first axis."""
     batched = tuple(out.reshape(size, len(out) // size, *out.shape[1:]) for out in outputs)
     return batched, (0,) * len(batched)
 
 
-Outputs = tuple[Tensor, ...]
+# --- sums whose kernel gives the gradient along with the value --------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Rule:
-    """A sum over the scores of each of R problems, whose gradient the kernel gives along with the value.
-
-    Attributes
-    ----------
-    kernel : callable
-        ``(scores [R, M], *constants, differentiate) -> (value [R], *statistics [R], gradient [R, M])``; without
-        ``differentiate`` the gradient is empty. Constants are tensors of R rows, or None.
-    operator : callable
-        The same, opaque.
-    gradient : callable
-        ``(scores, *constants) -> gradient [R, M]`` as an expression of the scores, for second derivatives.
-    """
+class _Rule:
+    """A kernel, the operator around it, and its gradient as an expression; see :func:`make_sum`."""
 
     kernel: Callable[..., Outputs]
     operator: Callable[..., Outputs]
     gradient: Callable[..., Tensor]
 
 
-def differentiable(rule: Rule) -> Callable[..., Outputs]:
-    """The function ``(scores, *constants) -> (value, *statistics)`` in every mode; statistics carry no gradient."""
+def make_sum(
+    name: str, constants: str, n_statistics: int, kernel: Callable[..., Outputs], gradient: Callable[..., Tensor]
+) -> Callable[..., Outputs]:
+    """Make a differentiable function of scores of a kernel that gives the gradient along with the value.
 
-    @torch.compiler.allow_in_graph  # Dynamo traces no Function with a jvp
+    Parameters
+    ----------
+    name : str
+        Of the operator.
+    constants : str
+        Their schema: tensors of R rows, or optional ones.
+    n_statistics : int
+    kernel : callable
+        ``(scores [R, M], *constants, differentiate) -> (value [R], *statistics [R], gradient [R, M])``, all but the
+        gradient in the widest dtype; without ``differentiate`` the gradient is empty, ``[0]``.
+    gradient : callable
+        ``(scores, *constants) -> gradient [R, M]`` as an expression of the scores, for second derivatives.
+
+    Returns
+    -------
+    callable
+        ``(scores, *constants) -> (value, *statistics)`` in every mode. The statistics carry no gradient. A problem with
+        a score that is not finite gets ``nan`` as its value and gradient, and touches no other.
+    """
+
+    def fake(scores: Tensor, *rest: Any) -> Outputs:
+        wide = widest_dtype(scores.device)
+        sums = (scores.new_empty(len(scores), dtype=wide) for _ in range(1 + n_statistics))
+        return *sums, scores.new_empty(scores.shape if rest[-1] else 0)
+
+    kernel = full_precision(_propagate_nonfinite(kernel))
+    results = ", ".join(["Tensor"] * (2 + n_statistics))
+    schema = f"{name}(Tensor scores, {constants}, bool differentiate) -> ({results})"
+    rule = _Rule(kernel, make_operator(schema, kernel, fake), gradient)
+
+    @in_graph
     def opaque(*inputs: Any) -> Outputs:
         # under torch.func.grad nothing tells whether the scores are differentiated: then they are taken to be
         return _Opaque.apply(rule, *inputs, torch.is_grad_enabled())[:-1]  # type: ignore[no-any-return, no-untyped-call]
 
     def call(scores: Tensor, *constants: Tensor | None) -> Outputs:
         if not is_plain_eager() or has_tangent(scores):
-            return opaque(scores, *constants)  # type: ignore[no-any-return]
+            return opaque(scores, *constants)
         return _Eager.apply(rule, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
     return call
+
+
+def _propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    @functools.wraps(kernel)
+    def wrapped(scores: Tensor, *constants: Any) -> Outputs:
+        if may_read(scores):
+            if math.isfinite(scores.sum()):
+                return kernel(scores, *constants)
+            value, *statistics, gradient = kernel(scores.nan_to_num(0, 0, 0), *constants)
+        else:
+            value, *statistics, gradient = kernel(scores, *constants)
+        guard = (scores * 0).sum(-1)  # infinity times 0 is nan
+        return value + guard, *statistics, gradient + guard[:, None] if gradient.dim() == 2 else gradient
+
+    return wrapped
 
 
 @final
@@ -134,7 +164,7 @@ class _Eager(torch.autograd.Function):
     """Straight onto the kernel. No ``setup_context``: with one, torch inspects a signature at every call."""
 
     @staticmethod
-    def forward(ctx: Any, rule: Rule, scores: Tensor, *constants: Tensor | None) -> Outputs:
+    def forward(ctx: Any, rule: _Rule, scores: Tensor, *constants: Tensor | None) -> Outputs:
         value, *statistics, gradient = rule.kernel(scores, *constants, ctx.needs_input_grad[1])
         ctx.rule = rule
         ctx.set_materialize_grads(False)
@@ -158,7 +188,7 @@ class _Opaque(torch.autograd.Function):
     """The gradient is one more output, with a derivative of its own that is computed only if asked for."""
 
     @staticmethod
-    def forward(rule: Rule, *inputs: Any) -> Outputs:
+    def forward(rule: _Rule, *inputs: Any) -> Outputs:
         return rule.operator(*inputs)
 
     @staticmethod
@@ -188,28 +218,11 @@ class _Opaque(torch.autograd.Function):
         return along, *(None,) * ctx.n_statistics, moved
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], rule: Rule, *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], rule: _Rule, *args: Any) -> Any:
         outputs = _Opaque.apply(rule, *rows_of_batch(info.batch_size, in_dims[1:], args))  # type: ignore[no-untyped-call]
         return batch_of_rows(info.batch_size, outputs)
 
 
-def _second_derivative(rule: Rule, scores: Tensor, constants: list[Tensor | None], direction: Tensor) -> Tensor:
-    _, vjp = torch.func.vjp(lambda s: rule.gradient(s, *constants), scores)
-    return vjp(direction)[0]  # type: ignore[no-any-return]
-
-
-def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
-    """Make value and gradient of a problem with a score that is not finite ``nan``; others are not touched by it."""
-
-    @functools.wraps(kernel)
-    def wrapped(scores: Tensor, *constants: Any) -> Outputs:
-        if may_read(scores):
-            if math.isfinite(scores.sum()):
-                return kernel(scores, *constants)
-            value, *statistics, gradient = kernel(scores.nan_to_num(0, 0, 0), *constants)
-        else:
-            value, *statistics, gradient = kernel(scores, *constants)
-        guard = (scores * 0).sum(-1)
-        return value + guard, *statistics, gradient + guard[:, None] if gradient.dim() == 2 else gradient
-
-    return wrapped
+def _second_derivative(rule: _Rule, scores: Tensor, constants: list[Tensor | None], direction: Tensor) -> Tensor:
+    vjp = torch.func.vjp(lambda s: rule.gradient(s, *constants), scores)[1]
+    return cast(Tensor, vjp(direction)[0])

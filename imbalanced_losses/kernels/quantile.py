@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.execution import is_plain_eager
-from imbalanced_losses.kernels.operators import make_operator, rows_of_batch
+from imbalanced_losses.kernels.operators import in_graph, make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
 from imbalanced_losses.precision import widest_dtype, working_dtype
 
@@ -55,7 +55,7 @@ def masked_quantile(
         number of levels.
     """
     arguments = values.detach(), mask, levels, interpolation, counts
-    return _kernel(*arguments) if is_plain_eager() else _opaque(*arguments)  # type: ignore[no-any-return]
+    return _kernel(*arguments) if is_plain_eager() else _opaque(*arguments)
 
 
 def _kernel(
@@ -102,7 +102,7 @@ class _Quantile(torch.autograd.Function):
         return quantiles.reshape(info.batch_size, -1, quantiles.shape[-1]), 0
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _opaque(*arguments: Any) -> Tensor:
     return _Quantile.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 

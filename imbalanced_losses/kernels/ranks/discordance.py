@@ -6,19 +6,11 @@ soft ranks otherwise. Each gives the gradient along with the value.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import (
-    Rule,
-    differentiable,
-    full_precision,
-    make_operator,
-    propagate_nonfinite,
-)
+from imbalanced_losses.kernels.operators import make_sum
 from imbalanced_losses.kernels.packing import Packed, pack
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
@@ -71,8 +63,6 @@ def discordant_pairs(
     return total, squares, mass
 
 
-@full_precision
-@propagate_nonfinite
 def _kernel(
     scores: Tensor,
     positive: Tensor,
@@ -81,7 +71,7 @@ def _kernel(
     temperature: Tensor,
     counts: Tensor | None,
     differentiate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     if may_read(scores) and counts is None:
         rows, columns = pack(positive), pack(negative)
         pairs = sum(n * width for n, width in zip(rows.counts, columns.counts, strict=True))
@@ -92,7 +82,7 @@ def _kernel(
 
 def _by_pairs(
     scores: Tensor, rows: Packed, columns: Packed, weight: Tensor, temperature: Tensor, differentiate: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     weight = rows.gather(weight).to(scores.dtype)
     table = columns.table(columns.gather(scores))
     pairs = PairBlocks(rows, rows.gather(scores), table, columns.counts, temperature)
@@ -114,7 +104,7 @@ def _by_ranks(
     temperature: Tensor,
     counts: Tensor | None,
     differentiate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     counts, weight = _channels(scores, positive, negative, weight, counts)
     sums = PairSums(scores, temperature, positive)
     above = sums(counts, counts[:, :0], 0)[0]
@@ -142,20 +132,10 @@ def _gradient(
     return (counts * weight_grads - cotangents * above).sum(1) / temperature[:, None]
 
 
-def _fake(scores: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = scores.new_empty(len(scores), dtype=widest_dtype(scores.device))
-    return total, torch.empty_like(total), torch.empty_like(total), scores.new_empty(scores.shape if rest[-1] else 0)
-
-
-_discordant_pairs = differentiable(
-    Rule(
-        kernel=_kernel,
-        operator=make_operator(
-            "discordant_pairs(Tensor scores, Tensor positive, Tensor negative, Tensor weight, Tensor temperature,"
-            " Tensor? counts, bool differentiate) -> (Tensor, Tensor, Tensor, Tensor)",
-            _kernel,
-            _fake,
-        ),
-        gradient=_gradient,
-    )
+_discordant_pairs = make_sum(
+    "discordant_pairs",
+    "Tensor positive, Tensor negative, Tensor weight, Tensor temperature, Tensor? counts",
+    n_statistics=2,
+    kernel=_kernel,
+    gradient=_gradient,
 )

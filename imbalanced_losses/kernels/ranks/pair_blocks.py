@@ -77,7 +77,7 @@ class PairBlocks:
     def sums_and_gradient(
         self, cotangents: Callable[[slice, Tensor], Tensor], *, differentiate: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums ``[P]`` and the gradient of ``(cotangents * sums).sum()`` by ``own [P]`` and ``table [R, W]``, times tau.
+        """Sums ``[P]``, and the gradient of ``(cotangents * sums).sum()`` times tau by ``own`` and ``table``.
 
         ``cotangents`` makes those of some rows from their sums.
         """

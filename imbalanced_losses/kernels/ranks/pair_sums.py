@@ -4,8 +4,8 @@ With the queries :math:`Q`, everything here is a derivative of one bilinear form
 
 .. math:: B_n(w, g) = \sum_{i \in Q} \sum_{j \neq i} g_i w_j\, \sigma^{(n)}\big((s_j - s_i) / \tau\big)
 
-``counts`` is :math:`\partial B_n / \partial g` and ``weight_grads`` is :math:`\partial B_n / \partial w`; the derivative
-by the scores is made of the same two at ``n + 1``. So one operator, :func:`pair_sums`, is closed under differentiation.
+``counts`` is :math:`\partial B_n / \partial g` and ``weight_grads`` is :math:`\partial B_n / \partial w`. The
+derivative by the scores is made of the same two at ``n + 1``: :func:`pair_sums` is closed under differentiation.
 
 Two evaluators stand behind it, chosen by shape alone: all pairs, and short sums of exponentials over sorted scores in
 near-linear time.
@@ -18,7 +18,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.kernels.operators import batch_of_rows, full_precision, make_operator, rows_of_batch
+from imbalanced_losses.kernels.operators import batch_of_rows, full_precision, in_graph, make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.ranks.exponential_sums import sorted_sums
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
@@ -101,7 +101,8 @@ class PairSums:
     def gradient(self, weights: Tensor, cotangents: Tensor) -> Tensor:
         """By the scores ``[R, M]``, of ``B_0(weights, cotangents)`` summed over K: ``[R, K, M]`` both."""
         counts, weight_grads = self(weights, cotangents, 1)
-        return (weights * weight_grads - cotangents * counts).sum(1) / self.temperature[:, None]
+        gradient = (weights * weight_grads - cotangents * counts).sum(1)
+        return gradient / self.temperature[:, None]
 
     def _all_pairs(self, weights: Tensor, cotangents: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """A block of queries at a time: static shapes, one matrix product a block."""
@@ -159,7 +160,7 @@ _operator = make_operator(
 )
 
 
-@torch.compiler.allow_in_graph  # Dynamo traces no Function with a jvp
+@in_graph
 def pair_sums(
     scores: Tensor,
     weights: Tensor,
@@ -169,7 +170,7 @@ def pair_sums(
     order: int,
     method: Method,
 ) -> tuple[Tensor, Tensor]:
-    """``(counts, weight_grads)`` of :class:`PairSums` in every mode, as a function of scores, weights and cotangents."""
+    """``(counts, weight_grads)`` of :class:`PairSums` in every mode; scores, weights and cotangents are variables."""
     return _PairSums.apply(scores, weights, cotangents, temperature, queries, order, method)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -6,19 +6,11 @@ free); soft ranks otherwise. Each gives the gradient along with the value, while
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import (
-    Rule,
-    differentiable,
-    full_precision,
-    make_operator,
-    propagate_nonfinite,
-)
+from imbalanced_losses.kernels.operators import make_sum
 from imbalanced_losses.kernels.packing import Packed, pack
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
@@ -75,8 +67,6 @@ def missed_precision(
     return total, mass
 
 
-@full_precision
-@propagate_nonfinite
 def _kernel(
     scores: Tensor,
     positive: Tensor,
@@ -174,20 +164,10 @@ def _gradient(
     return (counts * weight_grads - cotangents * above).sum(1) / temperature[:, None]
 
 
-def _fake(scores: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    total = scores.new_empty(len(scores), dtype=widest_dtype(scores.device))
-    return total, torch.empty_like(total), scores.new_empty(scores.shape if rest[-1] else 0)
-
-
-_missed_precision = differentiable(
-    Rule(
-        kernel=_kernel,
-        operator=make_operator(
-            "missed_precision(Tensor scores, Tensor positive, Tensor negative, Tensor weight, Tensor temperature,"
-            " Tensor? counts, bool differentiate) -> (Tensor, Tensor, Tensor)",
-            _kernel,
-            _fake,
-        ),
-        gradient=_gradient,
-    )
+_missed_precision = make_sum(
+    "missed_precision",
+    "Tensor positive, Tensor negative, Tensor weight, Tensor temperature, Tensor? counts",
+    n_statistics=1,
+    kernel=_kernel,
+    gradient=_gradient,
 )
