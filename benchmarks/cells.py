@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Options = tuple[tuple[str, str], ...]
+Task = Literal["time", "compilations", "operators"]
 
 # names as they stand in the page, in its order: class and options
 RANKING: dict[str, tuple[str, Options]] = {
@@ -22,9 +23,11 @@ FOCAL: dict[str, tuple[str, Options]] = {
 POOLS = (1_056, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 CLASSES = (1, 10, 100)
 RATES = (0.005, 0.1)
+STEPS = 1_000  # with a new temperature each, over which compilations are counted
 
-# rows x classes up to which ours is measured compiled; a shape takes tens of seconds to compile, large ones minutes
-COMPILED_SCORES = 16_384
+# a process each, all of ours but the peer and torch.sort; the last three take one step of several states
+SERIES = ("ours", "compiled", "peer", "sort", "vmap", "loop", "compiled vmap")
+COMPILED = ("compiled", "compiled vmap")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Cell:
     classes: int = 1
     rate: float = 0.1
     shape: tuple[int, ...] = ()  # of a focal loss's logits
-    steps: int = 0  # more than 0: count compilations over so many steps instead of timing one
+    states: int = 0  # more than 0: an ensemble of so many queues, each with its own batch
+    task: Task = "time"
     series: tuple[str, ...] = field(default=("ours", "peer"), compare=False)
 
     @property
@@ -48,88 +52,143 @@ class Cell:
     @property
     def key(self) -> str:
         """Name in the JSON file."""
-        if self.shape:
-            return f"{self.loss}, logits {self.shape}"
         size = f"batch {self.batch} + queue {self.queue}" if self.queue else f"pool {self.pool}"
-        steps = f", {self.steps} temperatures" if self.steps else ""
-        return f"{self.loss}, {size}, classes {self.classes}, rate {self.rate:g}{steps}"
+        inputs = f"logits {self.shape}" if self.shape else f"{size}, classes {self.classes}, rate {self.rate:g}"
+        states = f", {self.states} states" if self.states else ""
+        task = {"time": "", "compilations": f", {STEPS} temperatures", "operators": ", operators"}[self.task]
+        return f"{self.loss}, {inputs}{states}{task}"
 
     @property
     def family(self) -> tuple[object, ...]:
         """What it shares with the same loss on pools of other sizes."""
-        return self.loss, self.queue, self.classes, self.rate, self.shape
+        return self.loss, self.queue, self.classes, self.rate, self.shape, self.states
 
     def work(self, series: str) -> dict[str, object]:
         """What a worker needs to know."""
         name, options = {**RANKING, **FOCAL}[self.loss]
         sizes = {"batch": self.batch, "queue": self.queue, "classes": self.classes, "rate": self.rate}
-        more = {"shape": self.shape, "steps": self.steps, "series": series, "options": dict(options)}
-        return {"loss": name, **sizes, **more}
+        more = {"shape": self.shape, "states": self.states, "steps": STEPS, "options": dict(options)}
+        return {"loss": name, **sizes, **more, "series": series, "compiled": series in COMPILED}
+
+
+Measure = Literal[
+    "faster", "leaner", "time ratio", "memory ratio", "megabytes", "first call", "compilations", "operators"
+]
 
 
 @dataclass(frozen=True)
 class Promise:
     """A bound on what is measured on some cells.
 
-    ``measure`` is what the bound is about: ``speed`` and ``memory`` are how many times the peer's the peer needs,
-    ``sort`` the time in multiples of ``torch.sort``, ``megabytes`` the peak, ``compilations`` their number.
+    ``measure`` is what the bound is about. From below: ``faster`` and ``leaner`` are how many times the time and memory
+    of ``series`` the series ``against`` takes. From above: ``time ratio`` and ``memory ratio`` are those of ``series``
+    in multiples of ``against``, ``megabytes`` its peak, ``first call`` the seconds of its first call, ``compilations``
+    their number. ``operators`` are to be fewer than those of ``against``, and none may read the device.
     """
 
     work: str
-    measure: Literal["speed", "memory", "sort", "megabytes", "compilations"]
+    measure: Measure
     bound: float
     cells: tuple[Cell, ...]
+    series: str = "ours"
+    against: str = "peer"
+
+
+def small_pools(classes: int) -> tuple[Cell, ...]:
+    """Every ranking loss on a batch and a queue."""
+    series = ("ours", "compiled", "peer", "sort")
+    return tuple(Cell(loss, batch=32, queue=1024, classes=classes, series=series) for loss in RANKING)
+
+
+def small_focal() -> tuple[Cell, ...]:
+    """Every focal loss on a batch."""
+    series = ("ours", "compiled", "peer")
+    shapes = {"sigmoid focal": (32,), "softmax focal": (32, 10)}
+    return tuple(Cell(loss, shape=shape, series=series) for loss, shape in shapes.items())
+
+
+def ensembles(states: int, classes: int = 1) -> tuple[Cell, ...]:
+    """Every ranking loss on several small pools at once."""
+    series = ("vmap", "loop", "compiled vmap")
+    return tuple(replace(cell, states=states, series=series) for cell in small_pools(classes))
 
 
 def promises() -> tuple[Promise, ...]:
     """Every row of the contract's table."""
-    everything = ("ours", "compiled", "peer", "sort")
-    small = tuple(Cell(loss, batch=32, queue=1024, series=everything) for loss in RANKING)
-    small_focal = (
-        Cell("sigmoid focal", shape=(32,), series=("ours", "compiled", "peer")),
-        Cell("softmax focal", shape=(32, 10), series=("ours", "compiled", "peer")),
-    )
-    ten = tuple(Cell(loss, batch=32, queue=1024, classes=10, series=everything) for loss in RANKING)
+    small = (*small_pools(1), *small_focal())
+    counted = ("ours", "peer")
+    operators = tuple(replace(cell, task="operators", series=counted) for cell in small)
+    steps = tuple(replace(cell, task="compilations", series=counted) for cell in small_pools(1))
+    binary = (Cell("SmoothAP", batch=16_384, series=("ours", "compiled", "peer")),)
+    million = tuple(Cell("SmoothAP", batch=1_048_576, rate=rate, series=("ours", "compiled", "sort")) for rate in RATES)
     hundred = tuple(Cell(loss, batch=2048, classes=100) for loss in RANKING)
-    large = tuple(Cell(loss, batch=262_144) for loss in RANKING if loss != "SmoothAP")
+    large, *many = (
+        tuple(Cell(loss, batch=262_144, classes=classes) for loss in RANKING if loss != "SmoothAP")
+        for classes in CLASSES
+    )
+    large_of_many = tuple(cell for cells in many for cell in cells)
+    small_work, binary_work = "batch 32 + queue 1,024", "SmoothAP, binary, pool 16,384, 10 % positives"
+    million_work, large_work = "SmoothAP, binary, pool 1,048,576", "recall and pAUC, pool 262,144"
+    return (
+        Promise(f"every loss at its defaults, {small_work}", "faster", 1, small),
+        Promise("the same, compiled, and the peer in eager mode", "faster", 1.5, small, "compiled"),
+        Promise("the same, compiled, and ours in eager mode", "faster", 1.5, small, "compiled", "ours"),
+        Promise("the same, compiled", "first call", 6, small, "compiled"),
+        Promise(f"`vmap(grad)` over 8 states, {small_work}", "faster", 2, ensembles(8), "vmap", "loop"),
+        Promise(f"`vmap(grad)` over 64 states, {small_work}", "faster", 4, ensembles(64), "vmap", "loop"),
+        Promise(binary_work, "faster", 30, binary),
+        Promise(binary_work, "leaner", 40, binary),
+        Promise(f"{binary_work}, compiled", "time ratio", 1.1, binary, "compiled", "ours"),
+        Promise(million_work, "time ratio", 4, million, against="sort"),
+        Promise(million_work, "megabytes", 300, million),
+        Promise(f"{million_work}, compiled", "time ratio", 1.1, million, "compiled", "ours"),
+        Promise(f"{million_work}, compiled", "first call", 10, million, "compiled"),
+        Promise(f"10 classes, {small_work}", "faster", 2.5, small_pools(10)),
+        Promise("100 classes, pool 2,048", "faster", 6, hundred),
+        Promise(large_work, "faster", 4, large + large_of_many),
+        Promise(large_work, "memory ratio", 2, large_of_many),
+        Promise("focal losses, 800,000 and 1,000,000 logits", "faster", 1.5, _large_focal()),
+        Promise("1,000 steps with a new temperature each", "compilations", 1, steps),
+        Promise(f"an accelerator's step, {small_work}", "operators", 0, operators),
+    )
+
+
+def _large_focal() -> tuple[Cell, ...]:
     sigmoid = tuple(Cell("sigmoid focal", shape=(n,)) for n in (800_000, 1_000_000))
     shapes = ((100_000, 8), (8_000, 100), (8, 10, 100, 100), (125_000, 8), (10_000, 100), (10, 10, 100, 100))
-    softmax = tuple(Cell("softmax focal", shape=shape) for shape in shapes)
-    binary = (Cell("SmoothAP", batch=16_384),)
-    million = tuple(Cell("SmoothAP", batch=1_048_576, rate=rate, series=("ours", "sort")) for rate in RATES)
-    steps = tuple(Cell(loss, batch=32, queue=1024, steps=1_000) for loss in RANKING)
-    return (
-        Promise("every loss at its defaults, batch 32 + queue 1,024", "speed", 1, small + small_focal),
-        Promise("SmoothAP, binary, pool 16,384, 10 % positives", "speed", 10, binary),
-        Promise("SmoothAP, binary, pool 16,384, 10 % positives", "memory", 20, binary),
-        Promise("SmoothAP, binary, pool 1,048,576", "sort", 6, million),
-        Promise("SmoothAP, binary, pool 1,048,576", "megabytes", 300, million),
-        Promise("10 classes, batch 32 + queue 1,024", "speed", 2, ten),
-        Promise("100 classes, pool 2,048", "speed", 5, hundred),
-        Promise("recall and pAUC, pool 262,144", "speed", 3, large),
-        Promise("focal losses, 800,000 and 1,000,000 logits", "speed", 1.5, sigmoid + softmax),
-        Promise("1,000 steps with a new temperature each", "compilations", 1, steps),
-    )
+    return sigmoid + tuple(Cell("softmax focal", shape=shape) for shape in shapes)
+
+
+def for_information() -> tuple[Cell, ...]:
+    """What no promise is about, beside the sweep."""
+    return ensembles(8, classes=10) + ensembles(64, classes=10)
 
 
 def sweep() -> Iterator[Cell]:
-    """Every ranking loss over classes, pool and positive rate: what the plot shows comes first, smaller pools first."""
+    """Every ranking loss over classes, pool and positive rate: what the plot shows comes first, smaller pools first.
+
+    With 100 classes the rates hardly differ, and the graph that is compiled is the same for every rate: one will do.
+    """
     for classes in CLASSES:
         for pool in POOLS:
             for loss in RANKING:
-                for rate in RATES:
-                    yield Cell(
-                        loss, batch=pool, classes=classes, rate=rate, series=("ours", "compiled", "peer", "sort")
-                    )
+                for rate in RATES if classes < 100 else RATES[-1:]:
+                    compiled = ("compiled",) if rate == RATES[-1] else ()
+                    series = ("ours", *compiled, "peer", "sort")
+                    yield Cell(loss, batch=pool, classes=classes, rate=rate, series=series)
 
 
 def select(rows: str, max_rows: int, *, quick: bool) -> list[Cell]:
     """The cells of a run, each once, with the series of all that ask for it; ``quick``: less, and nothing compiled."""
-    asked = [cell for promise in promises() for cell in promise.cells] if rows != "sweep" else []
-    asked += [cell for cell in sweep() if not quick or cell.classes == 1] if rows != "promises" else []
+    asked: list[Cell] = []
+    if rows != "sweep":
+        asked += [cell for promise in promises() for cell in promise.cells]
+        asked += for_information()
+    if rows != "promises":
+        asked += [cell for cell in sweep() if not quick or cell.classes == 1]
     cells: dict[Cell, tuple[str, ...]] = {}
     for cell in asked:
-        if cell.pool <= max_rows and not (quick and cell.steps):
+        if cell.pool <= max_rows and not (quick and cell.task == "compilations"):
             cells[cell] = tuple(dict.fromkeys((*cells.get(cell, ()), *cell.series)))
-    left_out = {"compiled"} if quick else set()
+    left_out = COMPILED if quick else ()
     return [replace(cell, series=tuple(s for s in series if s not in left_out)) for cell, series in cells.items()]

@@ -2,9 +2,9 @@
 
     python benchmarks/run.py --peer .venv-peer/bin/python
 
-A worker process a series: ours, ours compiled, the peer, ``torch.sort``; and another one for its memory. They are asked
-in turn, round after round, so that one computes at a time and a slow minute of the machine slows all of them. Results
-are written after each cell.
+A worker process a series, such as ours, ours compiled, the peer, ``torch.sort``; and another one for its memory. They
+are asked in turn, round after round, so that one computes at a time and a slow minute of the machine slows all of them.
+Results are written after each cell.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import COMPILED_SCORES, Cell, select
+from cells import COMPILED, SERIES, Cell, select
 from hardware import describe
 from pages import rounded
 from processes import LostWorkerError, Worker
@@ -39,7 +40,7 @@ class Limits:
     slice_seconds: float = 0.08  # of one series in one round: as many calls as fit, one at least
     cell_seconds: float = 5.0  # no new round after this
     call_seconds: float = 5.0  # a slower call is made once, and larger pools are not tried
-    compile_seconds: float = 120.0
+    compile_seconds: float = 60.0
     memory_bytes: int = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
     @property
@@ -61,20 +62,24 @@ class Bench:
     def measure(self, cell: Cell) -> dict[str, Result]:
         """Results by series: ``seconds`` and ``peak_bytes``, or why not."""
         results: dict[str, Result] = {series: {} for series in cell.series if series in self.workers}
-        if cell.steps:
+        if cell.task == "time":
+            # an empty folder, so that the first call compiles; the worker for memory finds there what that has compiled
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+                self._measure_steps(cell, results, cache)
+        else:
             for series, result in results.items():
-                request = {"do": "compilations", "work": cell.work(series)}
-                result.update(self._ask(self.workers[series], result, 300, **request))
-            return results
+                result.update(self._ask(self.workers[series], result, 300, do=cell.task, work=cell.work(series)))
+        return results
+
+    def _measure_steps(self, cell: Cell, results: dict[str, Result], cache: str) -> None:
         for series, result in results.items():
-            self._prepare(cell, series, result)
+            self._prepare(cell, series, result, cache)
         self._time(results)
-        for series, result in results.items():
-            request = {"do": "memory", "work": cell.work(series)}
+        for series, result in results.items() if not cell.states else ():
+            request = {"do": "memory", "work": cell.work(series), "cache": cache}
             answer = self._ask(self.memory_workers[series], result, self._patience(series), **request)
             result.update({"peak_bytes": answer["bytes"]} if answer else {})
         self.remember(cell, results)
-        return results
 
     def remember(self, cell: Cell, results: dict[str, Result]) -> None:
         """Take note of results, measured now or in the run that this one goes on with."""
@@ -82,7 +87,7 @@ class Bench:
 
     def _patience(self, series: str) -> float:
         """Seconds to wait for inputs to be made and a first call."""
-        return self.limits.compile_seconds if series == "compiled" else self.limits.patience
+        return self.limits.patience + self.limits.compile_seconds * (series in COMPILED)
 
     @staticmethod
     def _ask(worker: Worker, result: Result, timeout: float, **request: object) -> Result:
@@ -94,21 +99,19 @@ class Bench:
                 result["skipped"] = str(error)
         return {}
 
-    def _prepare(self, cell: Cell, series: str, result: Result) -> None:
+    def _prepare(self, cell: Cell, series: str, result: Result, cache: str) -> None:
         """Build the call and make it once; what that compiles and caches is not timed."""
         reason = self._reason_against(cell, series)
         if reason:
             result["skipped"] = reason
             return
-        request = {"do": "prepare", "work": cell.work(series)}
+        request = {"do": "prepare", "work": cell.work(series), "cache": cache}
         answer = self._ask(self.workers[series], result, self._patience(series), **request)
         if answer:
             result["first_call_seconds"] = rounded(answer["seconds"])
 
     def _reason_against(self, cell: Cell, series: str) -> str:
         """Why not to try, if there is a reason: no loss grows more slowly than its pool."""
-        if series == "compiled" and cell.pool * cell.classes > COMPILED_SCORES:
-            return "not compiled at this size"
         rows, smaller = self.seen.get((*cell.family, series), (cell.pool, {}))
         growth, limits = cell.pool / rows, self.limits
         if growth > 1 and "skipped" in smaller:
@@ -142,7 +145,7 @@ class Bench:
 def make_workers(purpose: str, arguments: argparse.Namespace, limits: Limits) -> dict[str, Worker]:
     """Workers by series; none for the peer if there is no interpreter that has it."""
     settings = (purpose, arguments.device, str(arguments.threads), str(limits.memory_bytes))
-    workers = {series: Worker(sys.executable, *settings) for series in ("ours", "compiled", "sort")}
+    workers = {series: Worker(sys.executable, *settings) for series in SERIES if series != "peer"}
     if arguments.peer:
         workers["peer"] = Worker(arguments.peer, *settings, keep_python_path=False)
     return workers
@@ -167,7 +170,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", choices=("promises", "sweep", "all"), default="all")
     parser.add_argument("--max-rows", type=int, default=1 << 20, help="largest pool")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, nothing compiled")
-    parser.add_argument("--minutes", type=float, default=25, help="no new cell after this long")
+    parser.add_argument("--minutes", type=float, default=28, help="no new cell after this long")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for benchmarks.json, .md and .png")

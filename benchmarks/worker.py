@@ -1,21 +1,24 @@
 """One side of the comparison: a process that times one package, asked over stdin and stdout, a line of JSON each way.
 
 ``imbalanced_losses`` is whatever the interpreter running this file has installed: ours, or the package we compare with,
-whose import name is the same. This file therefore imports nothing else of the project. ``run.py`` starts two workers a
-series (ours, ours compiled, peer, ``torch.sort``), one for time and one for memory, and lets one compute at a time.
+whose import name is the same. ``run.py`` starts two workers a series, one for time and one for memory, and lets one
+compute at a time.
 
     {"do": "hello"}                      -> {"package": "0.6.0", "torch": "2.13.0", "device": "cpu"}
     {"do": "prepare", "work": {...}}     -> {"seconds": 0.01}         builds the inputs and the loss, and calls it once
     {"do": "time", "seconds": 0.1}       -> {"seconds": 0.001}        median over as many calls as fit
     {"do": "memory", "work": {...}}      -> {"bytes": 123456}         peak of one call above its inputs
     {"do": "compilations", "work": ...}  -> {"compilations": 1, "graph_breaks": 0}
+    {"do": "operators", "work": {...}}   -> {"operators": 80, "host_reads": 0, "names": {...}}, or {"fails": "..."}
+
+``work`` is ``Cell.work``. Requests that build a call name a folder for what Inductor compiles, ``cache``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
-import itertools
 import json
 import os
 import re
@@ -30,88 +33,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-Call = Callable[[], object]
+from operators import count_operators
+from steps import Call, build, loss_module, ranking_inputs, training_step
+from torch import Tensor
 
 # mallopt's parameters, and the values that glibc's own adaptation of them ends at in a long training run
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 STEADY_TRIM, STEADY_MMAP = 64 << 20, 32 << 20
 # a block this large is mapped when allocated and unmapped when freed: slower, but only live blocks are resident
 SMALLEST_MAPPED = 64 << 10
-
-
-def labels(rows: int, classes: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Int64 ``[rows]``: exact counts in random order, so that a measurement does not hang on the luck of a draw.
-
-    Every class but class 0 has ``min(rate, 1 / classes)`` of the rows; one class is binary, with labels {0, 1}.
-    """
-    positives = max(1, int(rows * min(rate, 1 / classes)))
-    ids = torch.arange(1, max(classes, 2)).repeat_interleave(positives)
-    return torch.cat([ids, torch.zeros(rows - len(ids), dtype=torch.int64)])[torch.randperm(rows, generator=generator)]
-
-
-def ranking_inputs(work: dict[str, Any], device: str) -> tuple[Tensor, Tensor]:
-    """Logits ``[M, C]``, a standard deviation higher where the row is positive, and targets ``[M]``."""
-    generator = torch.Generator().manual_seed(0)
-    rows, classes = work["batch"] + work["queue"], work["classes"]
-    targets = labels(rows, classes, work["rate"], generator)
-    logits = torch.randn(rows, classes, generator=generator)
-    hot = targets.unsqueeze(1) if classes == 1 else nn.functional.one_hot(targets, classes)
-    return logits.add_(hot).to(device), targets.to(device)
-
-
-def focal_inputs(work: dict[str, Any], device: str) -> tuple[Tensor, Tensor]:
-    """Logits ``[N]`` or ``[N, C, ...]`` of the given shape, and targets for them."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(work["shape"], generator=generator)
-    if work["loss"] == "SigmoidFocalLoss":
-        targets = (torch.rand(work["shape"], generator=generator) < work["rate"]).float()
-    else:
-        n, classes, *spatial = work["shape"]
-        targets = torch.randint(classes, (n, *spatial), generator=generator)
-    return logits.to(device), targets.to(device)
-
-
-def loss_module(work: dict[str, Any], device: str) -> nn.Module:
-    """The loss at its defaults but for the options asked for."""
-    import imbalanced_losses
-
-    sizes = {} if work["shape"] else {"num_classes": work["classes"], "queue_size": work["queue"]}
-    module: nn.Module = getattr(imbalanced_losses, work["loss"])(**sizes, **work["options"])
-    return module.to(device)
-
-
-def training_step(loss_fn: Callable[..., Tensor], logits: Tensor, targets: Tensor, batch: int) -> Call:
-    """Forward and backward on the next batch.
-
-    The batches take turns, so that a queue of the remaining rows and the batch are always the same pool.
-    """
-    leaves = [rows.clone().requires_grad_() for rows in torch.split(logits, batch)]
-    turns = itertools.cycle(zip(leaves, torch.split(targets, batch), strict=True))
-
-    def step() -> object:
-        leaf, target = next(turns)
-        return torch.autograd.grad(loss_fn(leaf, target), leaf)
-
-    return step
-
-
-def build(work: dict[str, Any], device: str) -> Call:
-    """The call to measure."""
-    logits, targets = (focal_inputs if work["shape"] else ranking_inputs)(work, device)
-    if work["series"] == "sort":
-        scores = (logits.flatten() if work["shape"] else logits.T).contiguous()
-        return lambda: torch.sort(scores)
-    loss_fn = loss_module(work, device)
-    if work["queue"]:
-        with torch.no_grad():
-            loss_fn(logits[work["batch"] :], targets[work["batch"] :])
-    called: Callable[..., Tensor] = loss_fn
-    if work["series"] == "compiled":
-        torch._dynamo.reset()
-        called = torch.compile(loss_fn, fullgraph=True)
-    return training_step(called, logits, targets, work["batch"] or len(logits))
 
 
 def seconds_of(call: Call, device: str) -> float:
@@ -195,6 +125,42 @@ def count_compilations(work: dict[str, Any], device: str) -> dict[str, int]:
     return {"compilations": graphs, "graph_breaks": sum(torch._dynamo.utils.counters["graph_break"].values())}
 
 
+def operators_of_step(work: dict[str, Any]) -> dict[str, Any]:
+    """Operators of a step, and those that read the device: ours on ``meta``, the peer's, which cannot, on the CPU."""
+    step = build(work, "meta" if work["series"] == "ours" else "cpu")
+    try:
+        step()  # what only a first step does is not counted
+        operators, host_reads = count_operators(step)
+    except Exception as error:  # torch raises where a meta tensor is read; the promise is missed then, not unmeasured
+        return {"fails": first_line(error)}
+    return {"operators": operators.total(), "host_reads": host_reads.total(), "names": dict(operators.most_common())}
+
+
+@functools.cache
+def start_compiler() -> None:
+    """Let a trivial function pay for what a process does before it compiles anything.
+
+    It imports Inductor, looks at the processor's vector unit and precompiles C++ headers: together as long as several
+    compilations of a loss.
+    """
+    torch.compile(lambda x: x.sin().sum())(torch.ones(2, requires_grad=True)).backward()
+
+
+def compile_into(cache: str) -> None:
+    """Let the next compilation use the given folder as its cache and nothing that is in memory."""
+    from torch._inductor.utils import clear_caches  # takes seconds, which only these workers need to spend
+
+    start_compiler()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    torch._dynamo.reset()
+    clear_caches()
+
+
+def first_line(error: Exception) -> str:
+    """What kind of error, and what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
 class Worker:
     """Answers requests; holds the call that is being measured."""
 
@@ -213,10 +179,8 @@ class Worker:
             device = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
             return {"package": version("imbalanced-losses"), "torch": torch.__version__, "device": device}
         if request["do"] in ("prepare", "memory"):
-            self.call = lambda: None  # its inputs go before the next ones come
-            self.call = build(request["work"], self.device)
-            gc.collect()
-        if request["do"] == "memory" and request["work"]["series"] == "compiled":
+            self._build(request["work"], request["cache"])
+        if request["do"] == "memory" and request["work"]["compiled"]:
             self.call()  # a compiler takes memory, too
         if request["do"] == "prepare":
             return {"seconds": seconds_of(self.call, self.device)}
@@ -224,7 +188,16 @@ class Worker:
             return {"seconds": median_seconds(self.call, request["seconds"], self.device)}
         if request["do"] == "memory":
             return {"bytes": least_peak_bytes(self.call, self.device)}
+        if request["do"] == "operators":
+            return operators_of_step(request["work"])
         return dict(count_compilations(request["work"], self.device))
+
+    def _build(self, work: dict[str, Any], cache: str) -> None:
+        self.call = lambda: None  # its inputs go before the next ones come
+        if work["compiled"]:
+            compile_into(cache)
+        self.call = build(work, self.device)
+        gc.collect()
 
 
 def main() -> None:
@@ -238,7 +211,7 @@ def main() -> None:
         try:
             reply = worker.answer(json.loads(line))
         except Exception as error:  # whatever a package or a compiler raises is a result; run.py records it
-            reply = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            reply = {"error": first_line(error)}
         print(json.dumps(reply), file=replies)
 
 

@@ -1,0 +1,147 @@
+"""The calls that are measured: forward and backward of a loss on made-up inputs.
+
+``imbalanced_losses`` is whatever the interpreter running this file has installed: ours, or the package we compare with,
+whose import name is the same. No module of this folder that a worker imports may therefore import anything else of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Call = Callable[[], object]
+
+# the functions behind the modules, of ours
+PURE = {
+    "SmoothAPLoss": ("smooth_ap", "SmoothAPConfig"),
+    "RecallAtQuantileLoss": ("recall_at_quantile", "RecallAtQuantileConfig"),
+    "PAUCAtBudgetLoss": ("pauc_at_budget", "PAUCAtBudgetConfig"),
+}
+
+
+def build(work: dict[str, Any], device: str) -> Call:
+    """The call to measure."""
+    if work["states"]:
+        return ensemble_step(work, device)
+    logits, targets = (focal_inputs if work["shape"] else ranking_inputs)(work, device)
+    if work["series"] == "sort":
+        scores = (logits.flatten() if work["shape"] else logits.T).contiguous()
+        return lambda: torch.sort(scores)
+    loss_fn = loss_module(work, device)
+    if work["queue"]:
+        with torch.no_grad():
+            loss_fn(logits[work["batch"] :], targets[work["batch"] :])
+    called: Callable[..., Tensor] = torch.compile(loss_fn, fullgraph=True) if work["compiled"] else loss_fn
+    return training_step(called, logits, targets, work["batch"] or len(logits))
+
+
+def labels(rows: int, classes: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Int64 ``[rows]``: exact counts in random order, so that a measurement does not hang on the luck of a draw.
+
+    Every class but class 0 has ``min(rate, 1 / classes)`` of the rows; one class is binary, with labels {0, 1}.
+    """
+    positives = max(1, int(rows * min(rate, 1 / classes)))
+    ids = torch.arange(1, max(classes, 2)).repeat_interleave(positives)
+    return torch.cat([ids, torch.zeros(rows - len(ids), dtype=torch.int64)])[torch.randperm(rows, generator=generator)]
+
+
+def ranking_inputs(work: dict[str, Any], device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits ``[M, C]``, a standard deviation higher where the row is positive, and targets ``[M]``."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, classes = work["batch"] + work["queue"], work["classes"]
+    targets = labels(rows, classes, work["rate"], generator)
+    logits = torch.randn(rows, classes, generator=generator)
+    hot = targets.unsqueeze(1) if classes == 1 else nn.functional.one_hot(targets, classes)
+    return logits.add_(hot).to(device), targets.to(device)
+
+
+def focal_inputs(work: dict[str, Any], device: str) -> tuple[Tensor, Tensor]:
+    """Logits ``[N]`` or ``[N, C, ...]`` of the given shape, and targets for them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(work["shape"], generator=generator)
+    if work["loss"] == "SigmoidFocalLoss":
+        targets = (torch.rand(work["shape"], generator=generator) < work["rate"]).float()
+    else:
+        n, classes, *spatial = work["shape"]
+        targets = torch.randint(classes, (n, *spatial), generator=generator)
+    return logits.to(device), targets.to(device)
+
+
+def loss_module(work: dict[str, Any], device: str) -> nn.Module:
+    """The loss at its defaults but for the options asked for."""
+    import imbalanced_losses
+
+    sizes = {} if work["shape"] else {"num_classes": work["classes"], "queue_size": work["queue"]}
+    module: nn.Module = getattr(imbalanced_losses, work["loss"])(**sizes, **work["options"])
+    return module.to(device)
+
+
+def training_step(loss_fn: Callable[..., Tensor], logits: Tensor, targets: Tensor, batch: int) -> Call:
+    """Forward and backward on the next batch.
+
+    The batches take turns, so that a queue of the remaining rows and the batch are always the same pool.
+    """
+    leaves = [rows.clone().requires_grad_() for rows in torch.split(logits, batch)]
+    turns = itertools.cycle(zip(leaves, torch.split(targets, batch), strict=True))
+
+    def step() -> object:
+        leaf, target = next(turns)
+        return torch.autograd.grad(loss_fn(leaf, target), leaf)
+
+    return step
+
+
+def ensemble_step(work: dict[str, Any], device: str) -> Call:
+    """A gradient for each of several states, by the pure functions: a loop of eager steps, or one mapped call."""
+    import imbalanced_losses as ours
+
+    name, config = PURE[work["loss"]]
+    function, cfg = getattr(ours, name), getattr(ours, config)(num_classes=work["classes"], **work["options"])
+
+    def loss_fn(logits: Tensor, targets: Tensor, queue: Any) -> tuple[Tensor, Any]:
+        return function(logits, targets, queue, cfg)  # type: ignore[no-any-return]
+
+    batch, empty = work["batch"], ours.init_queue(work["queue"], work["classes"], device=device)
+    pools = [ranking_inputs(work, device, seed) for seed in range(work["states"])]
+    queues = [loss_fn(logits[batch:], targets[batch:], empty)[1] for logits, targets in pools]
+    if work["series"] == "loop":
+        return looped_step(loss_fn, pools, queues, batch)
+    mapped = torch.func.vmap(torch.func.grad(loss_fn, has_aux=True))
+    called = torch.compile(mapped, fullgraph=True) if work["compiled"] else mapped
+    return mapped_step(called, pools, ours.stack_states(queues), batch)
+
+
+def looped_step(
+    loss_fn: Callable[..., tuple[Tensor, Any]], pools: list[tuple[Tensor, Tensor]], queues: list[Any], batch: int
+) -> Call:
+    """An eager step for each state, one after the other."""
+
+    def with_queue(queue: Any) -> Callable[..., Tensor]:
+        def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+            nonlocal queue
+            loss, queue = loss_fn(logits, targets, queue)
+            return loss
+
+        return loss_of
+
+    steps = [training_step(with_queue(queue), *pool, batch) for queue, pool in zip(queues, pools, strict=True)]
+    return lambda: [step() for step in steps]
+
+
+def mapped_step(
+    mapped: Callable[..., tuple[Tensor, Any]], pools: list[tuple[Tensor, Tensor]], queue: Any, batch: int
+) -> Call:
+    """All states' steps in one call; ``queue`` has the states along its first axis."""
+    logits, targets = map(torch.stack, zip(*pools, strict=True))
+    turns = itertools.cycle(zip(torch.split(logits, batch, 1), torch.split(targets, batch, 1), strict=True))
+
+    def step() -> object:
+        nonlocal queue
+        gradients, queue = mapped(*next(turns), queue)
+        return gradients
+
+    return step
