@@ -197,7 +197,6 @@ def build_pool(
 
 def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
     """The loss of each class, ``nan`` where invalid or where a logit was not finite (then the class is valid)."""
-    loss = loss.to(pool.scores.dtype)
     valid = valid | loss.isnan()
     return PerClass(loss=torch.where(valid, loss, torch.nan), valid=valid, diagnostics=diagnostics or {})
 

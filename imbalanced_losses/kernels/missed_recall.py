@@ -1,4 +1,4 @@
-r"""One minus a soft recall at thresholds: what recall at a quantile and the trapezoid of the partial AUC sum.
+r"""One minus a soft recall at thresholds: what recall at a quantile and the trapezoid of the partial AUC average.
 
 The gradient comes along with the value. It can let the thresholds follow the scores: a soft quantile solves
 :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`, and implicit differentiation gives
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import make_sum
-from imbalanced_losses.kernels.packing import pack
+from imbalanced_losses.kernels.operators import make_mean
+from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 
 __all__ = ["missed_recall"]
@@ -32,10 +32,10 @@ def missed_recall(
     reference: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weighted sum over the positives of each class of its soft misses, averaged over the thresholds.
+    r"""Weighted mean over the positives of each class of its soft misses, averaged over the thresholds.
 
     .. math:: m_{ci} = \sum_k a_k\, \sigma\big((\theta_{ck} - s_{ci}) / \tau_c\big), \qquad
-        y_c = \sum_{i \in P_c} w_{ci} m_{ci}
+        y_c = \sum_{i \in P_c} w_{ci} m_{ci} \Big/ \sum_{i \in P_c} w_{ci}
 
     with the weights :math:`a` of the composite trapezoid rule, which sum to 1.
 
@@ -58,16 +58,17 @@ def missed_recall(
 
     Returns
     -------
-    Tensor [C], Tensor [C], Tensor [C], in the widest dtype
-        ``y``, the same of squares ``m_i^2``, and the sum of the weights; the latter two carry no gradient.
+    Tensor [C], Tensor [C], Tensor [C]
+        ``y``, 0 where there is no weight; the mean of the squares ``m_i^2`` and the sum of the weights, which carry no
+        gradient.
 
     Notes
     -----
     Cost: O(C M + K P) for P positives in all, with a reference O(C K M).
     """
     constants = thresholds.detach(), positive, weight, temperature.detach(), reference, counts
-    total, squares, mass = _missed_recall(scores, *constants)
-    return total, squares, mass
+    mean, squares, mass = _missed_recall(scores, *constants)
+    return mean, squares, mass
 
 
 def _kernel(
@@ -79,54 +80,67 @@ def _kernel(
     reference: Tensor | None,
     counts: Tensor | None,
     differentiate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    misses = _misses_of_positives if may_read(scores) else _misses_of_all
-    statistics, by_scores, by_thresholds = misses(scores, thresholds, positive, weight, temperature)
+) -> tuple[Tensor, ...]:
+    arguments = scores, thresholds, positive, weight, temperature
+    if may_read(scores):
+        statistics, slopes, rows = _misses_of_positives(*arguments, differentiate)
+    else:
+        (statistics, slopes), rows = _misses_of_all(*arguments), None
     if not differentiate:
         return *statistics, scores.new_empty(0)
+    by_scores = (slopes[..., 0] if slopes.shape[-1] == 1 else slopes.sum(-1)).to(scores.dtype)
+    by_scores = by_scores if rows is None else rows.scatter(by_scores)
     if reference is None:
         return *statistics, by_scores
+    by_thresholds = slopes.sum(1) if rows is None else rows.sum_by_row(slopes)
+    by_thresholds = -by_thresholds.to(scores.dtype)
     return *statistics, _add_movement(by_scores, by_thresholds, scores, thresholds, temperature, reference, counts)
 
 
-Misses = tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]
-"""Statistics and the gradients ``[C, M]`` by the scores and ``[C, K]`` by the thresholds."""
-
-
 def _misses_of_positives(
-    scores: Tensor, thresholds: Tensor, positive: Tensor, weight: Tensor, temperature: Tensor
-) -> Misses:
-    """On the CPU, where finding the positives is free."""
+    scores: Tensor, thresholds: Tensor, positive: Tensor, weight: Tensor, temperature: Tensor, differentiate: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Packed]:
+    """Statistics and the gradient ``[P, K]`` by the scores, on the CPU, where finding the positives is free."""
     rows = pack(positive)
     tau = rows.by_row(temperature)[:, None]
     misses = wide_sigmoid((rows.by_row(thresholds) - rows.gather(scores)[:, None]) / tau)  # [P, K]
-    shares = _trapezoid_shares(misses)
-    miss, weight = misses @ shares, rows.gather(weight).to(misses.dtype)
-    weighted = miss * weight
-    statistics = (rows.sum_by_row(values) for values in (weighted, weighted * miss, weight))
-    slopes = misses * (1 - misses) * shares * (weight[:, None] / tau)
-    by_scores = rows.scatter(slopes.sum(1).neg_().to(scores.dtype))
-    return tuple(statistics), by_scores, rows.sum_by_row(slopes).to(scores.dtype)  # type: ignore[return-value]
+    share, mass = rows.shares(weight)
+    knots = _trapezoid_shares(misses)
+    miss = misses[:, 0] if knots is None else misses @ knots
+    weighted = miss * share
+    mean, squares = rows.sum_by_row(weighted).to(scores.dtype), rows.sum_by_row(weighted * miss)
+    slopes = _slopes(misses, share[:, None] / -tau, knots) if differentiate else misses
+    return (mean, squares, mass), slopes, rows
 
 
-def _misses_of_all(scores: Tensor, thresholds: Tensor, positive: Tensor, weight: Tensor, temperature: Tensor) -> Misses:
-    """By static shapes, as an expression of the scores."""
-    misses = wide_sigmoid((thresholds[:, None] - scores[:, :, None]) / temperature[:, None, None])  # [C, M, K]
-    shares = _trapezoid_shares(misses)
-    miss, weight = misses @ shares, torch.where(positive, weight, 0).to(misses.dtype)
-    weighted = miss * weight
-    statistics = weighted.sum(-1), (weighted * miss).sum(-1), weight.sum(-1)
-    slopes = misses * (1 - misses) * shares * (weight / temperature[:, None])[:, :, None]
-    return statistics, -slopes.sum(-1).to(scores.dtype), slopes.sum(1).to(scores.dtype)
+def _misses_of_all(
+    scores: Tensor, thresholds: Tensor, positive: Tensor, weight: Tensor, temperature: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Statistics and the gradient ``[C, M, K]`` by the scores, by static shapes, as an expression of the scores."""
+    tau = temperature[:, None]
+    misses = wide_sigmoid((thresholds[:, None] - scores[:, :, None]) / tau[:, :, None])  # [C, M, K]
+    share, mass = shares(positive, weight)
+    knots = _trapezoid_shares(misses)
+    miss = misses[..., 0] if knots is None else misses @ knots
+    weighted = miss * share
+    mean, squares = weighted.sum(-1).to(scores.dtype), (weighted * miss).sum(-1)
+    return (mean, squares, mass), _slopes(misses, (share / -tau)[:, :, None], knots)
 
 
-def _trapezoid_shares(misses: Tensor) -> Tensor:
-    """``a [K]``, for ``misses [..., K]``."""
+def _slopes(misses: Tensor, scale: Tensor, knots: Tensor | None) -> Tensor:
+    """``scale * misses * (1 - misses) * knots`` for ``misses [..., K]``."""
+    slopes = misses * (1 - misses) * scale
+    return slopes if knots is None else slopes * knots
+
+
+def _trapezoid_shares(misses: Tensor) -> Tensor | None:
+    """``a [K]``, for ``misses [..., K]``; None for ones."""
     k = misses.shape[-1]
-    shares = misses.new_full((k,), 1 / max(1, k - 1))
-    if k > 1:
-        shares[:: k - 1] /= 2
-    return shares
+    if k == 1:
+        return None
+    knots = misses.new_full((k,), 1 / (k - 1))
+    knots[:: k - 1] *= 0.5
+    return knots
 
 
 def _add_movement(
@@ -172,13 +186,15 @@ def _gradient(
     reference: Tensor | None,
     counts: Tensor | None,
 ) -> Tensor:
-    _, by_scores, by_thresholds = _misses_of_all(scores, thresholds, positive, weight, temperature)
+    _, slopes = _misses_of_all(scores, thresholds, positive, weight, temperature)
+    by_scores = slopes.sum(-1).to(scores.dtype)
     if reference is None:
         return by_scores
+    by_thresholds = -slopes.sum(1).to(scores.dtype)
     return _add_movement(by_scores, by_thresholds, scores.detach(), thresholds, temperature, reference, counts)
 
 
-_missed_recall = make_sum(
+_missed_recall = make_mean(
     "missed_recall",
     "Tensor thresholds, Tensor positive, Tensor weight, Tensor temperature, Tensor? reference, Tensor? counts",
     n_statistics=2,

@@ -27,7 +27,7 @@ from torch import Tensor
 from imbalanced_losses.execution import has_tangent, is_plain_eager, may_read
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = ["batch_of_rows", "full_precision", "in_graph", "make_operator", "make_sum", "rows_of_batch"]
+__all__ = ["batch_of_rows", "full_precision", "in_graph", "make_mean", "make_operator", "rows_of_batch"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Outputs = tuple[Tensor, ...]
@@ -83,20 +83,20 @@ def batch_of_rows(size: int, outputs: Outputs) -> tuple[Outputs, tuple[int, ...]
     return batched, (0,) * len(batched)
 
 
-# --- sums whose kernel gives the gradient along with the value --------------------------------------------------------
+# --- means whose kernel gives the gradient along with the value -------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rule:
-    """A kernel, the operator around it, and its gradient as an expression; see :func:`make_sum`."""
+    """A kernel, the operator around it, and its gradient as an expression; see :func:`make_mean`."""
 
     kernel: Callable[..., Outputs]
     operator: Callable[..., Outputs]
     gradient: Callable[..., Tensor]
 
 
-def make_sum(
+def make_mean(
     name: str, constants: str, n_statistics: int, kernel: Callable[..., Outputs], gradient: Callable[..., Tensor]
 ) -> Callable[..., Outputs]:
     """Make a differentiable function of scores of a kernel that gives the gradient along with the value.
@@ -109,8 +109,8 @@ def make_sum(
         Their schema: tensors of R rows, or optional ones.
     n_statistics : int
     kernel : callable
-        ``(scores [R, M], *constants, differentiate) -> (value [R], *statistics [R], gradient [R, M])``, all but the
-        gradient in the widest dtype; without ``differentiate`` the gradient is empty, ``[0]``.
+        ``(scores [R, M], *constants, differentiate) -> (value [R], *statistics [R], gradient [R, M])``, the statistics
+        in the widest dtype; without ``differentiate`` the gradient is empty, ``[0]``.
     gradient : callable
         ``(scores, *constants) -> gradient [R, M]`` as an expression of the scores, for second derivatives.
 
@@ -122,9 +122,9 @@ def make_sum(
     """
 
     def fake(scores: Tensor, *rest: Any) -> Outputs:
-        wide = widest_dtype(scores.device)
-        sums = (scores.new_empty(len(scores), dtype=wide) for _ in range(1 + n_statistics))
-        return *sums, scores.new_empty(scores.shape if rest[-1] else 0)
+        wide, size = widest_dtype(scores.device), len(scores)
+        statistics = (scores.new_empty(size, dtype=wide) for _ in range(n_statistics))
+        return scores.new_empty(size), *statistics, scores.new_empty(scores.shape if rest[-1] else 0)
 
     kernel = full_precision(_propagate_nonfinite(kernel))
     results = ", ".join(["Tensor"] * (2 + n_statistics))
@@ -180,7 +180,7 @@ class _Eager(torch.autograd.Function):
             return None, None, *nothing
         if torch.is_grad_enabled():  # create_graph: the same gradient, as an expression of the scores
             gradient = ctx.rule.gradient(scores, *constants)
-        return None, grad.to(gradient.dtype).unsqueeze(-1) * gradient, *nothing
+        return None, grad.unsqueeze(-1) * gradient, *nothing
 
 
 @final
@@ -203,7 +203,7 @@ class _Opaque(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         scores, *constants, gradient = ctx.saved_tensors
-        total = None if grad is None else grad.to(gradient.dtype).unsqueeze(-1) * gradient
+        total = None if grad is None else grad.unsqueeze(-1) * gradient
         if grads[-1] is not None:
             second = _second_derivative(ctx.rule, scores, constants, grads[-1])
             total = second if total is None else total + second
@@ -214,8 +214,7 @@ class _Opaque(torch.autograd.Function):
         scores, *constants, gradient = ctx.saved_tensors
         # by reverse mode, as the second derivative is symmetric: torch does not nest forward mode under compile
         moved = _second_derivative(ctx.rule, scores, constants, tangent)
-        along = (gradient * tangent).sum(-1).to(widest_dtype(scores.device))
-        return along, *(None,) * ctx.n_statistics, moved
+        return (gradient * tangent).sum(-1), *(None,) * ctx.n_statistics, moved
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], rule: _Rule, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The set elements of a mask, packed; CPU only, as it reads the mask."""
+"""The set elements of a mask, packed (on the CPU, as that reads the mask), and their shares in a mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Packed", "pack"]
+from imbalanced_losses.precision import widest_dtype
+
+__all__ = ["Packed", "pack", "shares"]
 
 
 class Packed(NamedTuple):
@@ -27,6 +29,10 @@ class Packed(NamedTuple):
     def width(self) -> int:
         """W."""
         return max(self.counts)
+
+    def size(self) -> Tensor:
+        """``counts`` as float64 ``[R]``."""
+        return torch.tensor(self.counts, dtype=torch.float64, device=self.place.device)
 
     def gather(self, values: Tensor) -> Tensor:
         """``[P]`` of ``values [R, M]``."""
@@ -52,6 +58,23 @@ class Packed(NamedTuple):
         """``[P]`` of ``table [R, W]``."""
         return table[0] if len(table) == 1 else table[self.row, self.slot]
 
+    def shares(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What each element adds to its row's mean under ``weight [R, M]``: ``[P]``, and the sum of weights ``[R]``."""
+        weight = self.gather(weight).double()
+        mass = self.sum_by_row(weight)
+        return weight / self.by_row(mass + (mass == 0)), mass
+
+    def centred(self, values: Tensor, row: int | None = None, part: slice = slice(None)) -> Tensor:
+        """``values`` of ``part`` of the elements, less their mean in each row; all are of ``row``, if one is given."""
+        if row is not None or len(self.counts) == 1:
+            return values - values.mean()
+        rows = self.row[part]
+        total, count = values.new_zeros(2, len(self.counts)).index_add_(
+            1, rows, torch.stack([values, torch.ones_like(values)])
+        )
+        mean: Tensor = total / count.clamp_min(1)
+        return values - mean.index_select(0, rows)
+
     def sum_by_row(self, values: Tensor) -> Tensor:
         """``[R, ...]`` of ``values [P, ...]``."""
         if len(self.counts) == 1:
@@ -61,6 +84,13 @@ class Packed(NamedTuple):
     def by_row(self, values: Tensor) -> Tensor:
         """``[P, ...]``, or ``[1, ...]`` of one problem, of ``values [R, ...]``."""
         return values if len(values) == 1 else values.index_select(0, self.row)
+
+
+def shares(mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """:meth:`Packed.shares` without packing: what each set element of ``mask [R, M]`` adds to a mean, 0 elsewhere."""
+    weight = torch.where(mask, weight, 0).to(widest_dtype(weight.device))
+    mass = weight.sum(-1)
+    return weight / (mass + (mass == 0))[:, None], mass
 
 
 def pack(mask: Tensor) -> Packed:

@@ -14,7 +14,6 @@ from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, ma
 from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import mean_over_mass
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 
@@ -201,26 +200,22 @@ def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) 
     """The loss of a pool."""
     budget = _measure_budget(pool, cfg)
     numerator = numerator_rows(pool, cfg)
+    valid = budget.measurable
     if cfg.surrogate == "pairwise":
         band = _negatives_in_band(pool, budget)
         counts = None if pool.stands_for is None else pool.count(band)
-        size = (band if counts is None else counts).sum(-1)
-        sums = discordant_pairs(pool.scores, numerator, band, pool.row_weight, budget.tau, counts)
-        measurable = budget.measurable & (size > 0)
+        loss, squares, mass, size = discordant_pairs(pool.scores, numerator, band, pool.row_weight, budget.tau, counts)
+        valid = valid & (size > 0)
     else:
-        size, measurable = torch.ones_like(budget.tau), budget.measurable
         reference = budget.reference if cfg.threshold_gradient == "implicit" else None
-        sums = missed_recall(
+        loss, squares, mass = missed_recall(
             pool.scores, budget.thresholds, numerator, pool.row_weight, budget.tau, reference, pool.row_count
         )
-    total, squares, mass = sums
-    valid = (mass > 0) & measurable
-    loss = mean_over_mass(mean_over_mass(total, size), mass)
+    valid = valid & (mass > 0)
     diagnostics = {}
     if diagnose:
-        mean_square = mean_over_mass(mean_over_mass(squares, size * size), mass)
-        variance = (mean_square - loss.detach().square()).clamp_min(0).to(pool.scores.dtype)
-        diagnostics = _diagnose(pool, budget, variance, valid)
+        variance = (squares - loss.detach().to(squares.dtype).square()).clamp_min(0)
+        diagnostics = _diagnose(pool, budget, variance.to(loss.dtype), valid)
     return per_class_result(pool, loss, valid, diagnostics)
 
 

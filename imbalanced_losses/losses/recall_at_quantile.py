@@ -13,7 +13,6 @@ from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import mean_over_mass
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
 
@@ -161,7 +160,7 @@ def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerCl
         pool.valid if cfg.threshold_gradient == "implicit" else None,
         pool.row_count,
     )
-    return per_class_result(pool, mean_over_mass(missed, mass), mass > 0)
+    return per_class_result(pool, missed, mass > 0)
 
 
 def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:

@@ -12,7 +12,6 @@ from imbalanced_losses.checks import check_config
 from imbalanced_losses.kernels.ranks import missed_precision
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import mean_over_mass
 
 __all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
 
@@ -160,4 +159,4 @@ def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
     missed, mass = missed_precision(
         pool.scores, pool.positive, negative, pool.row_weight, pool.temperature, pool.rank_counts(negative)
     )
-    return per_class_result(pool, mean_over_mass(missed, mass), (mass > 0) & negative.any(-1))
+    return per_class_result(pool, missed, (mass > 0) & negative.any(-1))

@@ -28,9 +28,10 @@ def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return str(request.param)
 
 
-def discordant_pairs(scores: Tensor, asked: Tensor, counted: Tensor, temperature: Tensor, weight: Tensor) -> Tensor:
-    """Without the statistics."""
-    return ranks.discordant_pairs(scores, asked, counted, weight, temperature)[0]
+def discordant_pairs(scores: Tensor, positive: Tensor, negative: Tensor, temperature: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sum in place of the mean."""
+    mean, _, mass, size = ranks.discordant_pairs(scores, positive, negative, weight, temperature)
+    return mean * mass * size
 
 
 def inputs(shape: tuple[int, int] = (3, 40)) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -61,16 +62,19 @@ def test_values_and_derivatives(problems: int) -> None:
 
 @pytest.mark.usefixtures("evaluator")
 def test_statistics() -> None:
-    """The sum of squares and of weights, and counts other than 1."""
+    """The mean of squares, the sums of weights and counts; also of counts other than 1."""
     scores, positive, negative, temperature, weight = inputs()
     pairs = torch.sigmoid((scores[:, None, :] - scores[:, :, None]) / temperature[:, None, None])
     for factor in (None, 1 + weight.flip(1)):
         counts = None if factor is None else negative * factor
         above = (pairs * (negative if counts is None else counts)[:, None, :]).sum(-1)
         numerator = positive * weight
-        expected = (above * numerator).sum(-1), (above.square() * numerator).sum(-1), numerator.sum(-1)
+        size, mass = (negative if counts is None else counts).sum(-1).double(), numerator.sum(-1)
+        share, numerator = above / size.clamp_min(1)[:, None], numerator / (mass + (mass == 0))[:, None]
+        expected = (share * numerator).sum(-1), (share.square() * numerator).sum(-1), mass, size
         actual = ranks.discordant_pairs(scores, positive, negative, weight, temperature, counts)
         torch.testing.assert_close(actual, expected)
+        assert [t.requires_grad for t in actual] == [False] * 4
 
 
 @pytest.mark.parametrize("problems", [1, 3])

@@ -40,8 +40,9 @@ def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def missed_precision(*arguments: Tensor) -> Tensor:
-    """Without the sum of the weights."""
-    return ranks.missed_precision(*arguments)[0]
+    """The weighted sum in place of the mean."""
+    mean, mass = ranks.missed_precision(*arguments)
+    return mean * mass
 
 
 def masks(classes: int, m: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,9 +44,10 @@ def rows(scores: Tensor, thresholds: Tensor, temperature: Tensor) -> Tensor:
 def test_values_and_derivatives(knots: int) -> None:
     scores, thresholds, positive, weight, temperature = inputs(knots)
     scores.requires_grad_()
-    numerator = positive * weight
+    mass = (positive * weight).sum(-1)
+    share = positive * weight / (mass + (mass == 0))[:, None]
     miss = rows(scores, thresholds, temperature)
-    expected = (miss * numerator).sum(-1), (miss.square() * numerator).sum(-1), numerator.sum(-1)
+    expected = (miss * share).sum(-1), (miss.square() * share).sum(-1), mass
     actual = missed_recall(scores, thresholds, positive, weight, temperature)
     torch.testing.assert_close(actual, expected)
     assert [t.requires_grad for t in actual] == [True, False, False]
@@ -74,7 +75,8 @@ def test_thresholds_follow_by_the_share_of_the_density(scale: float, counted: bo
     (actual,) = torch.autograd.grad(total.sum(), leaf)
 
     moved, held = scores.clone().requires_grad_(), thresholds.clone().requires_grad_()
-    value = (rows(moved, held, temperature) * positive * weight).sum()
+    mass = (positive * weight).sum(-1, keepdim=True)
+    value = (rows(moved, held, temperature) * positive * weight / (mass + (mass == 0))).sum()
     by_scores, by_thresholds = torch.autograd.grad(value, (moved, held))
     x = (scores[:, None] - thresholds[:, :, None]) / temperature[:, None, None]
     density = torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x)

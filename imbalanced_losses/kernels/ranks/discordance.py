@@ -1,4 +1,4 @@
-r"""Soft counts of discordant pairs, a negative above a positive: what the pairwise pAUC sums.
+r"""Soft counts of discordant pairs, a negative above a positive: what the pairwise pAUC averages.
 
 Two evaluators: the pairs themselves, block by block, where these are few (on the CPU, where counting them is free);
 soft ranks otherwise. Each gives the gradient along with the value.
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import make_sum
-from imbalanced_losses.kernels.packing import Packed, pack
+from imbalanced_losses.kernels.operators import make_mean
+from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
 from imbalanced_losses.precision import widest_dtype
@@ -31,11 +31,11 @@ def discordant_pairs(
     weight: Tensor,
     temperature: Tensor,
     counts: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weighted sum over the positives of each class of the soft count of negatives above it.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Weighted mean over the positives of each class of the soft share of negatives above it.
 
-    .. math:: n_{ci} = \sum_{j \in N_c} n_{cj}\, \sigma\big((s_{cj} - s_{ci}) / \tau_c\big), \qquad
-        y_c = \sum_{i \in P_c} w_{ci} n_{ci}
+    .. math:: q_{ci} = \sum_{j \in N_c} n_{cj} \sigma\big((s_{cj} - s_{ci}) / \tau_c\big) \Big/ \sum_{j \in N_c} n_{cj},
+        \qquad y_c = \sum_{i \in P_c} w_{ci} q_{ci} \Big/ \sum_{i \in P_c} w_{ci}
 
     Parameters
     ----------
@@ -52,15 +52,16 @@ def discordant_pairs(
 
     Returns
     -------
-    Tensor [C], Tensor [C], Tensor [C], in the widest dtype
-        ``y``, the same of squares ``n_i^2``, and the sum of the weights; the latter two carry no gradient.
+    Tensor [C], Tensor [C], Tensor [C], Tensor [C]
+        ``y``, 0 where there is no weight or no negative; the mean of the squares ``q_i^2``, the sum of the weights and
+        that of the negatives' counts, which carry no gradient.
 
     Notes
     -----
     Cost: O(C M log M) time, less where pairs are few; O(C M) memory. Differentiable three times.
     """
-    total, squares, mass = _discordant_pairs(scores, positive, negative, weight, temperature.detach(), counts)
-    return total, squares, mass
+    mean, squares, mass, size = _discordant_pairs(scores, positive, negative, weight, temperature.detach(), counts)
+    return mean, squares, mass, size
 
 
 def _kernel(
@@ -83,17 +84,26 @@ def _kernel(
 def _by_pairs(
     scores: Tensor, rows: Packed, columns: Packed, weight: Tensor, temperature: Tensor, differentiate: bool
 ) -> tuple[Tensor, ...]:
-    weight = rows.gather(weight).to(scores.dtype)
-    table = columns.table(columns.gather(scores))
+    table, size = columns.table(columns.gather(scores)), columns.size()
     pairs = PairBlocks(rows, rows.gather(scores), table, columns.counts, temperature)
-    above, by_own, by_table = pairs.sums_and_gradient(lambda block, _: weight[block], differentiate=differentiate)
-    wide, weight = above.double(), weight.double()
-    statistics = (rows.sum_by_row(values) for values in (wide * weight, wide.square() * weight, weight))
+    share, mass = rows.shares(weight)
+    share_of_pair = share / rows.by_row(size.clamp_min(1))
+    pulls = share_of_pair.to(scores.dtype)
+    above = torch.zeros_like(pulls)
+    by_own, by_table = torch.zeros_like(pulls), table.new_zeros(table.shape)
+    for block, sigmoids, odds in pairs.evaluate(pairs.blocks):
+        torch.sum(sigmoids, 1, out=above[block.rows])
+        if differentiate:
+            slopes = odds.mul_(sigmoids).mul_(sigmoids)
+            pairs.add_gradient(block, slopes, pulls[block.rows], by_own, by_table[:, : block.width])
+    weighted = above * share_of_pair
+    mean = rows.sum_by_row(weighted).to(scores.dtype)
+    squares = rows.sum_by_row(weighted * above) / size.clamp_min(1)
     if not differentiate:
-        return *statistics, scores.new_empty(0)
+        return mean, squares, mass, size, scores.new_empty(0)
     gradient = columns.scatter(columns.untable(by_table))
     gradient.view(-1).index_copy_(0, rows.place, by_own)
-    return *statistics, gradient.div_(temperature[:, None])
+    return mean, squares, mass, size, gradient.div_(temperature[:, None])
 
 
 def _by_ranks(
@@ -105,37 +115,38 @@ def _by_ranks(
     counts: Tensor | None,
     differentiate: bool,
 ) -> tuple[Tensor, ...]:
-    counts, weight = _channels(scores, positive, negative, weight, counts)
+    counts = _counts(scores, negative, counts)
+    (share, mass), size = shares(positive, weight), counts.sum(-1, dtype=widest_dtype(scores.device))[:, 0]
+    share_of_pair = share / size.clamp_min(1)[:, None]
     sums = PairSums(scores, temperature, positive)
-    above = sums(counts, counts[:, :0], 0)[0]
-    wide, wide_weight = above[:, 0].to(widest_dtype(above.device)), weight[:, 0]
-    weighted = wide * wide_weight
-    statistics = weighted.sum(-1), (wide * weighted).sum(-1), wide_weight.sum(-1, dtype=wide.dtype)
+    above = sums(counts, counts[:, :0], 0)[0][:, 0]
+    weighted = above * share_of_pair
+    squares = (weighted * above).sum(-1) / size.clamp_min(1)
+    statistics = weighted.sum(-1).to(scores.dtype), squares, mass, size
     if not differentiate:
         return *statistics, scores.new_empty(0)
-    return *statistics, sums.gradient(counts, weight)
+    return *statistics, sums.gradient(counts, share_of_pair.to(scores.dtype)[:, None])
 
 
-def _channels(
-    scores: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, counts: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Counts ``[C, 1, M]`` and the positives' weights ``[C, 1, M]`` as the bilinear form takes them."""
-    counts = (negative if counts is None else counts).to(scores.dtype)
-    return counts[:, None], torch.where(positive, weight, 0).to(scores.dtype)[:, None]
+def _counts(scores: Tensor, negative: Tensor, counts: Tensor | None) -> Tensor:
+    """``[C, 1, M]``."""
+    return (negative if counts is None else counts).to(scores.dtype)[:, None]
 
 
 def _gradient(
     scores: Tensor, positive: Tensor, negative: Tensor, weight: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
-    counts, cotangents = _channels(scores, positive, negative, weight, counts)
+    counts = _counts(scores, negative, counts)
+    share = shares(positive, weight)[0] / counts.sum(-1).clamp_min(1)
+    cotangents = share.to(scores.dtype)[:, None]
     above, weight_grads = pair_sums(scores, counts, cotangents, temperature, positive, 1, "auto")
     return (counts * weight_grads - cotangents * above).sum(1) / temperature[:, None]
 
 
-_discordant_pairs = make_sum(
+_discordant_pairs = make_mean(
     "discordant_pairs",
     "Tensor positive, Tensor negative, Tensor weight, Tensor temperature, Tensor? counts",
-    n_statistics=2,
+    n_statistics=3,
     kernel=_kernel,
     gradient=_gradient,
 )

@@ -1,4 +1,4 @@
-r"""One minus the precision at each positive: what Smooth-AP sums.
+r"""One minus the precision at each positive: what Smooth-AP averages.
 
 Two evaluators: the pairs of the positives, block by block, where these are few (on the CPU, where counting them is
 free); soft ranks otherwise. Each gives the gradient along with the value, while it has the pairs at hand.
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import make_sum
-from imbalanced_losses.kernels.packing import Packed, pack
+from imbalanced_losses.kernels.operators import make_mean
+from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
 from imbalanced_losses.precision import widest_dtype
@@ -20,9 +20,8 @@ __all__ = ["missed_precision"]
 
 # Measured on 2 CPU cores, forward + backward in ms, by pairs / by ranks. Classes x rows, positives each: 10 x 200, 20:
 # 0.7 / 1.6; 100 x 64, 5: 0.7 / 1.4; 10 x 4,096, 256: 22 / 24, 400: 32 / 24; 10 x 16,384, 256: 81 / 75; 100 x 2,048,
-# 20: 6.4 / 32, 200: 64 / 90; 1 x 1,056, 105: 0.7 / 0.6; 1 x 1,500, 300: 1.5 / 3.4; 1 x 4,096, 20: 0.7 / 0.8,
-# 128: 1.2 / 2.1; 1 x 16,384, 128: 6.9 / 12.6.
-# One class of 95 % of the rows, the others share the rest: 10 x 2,048: 12 / 9.6; 100 x 4,096: 42 / 45.
+# 20: 6.4 / 32, 200: 64 / 90; 1 x 1,500, 300: 1.5 / 3.4; 1 x 4,096, 20: 0.7 / 0.8, 128: 1.2 / 2.1; 1 x 16,384, 128:
+# 6.9 / 12.6. One class of 95 % of the rows, the others share the rest: 10 x 2,048: 12 / 9.6; 100 x 4,096: 42 / 45.
 FEW_POSITIVES = 250  # on average over the classes, if no class has many
 
 
@@ -34,10 +33,10 @@ def missed_precision(
     temperature: Tensor,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted sum of ``1 - R^+ / R`` over the positives of each class, and the sum of their weights.
+    r"""Weighted mean of ``1 - R^+ / R`` over the positives of each class, and the sum of their weights.
 
-    .. math:: y_c = \sum_{i \in P_c} w_{ci} \frac{R_{ci}^-}{1 + R_{ci}^+ + R_{ci}^-}, \qquad
-        R_{ci}^\pm = \sum_{j \neq i} n_{cj}^\pm\, \sigma\big((s_{cj} - s_{ci}) / \tau\big)
+    .. math:: y_c = \sum_{i \in P_c} w_{ci} \frac{R_{ci}^-}{1 + R_{ci}^+ + R_{ci}^-} \Big/ \sum_{i \in P_c} w_{ci},
+        \qquad R_{ci}^\pm = \sum_{j \neq i} n_{cj}^\pm\, \sigma\big((s_{cj} - s_{ci}) / \tau\big)
 
     Parameters
     ----------
@@ -54,17 +53,16 @@ def missed_precision(
 
     Returns
     -------
-    Tensor [C], Tensor [C], in the widest dtype
-        The second carries no gradient.
+    Tensor [C], Tensor [C]
+        ``y``, 0 where there is no weight, and the sum of the weights, which carries no gradient.
 
     Notes
     -----
     Cost: O(C M log M) time, less where positives are few; O(C M) memory. Differentiable three times.
     """
-    total, mass = _missed_precision(
-        scores, positive, negative, weight, temperature.detach().expand(len(scores)), counts
-    )
-    return total, mass
+    constants = positive, negative, weight, temperature.detach().expand(len(scores)), counts
+    mean, mass = _missed_precision(scores, *constants)
+    return mean, mass
 
 
 def _kernel(
@@ -86,34 +84,40 @@ def _kernel(
 def _by_pairs(
     scores: Tensor, rows: Packed, negative: Tensor, weight: Tensor, temperature: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own, weight = rows.gather(scores), rows.gather(weight)
+    """Each positive against the other positives, which come first in the table, and against the negatives."""
+    own, n = rows.gather(scores), rows.width
     columns = pack(negative) if len(scores) == 1 else None  # of several classes most rows are negatives
-    if columns is not None:
-        table, widths = columns.gather(scores)[None], columns.counts
-    else:
-        table, widths = torch.where(negative, scores, -torch.inf), [scores.shape[1]] * len(scores)
-    among = PairBlocks(rows, own, rows.table(own), rows.counts, temperature, skip_self=True)
-    against = PairBlocks(rows, own, table, widths, temperature)
-    rank = among.sums() + 1
-
-    def cotangents(block: slice, above: Tensor) -> Tensor:
-        return weight[block] * rank[block] / (rank[block] + above).square()
-
-    above, by_own, by_table = against.sums_and_gradient(cotangents, differentiate=differentiate)
-    wide = above.double()
-    missed = wide / (wide + rank)  # 1 - R^+/R would lose a small loss
-    total, mass = rows.sum_by_row(missed * weight), rows.sum_by_row(weight.double())
+    others = torch.where(negative, scores, -torch.inf) if columns is None else columns.gather(scores)[None]
+    table = torch.cat([rows.table(own), others], 1)
+    pairs = PairBlocks(rows, own, table, [table.shape[1]] * len(table), temperature, skip_self=True)
+    share, mass = rows.shares(weight)
+    missed, scaled = torch.zeros_like(share), torch.zeros_like(share)
+    by_own, by_table = torch.zeros_like(own), table.new_zeros(table.shape)
+    for block, sigmoids, odds in pairs.evaluate(pairs.blocks):
+        part = block.rows
+        minus = sigmoids[:, n:].sum(1).double()
+        total = sigmoids[:, :n].sum(1).double().add_(1).add_(minus)
+        torch.div(minus, total, out=missed[part])  # 1 - R^+/R would lose a small loss
+        torch.div(share[part], total, out=scaled[part])
+        if differentiate:
+            slopes = odds.mul_(sigmoids).mul_(sigmoids)
+            against_negatives = ((1 - missed[part]) * scaled[part]).to(own.dtype)
+            pairs.add_gradient(block, slopes[:, n:], against_negatives, by_own, by_table[:, n:])
+            if block.is_whole:  # less a mean that positives exchange to no effect but rounding
+                among = rows.centred(missed[part] * -scaled[part], block.problem, part).to(own.dtype)
+                pairs.add_gradient(block, slopes[:, :n], among, by_own, by_table[:, :n])
+    mean = rows.sum_by_row(missed * share).to(own.dtype)
     if not differentiate:
-        return total, mass, scores.new_empty(0)
-    # less their mean, which the positives' cotangents exchange to no effect but rounding
-    pulls = missed * weight / (wide + rank)
-    size = rows.sum_by_row(torch.ones_like(pulls))
-    mean = rows.sum_by_row(pulls) / size.clamp_min(1)
-    by_own_too, by_others = among.gradient((rows.by_row(mean) - pulls).to(own.dtype))
-    by_own += by_own_too + rows.untable(by_others)
-    gradient = by_table if columns is None else columns.scatter(by_table[0])
+        return mean, mass, scores.new_empty(0)
+    if divided := [block._replace(width=n) for block in pairs.blocks if not block.is_whole]:
+        among = rows.centred(missed * -scaled).to(own.dtype)
+        for block, sigmoids, odds in pairs.evaluate(divided):
+            slopes = odds.mul_(sigmoids).mul_(sigmoids)
+            pairs.add_gradient(block, slopes, among[block.rows], by_own, by_table[:, :n])
+    by_own += rows.untable(by_table[:, :n])
+    gradient = by_table[:, n:].contiguous() if columns is None else columns.scatter(by_table[0, n:])
     gradient.view(-1).index_copy_(0, rows.place, by_own)
-    return total, mass, gradient.div_(temperature[:, None])
+    return mean, mass, gradient.div_(temperature[:, None])
 
 
 def _by_ranks(
@@ -126,32 +130,31 @@ def _by_ranks(
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     counts = _counts(scores, positive, negative, counts)
-    weight = torch.where(positive, weight, 0)
+    share, mass = shares(positive, weight)
     sums = PairSums(scores, temperature, positive)
-    above = sums(counts, counts[:, :0], 0)[0]
-    missed, cotangents = _missed_and_cotangents(above, weight)
-    total, mass = (missed * weight).sum(-1), weight.sum(-1, dtype=missed.dtype)
+    missed, cotangents = _missed_and_cotangents(sums(counts, counts[:, :0], 0)[0], share)
+    mean = (missed * share).sum(-1).to(scores.dtype)
     if not differentiate:
-        return total, mass, scores.new_empty(0)
+        return mean, mass, scores.new_empty(0)
     # less the share along the positives' counts, which they exchange to no effect but rounding
     plus, pulls = counts[:, 0], cotangents[:, 0]
     norm = (plus * plus).sum(-1, keepdim=True)
     pulls -= plus * ((pulls * plus).sum(-1, keepdim=True) / (norm + (norm == 0)))
-    return total, mass, sums.gradient(counts, cotangents)
+    return mean, mass, sums.gradient(counts, cotangents)
 
 
 def _counts(scores: Tensor, positive: Tensor, negative: Tensor, counts: Tensor | None) -> Tensor:
     return torch.stack([positive, negative], 1).to(scores.dtype) if counts is None else counts
 
 
-def _missed_and_cotangents(above: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``R^- / R [C, M]`` of ``above [C, 2, M]``, and the gradient of its weighted sum by ``above``."""
+def _missed_and_cotangents(above: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """``R^- / R [C, M]`` of ``above [C, 2, M]``, and the gradient of its mean by ``above``."""
     plus, minus = above.to(widest_dtype(above.device)).unbind(1)
     rank = plus + 1
     # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
-    missed = minus / (rank + minus)
-    scaled = weight / (rank + minus)
-    return missed, torch.stack([-missed * scaled, rank / (rank + minus) * scaled], 1).to(above.dtype)
+    total = rank + minus
+    missed, scaled = minus / total, share / total
+    return missed, torch.stack([-missed * scaled, rank / total * scaled], 1).to(above.dtype)
 
 
 def _gradient(
@@ -159,12 +162,12 @@ def _gradient(
 ) -> Tensor:
     counts = _counts(scores, positive, negative, counts)
     above, _ = pair_sums(scores, counts, counts[:, :0], temperature, positive, 0, "auto")
-    _, cotangents = _missed_and_cotangents(above, torch.where(positive, weight, 0))
+    _, cotangents = _missed_and_cotangents(above, shares(positive, weight)[0])
     above, weight_grads = pair_sums(scores, counts, cotangents, temperature, positive, 1, "auto")
     return (counts * weight_grads - cotangents * above).sum(1) / temperature[:, None]
 
 
-_missed_precision = make_sum(
+_missed_precision = make_mean(
     "missed_precision",
     "Tensor positive, Tensor negative, Tensor weight, Tensor temperature, Tensor? counts",
     n_statistics=1,
