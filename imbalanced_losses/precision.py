@@ -10,7 +10,7 @@ __all__ = ["widest_dtype", "working_dtype"]
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
     """Of scores, weights and losses: float32, or float64 if they come in float64."""
-    return torch.promote_types(tensor.dtype, torch.float32)
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

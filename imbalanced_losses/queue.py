@@ -6,10 +6,13 @@ unfilled slot is an ignored row, so a fresh queue needs no special case anywhere
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_integer
+from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.pytree import state_dataclass
 
 __all__ = ["QueueState", "init_queue", "push", "reset_queue"]
@@ -153,13 +156,17 @@ def push(
         logits, targets, iid, sample_weight = (rows[-n:] for rows in (logits, targets, iid, sample_weight))
         valid = None if valid is None else valid[-n:]
     logits = logits.detach().to(state.logits.dtype)
-    stored = (logits - logits).sum(-1, keepdim=targets.dim() == 2) == 0  # inf - inf is nan
-    if valid is not None:
-        stored = stored & valid
+    stored = valid
+    if not (reads_freely(logits) and math.isfinite(logits.sum())):  # spares five operators
+        finite = (logits - logits).sum(-1, keepdim=targets.dim() == 2) == 0  # inf - inf is nan
+        stored = finite if valid is None else finite & valid
+        logits = logits.nan_to_num(0, 0, 0)
+    if stored is not None:
+        targets = torch.where(stored, targets, state.ignore_index)
     slots = (state.cursor + torch.arange(n, device=state.cursor.device)) % capacity
     return QueueState(
-        logits=state.logits.index_copy(0, slots, logits.nan_to_num(0, 0, 0)),
-        targets=state.targets.index_copy(0, slots, torch.where(stored, targets, state.ignore_index)),
+        logits=state.logits.index_copy(0, slots, logits),
+        targets=state.targets.index_copy(0, slots, targets),
         iid=state.iid.index_copy(0, slots, iid),
         sample_weight=state.sample_weight.index_copy(0, slots, sample_weight.detach().to(state.sample_weight.dtype)),
         cursor=(state.cursor + n) % capacity,

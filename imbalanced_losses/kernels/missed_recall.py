@@ -8,19 +8,22 @@ The gradient comes along with the value. It can let the thresholds follow the sc
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.execution import may_read
 from imbalanced_losses.kernels.operators import make_mean
-from imbalanced_losses.kernels.packing import Packed, pack, shares
+from imbalanced_losses.kernels.packing import pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 
 __all__ = ["missed_recall"]
 
 # Elements of a temporary on the CPU, about a core's share of the cache; classes are taken one after the other.
 CHUNK = 1 << 19
+PACKED_FROM = 1 << 13  # scores on the CPU, from which on finding the positives costs less than it spares
 
 
 def missed_recall(
@@ -81,66 +84,53 @@ def _kernel(
     counts: Tensor | None,
     differentiate: bool,
 ) -> tuple[Tensor, ...]:
-    arguments = scores, thresholds, positive, weight, temperature
-    if may_read(scores):
-        statistics, slopes, rows = _misses_of_positives(*arguments, differentiate)
+    if may_read(scores) and scores.numel() >= PACKED_FROM:
+        rows = pack(positive)
+        share, mass = rows.shares(weight)
+        tau, columns = rows.by_row(temperature), [rows.by_row(column) for column in thresholds.unbind(1)]
+        miss, slopes = _miss_and_slopes(rows.gather(scores), columns, tau, share)
+        total, spread = rows.sum_by_row, rows.scatter
     else:
-        (statistics, slopes), rows = _misses_of_all(*arguments), None
+        share, mass = shares(positive, weight)
+        miss, slopes = _miss_and_slopes(
+            scores, [column[:, None] for column in thresholds.unbind(1)], temperature[:, None], share
+        )
+        total, spread = _sum_of_rows, _as_they_are
+    weighted = miss * share
+    statistics = total(weighted).to(scores.dtype), total(weighted * miss), mass
     if not differentiate:
         return *statistics, scores.new_empty(0)
-    by_scores = (slopes[..., 0] if slopes.shape[-1] == 1 else slopes.sum(-1)).to(scores.dtype)
-    by_scores = by_scores if rows is None else rows.scatter(by_scores)
+    by_scores = spread(functools.reduce(torch.add, slopes).to(scores.dtype))
     if reference is None:
         return *statistics, by_scores
-    by_thresholds = slopes.sum(1) if rows is None else rows.sum_by_row(slopes)
-    by_thresholds = -by_thresholds.to(scores.dtype)
+    by_thresholds = -torch.stack([total(slope) for slope in slopes], 1).to(scores.dtype)
     return *statistics, _add_movement(by_scores, by_thresholds, scores, thresholds, temperature, reference, counts)
 
 
-def _misses_of_positives(
-    scores: Tensor, thresholds: Tensor, positive: Tensor, weight: Tensor, temperature: Tensor, differentiate: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Packed]:
-    """Statistics and the gradient ``[P, K]`` by the scores, on the CPU, where finding the positives is free."""
-    rows = pack(positive)
-    tau = rows.by_row(temperature)[:, None]
-    misses = wide_sigmoid((rows.by_row(thresholds) - rows.gather(scores)[:, None]) / tau)  # [P, K]
-    share, mass = rows.shares(weight)
-    knots = _trapezoid_shares(misses)
-    miss = misses[:, 0] if knots is None else misses @ knots
-    weighted = miss * share
-    mean, squares = rows.sum_by_row(weighted).to(scores.dtype), rows.sum_by_row(weighted * miss)
-    slopes = _slopes(misses, share[:, None] / -tau, knots) if differentiate else misses
-    return (mean, squares, mass), slopes, rows
+def _miss_and_slopes(
+    scores: Tensor, thresholds: list[Tensor], tau: Tensor, share: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The miss of each score, and for each threshold the derivative by the score, times the share."""
+    misses, slopes, scale = [], [], share / -tau
+    for knot, theta in zip(_trapezoid_rule(len(thresholds)), thresholds, strict=True):
+        miss = wide_sigmoid((theta - scores) / tau)
+        slope = (1 - miss) * miss * scale
+        misses.append(miss if knot == 1 else miss * knot)
+        slopes.append(slope if knot == 1 else slope * knot)
+    return functools.reduce(torch.add, misses), slopes
 
 
-def _misses_of_all(
-    scores: Tensor, thresholds: Tensor, positive: Tensor, weight: Tensor, temperature: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Statistics and the gradient ``[C, M, K]`` by the scores, by static shapes, as an expression of the scores."""
-    tau = temperature[:, None]
-    misses = wide_sigmoid((thresholds[:, None] - scores[:, :, None]) / tau[:, :, None])  # [C, M, K]
-    share, mass = shares(positive, weight)
-    knots = _trapezoid_shares(misses)
-    miss = misses[..., 0] if knots is None else misses @ knots
-    weighted = miss * share
-    mean, squares = weighted.sum(-1).to(scores.dtype), (weighted * miss).sum(-1)
-    return (mean, squares, mass), _slopes(misses, (share / -tau)[:, :, None], knots)
+def _trapezoid_rule(k: int) -> list[float]:
+    """Weights of the composite trapezoid rule for k values at equal distances; they sum to 1."""
+    return [1.0] if k == 1 else [(0.5 if i in (0, k - 1) else 1) / (k - 1) for i in range(k)]
 
 
-def _slopes(misses: Tensor, scale: Tensor, knots: Tensor | None) -> Tensor:
-    """``scale * misses * (1 - misses) * knots`` for ``misses [..., K]``."""
-    slopes = misses * (1 - misses) * scale
-    return slopes if knots is None else slopes * knots
+def _sum_of_rows(values: Tensor) -> Tensor:
+    return values.sum(-1)
 
 
-def _trapezoid_shares(misses: Tensor) -> Tensor | None:
-    """``a [K]``, for ``misses [..., K]``; None for ones."""
-    k = misses.shape[-1]
-    if k == 1:
-        return None
-    knots = misses.new_full((k,), 1 / (k - 1))
-    knots[:: k - 1] *= 0.5
-    return knots
+def _as_they_are(values: Tensor) -> Tensor:
+    return values
 
 
 def _add_movement(
@@ -186,11 +176,14 @@ def _gradient(
     reference: Tensor | None,
     counts: Tensor | None,
 ) -> Tensor:
-    _, slopes = _misses_of_all(scores, thresholds, positive, weight, temperature)
-    by_scores = slopes.sum(-1).to(scores.dtype)
+    share, _ = shares(positive, weight)
+    _, slopes = _miss_and_slopes(
+        scores, [column[:, None] for column in thresholds.unbind(1)], temperature[:, None], share
+    )
+    by_scores = functools.reduce(torch.add, slopes).to(scores.dtype)
     if reference is None:
         return by_scores
-    by_thresholds = -slopes.sum(1).to(scores.dtype)
+    by_thresholds = -torch.stack([slope.sum(-1) for slope in slopes], 1).to(scores.dtype)
     return _add_movement(by_scores, by_thresholds, scores.detach(), thresholds, temperature, reference, counts)
 
 

@@ -62,6 +62,8 @@ class Packed(NamedTuple):
         """What each element adds to its row's mean under ``weight [R, M]``: ``[P]``, and the sum of weights ``[R]``."""
         weight = self.gather(weight).double()
         mass = self.sum_by_row(weight)
+        if len(self.counts) == 1:
+            return weight / (float(mass) or 1.0), mass
         return weight / self.by_row(mass + (mass == 0)), mass
 
     def centred(self, values: Tensor, row: int | None = None, part: slice = slice(None)) -> Tensor:
