@@ -266,7 +266,6 @@ def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, 
         temperature=None,
         iid_mask=None,
         sample_weight=sample_weight,
-        update_queue=False,
         generator=None,
     )
     return pool

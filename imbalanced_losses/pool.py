@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +26,13 @@ from imbalanced_losses.checks import (
 from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.precision import widest_dtype, working_dtype
 from imbalanced_losses.pytree import state_dataclass
-from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.queue import QueueState, Rows
 from imbalanced_losses.reductions import Reduction, reduce_classes
 
 __all__ = [
     "PerClass",
     "Pool",
     "RankingConfig",
-    "Rows",
     "build_pool",
     "check_queue",
     "check_rows",
@@ -80,16 +78,6 @@ class PerClass:
     loss: Tensor
     valid: Tensor
     diagnostics: dict[str, Tensor]
-
-
-class Rows(NamedTuple):
-    """Checked rows: logits [N, C], targets [N] or [N, C], valid like targets, iid [N], sample_weight [N]."""
-
-    logits: Tensor
-    targets: Tensor
-    valid: Tensor
-    iid: Tensor
-    sample_weight: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,22 +166,19 @@ def build_pool(
     temperature: Tensor | float | None,
     iid_mask: Tensor | None,
     sample_weight: Tensor | None,
-    update_queue: bool,
     generator: torch.Generator | None,
-) -> tuple[Pool, QueueState]:
-    """Check the inputs, join them with the queue, and push them: the first half of every ranking loss.
+) -> tuple[Pool, Rows]:
+    """Check the inputs and join them with the queue: the first half of every ranking loss.
 
-    The pool holds the old queue; the new state holds the live rows. It is a copy, so a queue buffer that is overwritten
-    before the backward does no harm.
+    The pool is a copy, so a queue buffer that is overwritten before the backward does no harm. Returned with it are the
+    live rows, which are pushed once the loss is there.
     """
     live = check_rows(logits, targets, cfg, iid_mask, sample_weight)
     check_queue(queue_state, live, cfg)
     pool = _one_problem_a_class(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
     if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
         pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
-    if not update_queue:
-        return pool, queue_state
-    return pool, push(queue_state, live.logits, live.targets, live.iid, live.sample_weight, live.valid)
+    return pool, live
 
 
 def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
@@ -247,10 +232,10 @@ def _one_problem_a_class(live: Rows, queue: QueueState, cfg: RankingConfig, temp
     parts = [live]
     if queue.logits.shape[0] > 0:
         weights = queue.sample_weight.to(dtype)
-        parts.append(Rows(queue.logits, queue.targets, queue.valid, queue.iid, weights))
+        parts.append(Rows(queue.logits, queue.targets, queue.iid, weights, queue.valid))
     elif live.logits.shape[0] == 0:
         parts.append(Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
-    logits, targets, valid, iid, sample_weight = map(torch.cat, zip(*parts, strict=True))
+    logits, targets, iid, sample_weight, valid = map(torch.cat, zip(*parts, strict=True))
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = logits.to(dtype).mT.contiguous()
     if not (reads_freely(valid) and valid.all()):  # spares two operators, and two in the backward

@@ -7,6 +7,7 @@ unfilled slot is an ignored row, so a fresh queue needs no special case anywhere
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,17 @@ from imbalanced_losses.checks import check_integer
 from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.pytree import state_dataclass
 
-__all__ = ["QueueState", "init_queue", "push", "reset_queue"]
+__all__ = ["QueueState", "Rows", "init_queue", "push", "push_in_place", "reset_queue"]
+
+
+class Rows(NamedTuple):
+    """Checked rows: logits [N, C], targets [N] or [N, C], iid [N], sample_weight [N], valid like targets."""
+
+    logits: Tensor
+    targets: Tensor
+    iid: Tensor
+    sample_weight: Tensor
+    valid: Tensor
 
 
 @state_dataclass
@@ -131,7 +142,7 @@ def push(
     """Replace the oldest rows by new ones, detached and in the queue's dtypes.
 
     A batch longer than the queue leaves its last ``Q`` rows. A row with a logit that is not finite in the queue's dtype
-    is stored as an ignored row, so that one overflowed batch cannot poison the steps after it. Cost: O(Q C).
+    is stored as an ignored row, so that one overflowed batch cannot spoil the steps after it. Cost: O(Q C).
 
     Parameters
     ----------
@@ -148,27 +159,37 @@ def push(
     QueueState
         Structure, shapes, dtypes and device of ``state``; a field that does not change is the same tensor.
     """
-    capacity = state.logits.shape[0]
-    n = min(logits.shape[0], capacity)
-    if n == 0:
+    if min(len(logits), len(state.logits)) == 0:
         return state
-    if n < logits.shape[0]:  # repeated indices in index_copy are undefined
-        logits, targets, iid, sample_weight = (rows[-n:] for rows in (logits, targets, iid, sample_weight))
-        valid = None if valid is None else valid[-n:]
-    logits = logits.detach().to(state.logits.dtype)
-    stored = valid
+    valid = torch.ones_like(targets, dtype=torch.bool) if valid is None else valid
+    slots, cursor, values = _to_store(state, Rows(logits, targets, iid, sample_weight, valid))
+    fields = {name: getattr(state, name).index_copy(0, slots, own) for name, own in values.items()}
+    return QueueState(**fields, cursor=cursor, ignore_index=state.ignore_index)
+
+
+def push_in_place(state: QueueState, rows: Rows) -> None:
+    """:func:`push` that overwrites the tensors of ``state``: for buffers. Cost: O(N C)."""
+    if min(len(rows.logits), len(state.logits)) > 0:
+        slots, cursor, values = _to_store(state, rows)
+        for name, own in values.items():
+            getattr(state, name).index_copy_(0, slots, own)
+        state.cursor.copy_(cursor)
+
+
+def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Slots ``[N]``, the next cursor, and what goes to the slots, by field."""
+    capacity = len(state.logits)
+    if len(rows.logits) > capacity:  # repeated indices in index_copy are undefined
+        rows = Rows(*(values[-capacity:] for values in rows))
+    n, logits, stored = len(rows.logits), rows.logits.detach().to(state.logits.dtype), rows.valid
     if not (reads_freely(logits) and math.isfinite(logits.sum())):  # spares five operators
-        finite = (logits - logits).sum(-1, keepdim=targets.dim() == 2) == 0  # inf - inf is nan
-        stored = finite if valid is None else finite & valid
+        stored = stored & ((logits - logits).sum(-1, keepdim=stored.dim() == 2) == 0)  # inf - inf is nan
         logits = logits.nan_to_num(0, 0, 0)
-    if stored is not None:
-        targets = torch.where(stored, targets, state.ignore_index)
     slots = (state.cursor + torch.arange(n, device=state.cursor.device)) % capacity
-    return QueueState(
-        logits=state.logits.index_copy(0, slots, logits),
-        targets=state.targets.index_copy(0, slots, targets),
-        iid=state.iid.index_copy(0, slots, iid),
-        sample_weight=state.sample_weight.index_copy(0, slots, sample_weight.detach().to(state.sample_weight.dtype)),
-        cursor=(state.cursor + n) % capacity,
-        ignore_index=state.ignore_index,
-    )
+    values = {
+        "logits": logits,
+        "targets": torch.where(stored, rows.targets, state.ignore_index),
+        "iid": rows.iid,
+        "sample_weight": rows.sample_weight.detach().to(state.sample_weight.dtype),
+    }
+    return slots, (state.cursor + n) % capacity, values

@@ -13,7 +13,7 @@ from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
-from imbalanced_losses.queue import QueueState
+from imbalanced_losses.queue import QueueState, push
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 
@@ -182,7 +182,7 @@ def pauc_at_budget_per_class(
     stays empty, which saves a fifth of a small step.
     """
     check_config(cfg, PAUCAtBudgetConfig)
-    pool, new_state = build_pool(
+    pool, live = build_pool(
         logits,
         targets,
         queue_state,
@@ -190,10 +190,10 @@ def pauc_at_budget_per_class(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
-        update_queue=update_queue,
         generator=generator,
     )
-    return measure_pauc_at_budget(pool, cfg, diagnose), new_state
+    result = measure_pauc_at_budget(pool, cfg, diagnose)
+    return result, push(queue_state, *live) if update_queue else queue_state
 
 
 def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) -> PerClass:

@@ -12,7 +12,7 @@ from imbalanced_losses.checks import check_choice, check_config, check_fraction
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
-from imbalanced_losses.queue import QueueState
+from imbalanced_losses.queue import QueueState, push
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
 
@@ -135,7 +135,7 @@ def recall_at_quantile_per_class(
 ) -> tuple[PerClass, QueueState]:
     """:func:`recall_at_quantile` before its reduction: the loss and validity of each class."""
     check_config(cfg, RecallAtQuantileConfig)
-    pool, new_state = build_pool(
+    pool, live = build_pool(
         logits,
         targets,
         queue_state,
@@ -143,10 +143,10 @@ def recall_at_quantile_per_class(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
-        update_queue=update_queue,
         generator=generator,
     )
-    return measure_recall_at_quantile(pool, cfg), new_state
+    result = measure_recall_at_quantile(pool, cfg)
+    return result, push(queue_state, *live) if update_queue else queue_state
 
 
 def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:

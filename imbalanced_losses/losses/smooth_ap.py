@@ -11,7 +11,7 @@ from torch import Tensor
 from imbalanced_losses.checks import check_config
 from imbalanced_losses.kernels.ranks import missed_precision
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
-from imbalanced_losses.queue import QueueState
+from imbalanced_losses.queue import QueueState, push
 
 __all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
 
@@ -139,7 +139,7 @@ def smooth_ap_per_class(
 ) -> tuple[PerClass, QueueState]:
     """:func:`smooth_ap` before its reduction: the loss and validity of each class."""
     check_config(cfg, SmoothAPConfig)
-    pool, new_state = build_pool(
+    pool, live = build_pool(
         logits,
         targets,
         queue_state,
@@ -147,10 +147,10 @@ def smooth_ap_per_class(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
-        update_queue=update_queue,
         generator=generator,
     )
-    return measure_smooth_ap(pool, cfg), new_state
+    result = measure_smooth_ap(pool, cfg)
+    return result, push(queue_state, *live) if update_queue else queue_state
 
 
 def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:

@@ -23,8 +23,8 @@ from imbalanced_losses.distributed import (
     refuse_differences,
     stand_for_all,
 )
-from imbalanced_losses.pool import RankingConfig, Rows, check_queue, check_rows
-from imbalanced_losses.queue import QueueState
+from imbalanced_losses.pool import RankingConfig, check_queue, check_rows
+from imbalanced_losses.queue import QueueState, Rows
 from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
 
 __all__ = ["Batch", "GatheringLoss", "gather_batch", "reduce_over_ranks"]

@@ -25,7 +25,7 @@ from imbalanced_losses.distributed import GradReduction, stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
 from imbalanced_losses.modules._gathering import Batch, GatheringLoss, gather_batch
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
-from imbalanced_losses.queue import QueueState, init_queue, reset_queue
+from imbalanced_losses.queue import QueueState, init_queue, push_in_place, reset_queue
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -156,7 +156,7 @@ class RankingLoss(GatheringLoss, ABC):
             self._check_values(batch)
         if not is_traced():
             self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
-        pool, new_state = build_pool(
+        pool, live = build_pool(
             batch.logits,
             batch.targets,
             self.queue_state,
@@ -164,14 +164,14 @@ class RankingLoss(GatheringLoss, ABC):
             temperature=self.temperature,
             iid_mask=batch.iid_mask,
             sample_weight=batch.sample_weight,
-            update_queue=update_queue,
             generator=batch.generator,
         )
         result = self._measure(pool, **options)
         # what a transform wraps is dead after it
         self._last_pass = None if is_transformed() else LastPass.keep(pool, result)
         if update_queue:
-            self._store(new_state)
+            with torch.no_grad():
+                push_in_place(self.queue_state, live)
         if ranks is None:
             return result
         loss = stand_for_all(result.loss, result.loss, ranks, self.grad_reduction)

@@ -37,7 +37,7 @@ def tied_pool(class_sizes: Sequence[int], ignored: int = 0, n_live: int = 10) ->
 
 def sampled(problem: Problem, max_pool_size: int, seed: int = 0) -> Pool:
     config = SMOOTH_AP.config(problem, max_pool_size=max_pool_size)
-    arguments = {"temperature": None, "iid_mask": None, "sample_weight": None, "update_queue": False}
+    arguments = {"temperature": None, "iid_mask": None, "sample_weight": None}
     pool, _ = build_pool(problem.logits, problem.targets, problem.state, config, **arguments, **generator(seed))
     assert pool.scores.shape[1] == max_pool_size
     return pool
