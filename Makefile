@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 OUTCOME_FLAGS ?=
-# one process per core, so each needs one thread only
+# one process per core; tests/conftest.py gives each one thread
 PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -39,7 +39,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 suite: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 bench: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/run.py --peer $(PEER_VENV)/bin/python $(BENCH_FLAGS)
