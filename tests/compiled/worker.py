@@ -29,7 +29,11 @@ from tests.compiled.matrix import CASES, MEMBERS, Batch, Case
 
 STEPS = 3
 CALLS = 3
-"""Calls of each step, all from the same state. Stale memory may hold the right number in one of them."""
+"""Calls of each step, all from the same state and each compared with eager mode.
+
+Stale memory may hold the right number in one of them. Two calls need not agree bit by bit: parallel atomic additions
+have no order.
+"""
 
 TOLERANCE = 2e-5
 """Relative to the largest entry: float32 sums in another order."""
@@ -154,8 +158,6 @@ def check(case: Case, threads: int) -> list[str]:
             found = [compiled(batch, state) for _ in range(CALLS)]
             for j, outcome in enumerate(found):
                 wrong += [f"step {i}, call {j}: {difference}" for difference in differences(outcome, right)]
-                if not (torch.equal(outcome.loss, found[0].loss) and torch.equal(outcome.gradient, found[0].gradient)):
-                    wrong.append(f"step {i}: call {j} is not call 0")
             state = found[0].state
         return wrong + compiler_differences()
 
