@@ -1,5 +1,6 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
 # make test         lint, then the whole suite against the installed package, with its coverage gate
+# make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; about 50 minutes
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
@@ -16,7 +17,8 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 OUTCOME_FLAGS ?=
-# one process per core, so each needs one thread only
+COMPILED_FLAGS ?=
+# one process per core; tests/conftest.py gives each one thread
 PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo test lint suite bench bench-distributed notebooks outcome test-oldest clean
+.PHONY: demo test test-compiled lint suite bench bench-distributed notebooks outcome test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
@@ -39,7 +41,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 suite: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
+
+test-compiled: $(VENV)/.installed
+	$(BIN)/python tests/compiled/run.py --jobs $(PYTEST_WORKERS) $(COMPILED_FLAGS)
 
 bench: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/run.py --peer $(PEER_VENV)/bin/python $(BENCH_FLAGS)

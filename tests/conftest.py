@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# One process per core runs the suite, see the Makefile: more threads, here or in what a test starts, would only wait
+# for each other. Tests of what threads change set their number themselves, see tests/compiled.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import hypothesis
 import pytest
 import torch
 
 import imbalanced_losses
 
-# One process per core runs the suite, see the Makefile; more threads would only wait for each other.
 torch.set_num_threads(1)
 
 # Derandomised, so that CI is green or red for a reason in the commit. HYPOTHESIS_PROFILE=search looks for new examples.

@@ -1,0 +1,56 @@
+"""Losses compiled with the default backend on 1, 2 and 4 threads equal eager mode.
+
+A small part of the matrix: every loss once, at sizes for which torch 2.13 generated wrong code where there are any.
+``make test-compiled`` runs the whole matrix.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+
+from tests.compiled.matrix import CASES, LOSSES, THREADS
+from tests.compiled.processes import Run, check
+from tests.compiled.worker import code_for
+
+# One process each: starting a process takes longer than a case.
+PROCESSES: dict[str, list[str]] = {
+    "smooth_ap": ["smooth_ap function C=2 16+40"],
+    "pairwise": ["pairwise function C=3 16+40", "pairwise module C=1 32+1024"],
+    "recall": ["recall module C=3 16+40", "recall_implicit function C=3m 16+40"],
+    "trapezoid": ["trapezoid function C=2m 32+200", "trapezoid_implicit ensemble C=3 16+40"],
+    "focal": ["sigmoid_focal function C=3m 600+0", "softmax_focal function C=10 2000+0"],
+}
+
+
+def find(name: str) -> str:
+    """The name of a case, completed by ``weighted`` where the matrix has it with weights."""
+    return name if name in CASES else f"{name} weighted"
+
+
+@pytest.mark.parametrize("names", PROCESSES.values(), ids=list(PROCESSES))
+def test_compiled_equals_eager(names: list[str]) -> None:
+    findings = check([Run(find(name), threads) for name in names for threads in THREADS])
+    wrong = [str(finding) for finding in findings if finding.wrong]
+    assert not wrong, "\n".join(["compiled code is wrong:", *wrong])
+
+
+def test_every_loss_is_among_them() -> None:
+    assert {CASES[find(name)].loss_name for names in PROCESSES.values() for name in names} == set(LOSSES)
+
+
+def test_code_is_generated_for_each_number_of_threads() -> None:
+    """Otherwise the tests above would run the same code three times."""
+
+    def add_one(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    x, sources = torch.zeros(1 << 18), set()
+    for threads in THREADS:
+        with code_for(threads):
+            result, code = run_and_get_code(torch.compile(add_one), x)
+        assert torch.equal(result, x + 1)
+        assert any("#pragma omp parallel" in source for source in code) == (threads > 1)
+        sources.add("".join(code))
+    assert len(sources) == len(THREADS)

@@ -1,0 +1,237 @@
+"""A loss is recorded in plain eager mode, then its backward alone is traced, batched or run with tangents.
+
+A Function's backward must take its method from what the forward saved. If it asked at backward time whether it is
+traced, it could compute something other than the forward's derivative. Eager mode chooses methods by sizes and labels,
+so the table has a row for every choice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo import compiled_autograd
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+from imbalanced_losses import (
+    PAUCAtBudgetConfig,
+    RecallAtQuantileConfig,
+    SigmoidFocalConfig,
+    SmoothAPConfig,
+    SoftmaxFocalConfig,
+    init_queue,
+    pauc_at_budget,
+    recall_at_quantile,
+    sigmoid_focal,
+    smooth_ap,
+    softmax_focal,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (  # torch's own, of its forward mode and of its compiled autograd
+        "`torch.jit.script",
+        "The .grad attribute of a Tensor that is not a leaf Tensor",
+        "<class 'torch.autograd.function.Function'> should not be instantiated",
+    )
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A loss and its inputs. ``positives`` is the share of positives of each class, except the first of several."""
+
+    function: Callable[..., Any]
+    config: type
+    rows: int
+    positives: float = 0.1
+    classes: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return torch.randn(self.rows, self.classes, generator=generator, dtype=torch.float64)
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        generator = torch.Generator().manual_seed(4)
+        share = torch.rand(self.rows, generator=generator) / self.positives if self.positives else torch.ones(self.rows)
+        own = share.long() + 1 if self.positives else share.long()
+        return torch.where(own < max(2, self.classes), own, 0)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Shape ``[C]``, ``[N]`` or ``[]``."""
+        if self.function is sigmoid_focal:
+            loss = sigmoid_focal(logits, torch.nn.functional.one_hot(self.targets, self.classes), self.config())
+        elif self.function is softmax_focal:
+            loss = softmax_focal(logits, self.targets, self.config(**self.options))
+        else:
+            config = self.config(num_classes=self.classes, temperature=0.3, reduction="none", **self.options)
+            state = init_queue(0, self.classes, dtype=torch.float64)
+            loss = self.function(logits, self.targets, state, config)[0]
+        return loss
+
+    def record(self) -> tuple[Tensor, Tensor]:
+        """The loss in plain eager mode, and its leaf."""
+        leaf = self.logits.clone().requires_grad_()
+        return self.loss(leaf), leaf
+
+
+_smooth_ap = functools.partial(Row, smooth_ap, SmoothAPConfig)
+_recall = functools.partial(Row, recall_at_quantile, RecallAtQuantileConfig)
+_pauc = functools.partial(Row, pauc_at_budget, PAUCAtBudgetConfig)
+_PAIRWISE = {"beta": 0.5, "surrogate": "pairwise"}
+_IMPLICIT = {"threshold_gradient": "implicit"}
+
+ROWS: dict[str, Row] = {
+    "smooth_ap of 20": _smooth_ap(20),
+    "smooth_ap of 3,000, 10 %": _smooth_ap(3000),
+    "smooth_ap of 3,000, 2 %": _smooth_ap(3000, 0.02),
+    "smooth_ap of 3 x 20": _smooth_ap(20, 0.3, 3),
+    "smooth_ap of 3 x 3,000, 30 %": _smooth_ap(3000, 0.3, 3),
+    "smooth_ap of 3 x 3,000, 2 %": _smooth_ap(3000, 0.02, 3),
+    "smooth_ap without positives": _smooth_ap(20, 0.0),
+    "pairwise of 20": _pauc(20, options=_PAIRWISE),
+    "pairwise of 3 x 20": _pauc(20, 0.3, 3, options=_PAIRWISE),
+    "pairwise of 3,000, 30 %": _pauc(3000, 0.3, options=_PAIRWISE),
+    "pairwise of 3,000, 5 %": _pauc(3000, 0.05, options=_PAIRWISE),
+    "pairwise without positives": _pauc(20, 0.0, options=_PAIRWISE),
+    "recall": _recall(20, options={"quantile": 0.3}),
+    "recall, implicit": _recall(20, options={"quantile": 0.3, **_IMPLICIT}),
+    "trapezoid": _pauc(20, options={"beta": 0.5}),
+    "trapezoid, implicit": _pauc(20, options={"beta": 0.5, **_IMPLICIT}),
+    "trapezoid of 3 x 3,000, implicit": _pauc(3000, 0.1, 3, options={"beta": 0.5, **_IMPLICIT}),
+    "sigmoid focal of few": Row(sigmoid_focal, SigmoidFocalConfig, 8, 0.3, 3),
+    "sigmoid focal of many": Row(sigmoid_focal, SigmoidFocalConfig, 3000, 0.3, 3),
+    "softmax focal of few": Row(softmax_focal, SoftmaxFocalConfig, 8, 0.3, 3),
+    "softmax focal of many": Row(softmax_focal, SoftmaxFocalConfig, 3000, 0.3, 3, {"reduction": "none"}),
+}
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+
+close = functools.partial(assert_close, rtol=1e-6, atol=1e-10)
+
+
+def cotangents(loss: Tensor) -> list[Tensor]:
+    """Three cotangents for the loss: ones, and two that differ from entry to entry."""
+    other = torch.linspace(-1, 2, loss.numel(), dtype=loss.dtype).view_as(loss)
+    return [torch.ones_like(loss), other, other.square() - 3]
+
+
+def gradients(row: Row) -> list[Tensor]:
+    """The gradients for the three cotangents in plain eager mode, each from a new graph."""
+    found = []
+    for number in range(3):
+        loss, leaf = row.record()
+        found.append(torch.autograd.grad(loss, leaf, cotangents(loss)[number])[0])
+    return found
+
+
+def run_compiled_autograd(row: Row, backend: str) -> list[Tensor]:
+    found = []
+    for number in range(3):
+        loss, leaf = row.record()
+        with compiled_autograd._enable(torch.compile(backend=backend)):
+            loss.backward(cotangents(loss)[number])
+        assert leaf.grad is not None
+        found.append(leaf.grad)
+    return found
+
+
+def test_rows_have_a_gradient() -> None:
+    trivial = [name for name, row in ROWS.items() if not gradients(row)[1].count_nonzero()]
+    assert trivial == ["smooth_ap without positives", "pairwise without positives"]
+
+
+# --- traced -----------------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_compiled_autograd(row: Row) -> None:
+    close(run_compiled_autograd(row, "aot_eager"), gradients(row))
+
+
+def test_compiled_autograd_of_the_default_backend() -> None:
+    row = ROWS["smooth_ap of 3,000, 10 %"]
+    close(run_compiled_autograd(row, "inductor"), gradients(row))
+
+
+@every_row
+def test_make_fx(row: Row) -> None:
+    """Traced with one cotangent, called with others."""
+    loss, leaf = row.record()
+
+    def pull_back(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, leaf, cotangent, retain_graph=True)[0]
+
+    graph = make_fx(pull_back)(cotangents(loss)[0])
+    close([graph(cotangent) for cotangent in cotangents(loss)], gradients(row))
+
+
+# --- batched and with tangents: right or refused ----------------------------------------------------------------------
+
+
+@every_row
+def test_batch_of_cotangents(row: Row) -> None:
+    """``is_grads_batched`` runs torch's legacy vmap. A backward that cannot take it must raise this library's error."""
+    loss, leaf = row.record()
+    try:
+        (found,) = torch.autograd.grad(loss, leaf, torch.stack(cotangents(loss)), is_grads_batched=True)
+    except (RuntimeError, NotImplementedError) as refusal:
+        assert "is_grads_batched" in str(refusal), refusal  # noqa: PT017
+    else:
+        close(list(found), gradients(row))
+
+
+@every_row
+def test_cotangent_with_a_tangent(row: Row) -> None:
+    """The backward is linear: the tangent of the gradient is the gradient by the tangent."""
+    loss, leaf = row.record()
+    cotangent, tangent, _ = cotangents(loss)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(cotangent, tangent)
+        try:
+            (gradient,) = torch.autograd.grad(loss, leaf, dual)
+        except (RuntimeError, NotImplementedError) as refusal:
+            assert_clear(refusal)
+        else:
+            found = forward_ad.unpack_dual(gradient)
+            close([found.primal, or_zero(found.tangent, leaf)], gradients(row)[:2])
+
+
+@every_row
+def test_forward_over_reverse(row: Row) -> None:
+    """The derivative of the gradient along a direction, recorded and pulled back within a dual level."""
+    direction = torch.linspace(-1, 1, row.logits.numel(), dtype=torch.float64).view_as(row.logits)
+    loss, leaf = row.record()
+    (first,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+    expected = (
+        torch.autograd.grad((first * direction).sum(), leaf)[0] if first.requires_grad else torch.zeros_like(leaf)
+    )
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(row.logits.clone().requires_grad_(), direction)
+        try:
+            (gradient,) = torch.autograd.grad(row.loss(dual).sum(), dual)
+        except (RuntimeError, NotImplementedError) as refusal:
+            assert_clear(refusal)
+        else:
+            close(or_zero(forward_ad.unpack_dual(gradient).tangent, leaf), expected)
+
+
+def or_zero(tangent: Tensor | None, like: Tensor) -> Tensor:
+    """Torch returns None for a tangent that is 0."""
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+def assert_clear(refusal: Exception) -> None:
+    """The message names forward mode, and does not come from an assertion within torch."""
+    said = str(refusal).lower()
+    assert "internal assert" not in said, refusal
+    assert any(word in said for word in ("forward mode", "forward-mode", "forward ad", "jvp", "tangent")), refusal
