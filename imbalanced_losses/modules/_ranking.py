@@ -25,7 +25,7 @@ from imbalanced_losses.distributed import GradReduction, stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
 from imbalanced_losses.modules._gathering import Batch, GatheringLoss, gather_batch
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
-from imbalanced_losses.queue import QueueState, init_queue, push_in_place, reset_queue
+from imbalanced_losses.queue import QueueState, Rows, init_queue, push, push_in_place, reset_queue
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -170,8 +170,7 @@ class RankingLoss(GatheringLoss, ABC):
         # what a transform wraps is dead after it
         self._last_pass = None if is_transformed() else LastPass.keep(pool, result)
         if update_queue:
-            with torch.no_grad():
-                push_in_place(self.queue_state, live)
+            self._push(live)
         if ranks is None:
             return result
         loss = stand_for_all(result.loss, result.loss, ranks, self.grad_reduction)
@@ -195,6 +194,13 @@ class RankingLoss(GatheringLoss, ABC):
             warnings.warn(
                 f"max_pool_size={limit} estimates the loss from a sample of a pool of {pool_size} rows", stacklevel=4
             )
+
+    def _push(self, rows: Rows) -> None:
+        if is_transformed():  # vmap has no rule for index_copy_
+            self._store(push(self.queue_state, *rows))
+            return
+        with torch.no_grad():
+            push_in_place(self.queue_state, rows)
 
     def _store(self, state: QueueState) -> None:
         """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
