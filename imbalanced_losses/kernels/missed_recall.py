@@ -8,8 +8,6 @@ The gradient comes along with the value. It can let the thresholds follow the sc
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -87,42 +85,45 @@ def _kernel(
     if may_read(scores) and scores.numel() >= PACKED_FROM:
         rows = pack(positive)
         share, mass = rows.shares(weight)
-        tau, columns = rows.by_row(temperature), [rows.by_row(column) for column in thresholds.unbind(1)]
-        miss, slopes = _miss_and_slopes(rows.gather(scores), columns, tau, share)
+        misses = _misses(rows.gather(scores), rows.by_row(thresholds).mT, rows.by_row(temperature))
         total, spread = rows.sum_by_row, rows.scatter
+        scale = share / -rows.by_row(temperature)
     else:
         share, mass = shares(positive, weight)
-        miss, slopes = _miss_and_slopes(
-            scores, [column[:, None] for column in thresholds.unbind(1)], temperature[:, None], share
-        )
+        misses = _misses(scores, thresholds.mT[:, :, None], temperature[:, None])
         total, spread = _sum_of_rows, _as_they_are
+        scale = share / -temperature[:, None]
+    miss = _trapezoid(misses)
     weighted = miss * share
     statistics = total(weighted).to(scores.dtype), total(weighted * miss), mass
     if not differentiate:
         return *statistics, scores.new_empty(0)
-    by_scores = spread(functools.reduce(torch.add, slopes).to(scores.dtype))
+    slopes = (1 - misses) * misses * scale
+    by_scores = spread(_trapezoid(slopes).to(scores.dtype))
     if reference is None:
         return *statistics, by_scores
-    by_thresholds = -torch.stack([total(slope) for slope in slopes], 1).to(scores.dtype)
-    return *statistics, _add_movement(by_scores, by_thresholds, scores, thresholds, temperature, reference, counts)
+    by_thresholds = torch.stack([total(slope) for slope in _knots(slopes)], 1).to(scores.dtype)
+    return *statistics, _add_movement(by_scores, -by_thresholds, scores, thresholds, temperature, reference, counts)
 
 
-def _miss_and_slopes(
-    scores: Tensor, thresholds: list[Tensor], tau: Tensor, share: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """The miss of each score, and for each threshold the derivative by the score, times the share."""
-    misses, slopes, scale = [], [], share / -tau
-    for knot, theta in zip(_trapezoid_rule(len(thresholds)), thresholds, strict=True):
-        miss = wide_sigmoid((theta - scores) / tau)
-        slope = (1 - miss) * miss * scale
-        misses.append(miss if knot == 1 else miss * knot)
-        slopes.append(slope if knot == 1 else slope * knot)
-    return functools.reduce(torch.add, misses), slopes
+def _misses(scores: Tensor, levels: Tensor, tau: Tensor) -> Tensor:
+    """``[K, ...]`` of scores ``[...]`` and levels ``[K, ...]``."""
+    return wide_sigmoid((levels - scores) / tau)
 
 
-def _trapezoid_rule(k: int) -> list[float]:
-    """Weights of the composite trapezoid rule for k values at equal distances; they sum to 1."""
-    return [1.0] if k == 1 else [(0.5 if i in (0, k - 1) else 1) / (k - 1) for i in range(k)]
+def _trapezoid(values: Tensor) -> Tensor:
+    """The composite trapezoid rule over K values at equal distances, of ``[K, ...]``, in units of their range."""
+    k = len(values)
+    if k == 1:
+        return values[0]
+    return values.mean(0) if k == 2 else (values.sum(0) - (values[0] + values[-1]) / 2) / (k - 1)
+
+
+def _knots(values: Tensor) -> list[Tensor]:
+    """The K summands of :func:`_trapezoid`."""
+    k = len(values)
+    ends = 1 if k == 1 else 2 * (k - 1)
+    return [value / (ends if i in (0, k - 1) else k - 1) for i, value in enumerate(values.unbind())]
 
 
 def _sum_of_rows(values: Tensor) -> Tensor:
@@ -177,13 +178,12 @@ def _gradient(
     counts: Tensor | None,
 ) -> Tensor:
     share, _ = shares(positive, weight)
-    _, slopes = _miss_and_slopes(
-        scores, [column[:, None] for column in thresholds.unbind(1)], temperature[:, None], share
-    )
-    by_scores = functools.reduce(torch.add, slopes).to(scores.dtype)
+    misses = _misses(scores, thresholds.mT[:, :, None], temperature[:, None])
+    slopes = (1 - misses) * misses * (share / -temperature[:, None])
+    by_scores = _trapezoid(slopes).to(scores.dtype)
     if reference is None:
         return by_scores
-    by_thresholds = -torch.stack([slope.sum(-1) for slope in slopes], 1).to(scores.dtype)
+    by_thresholds = -torch.stack([slope.sum(-1) for slope in _knots(slopes)], 1).to(scores.dtype)
     return _add_movement(by_scores, by_thresholds, scores.detach(), thresholds, temperature, reference, counts)
 
 

@@ -90,7 +90,7 @@ class Packed(NamedTuple):
 
 def shares(mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """:meth:`Packed.shares` without packing: what each set element of ``mask [R, M]`` adds to a mean, 0 elsewhere."""
-    weight = torch.where(mask, weight, 0).to(widest_dtype(weight.device))
+    weight = (mask * weight).to(widest_dtype(weight.device))
     mass = weight.sum(-1)
     return weight / (mass + (mass == 0))[:, None], mass
 

@@ -12,17 +12,19 @@ from torch.autograd import forward_ad
 from imbalanced_losses.kernels import ranks
 
 MODULE = "imbalanced_losses.kernels.ranks"
-EVALUATORS = {  # pairs a row, pairs a block
-    "one block": (math.inf, 1 << 19),
-    "blocks of several rows": (math.inf, 30),
-    "blocks of one row": (math.inf, 1),
-    "soft ranks": (-1, 1 << 19),
+EVALUATORS = {  # few pairs, pairs a row, pairs a block
+    "few pairs": (math.inf, math.inf, 1 << 19),
+    "one block": (-1, math.inf, 1 << 19),
+    "blocks of several rows": (-1, math.inf, 30),
+    "blocks of one row": (-1, math.inf, 1),
+    "soft ranks": (-1, -1, 1 << 19),
 }
 
 
 @pytest.fixture(params=EVALUATORS)
 def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    a_row, a_block = EVALUATORS[request.param]
+    few, a_row, a_block = EVALUATORS[request.param]
+    monkeypatch.setattr(f"{MODULE}.discordance.FEW_PAIRS", few)
     monkeypatch.setattr(f"{MODULE}.discordance.PAIRS_A_ROW", a_row)
     monkeypatch.setattr(f"{MODULE}.pair_blocks.CHUNK_PAIRS", a_block)
     return str(request.param)

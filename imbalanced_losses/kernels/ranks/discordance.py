@@ -14,6 +14,7 @@ from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
+from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["discordant_pairs"]
@@ -22,6 +23,7 @@ __all__ = ["discordant_pairs"]
 # 1 x 4,096, 150: 2.4 / 6.3; 1 x 16,384, 127: 5.7 / 14; 1 x 65,536, 49: 17 / 56, 99: 29 / 64, 199: 62 / 66; 10 x 2,048,
 # 97: 12 / 18, 312: 29 / 21; 10 x 16,384, 63: 58 / 171, 127: 106 / 169, 255: 214 / 153; 100 x 2,048, 14: 20 / 37.
 PAIRS_A_ROW = 160
+FEW_PAIRS = 1 << 15  # of one problem, which take as long as the operators that a block needs
 
 
 def discordant_pairs(
@@ -84,6 +86,8 @@ def _kernel(
 def _by_pairs(
     scores: Tensor, rows: Packed, columns: Packed, weight: Tensor, temperature: Tensor, differentiate: bool
 ) -> tuple[Tensor, ...]:
+    if len(scores) == 1 and len(rows.place) * len(columns.place) <= FEW_PAIRS:
+        return _by_few_pairs(scores, rows, columns, weight, temperature, differentiate)
     table, size = columns.table(columns.gather(scores)), columns.size()
     pairs = PairBlocks(rows, rows.gather(scores), table, columns.counts, temperature)
     share, mass = rows.shares(weight)
@@ -104,6 +108,26 @@ def _by_pairs(
     gradient = columns.scatter(columns.untable(by_table))
     gradient.view(-1).index_copy_(0, rows.place, by_own)
     return mean, squares, mass, size, gradient.div_(temperature[:, None])
+
+
+def _by_few_pairs(
+    scores: Tensor, rows: Packed, columns: Packed, weight: Tensor, temperature: Tensor, differentiate: bool
+) -> tuple[Tensor, ...]:
+    """One problem at once: what counts is the number of operators."""
+    share, mass = rows.shares(weight)
+    size = len(columns.place)
+    difference = columns.gather(scores) - rows.gather(scores).unsqueeze(1)
+    pairs = wide_sigmoid(difference / temperature)
+    above = pairs.sum(1).div_(max(1, size))
+    weighted = above * share
+    statistics = weighted.sum(0, keepdim=True).to(scores.dtype), (weighted @ above)[None], mass, columns.size()
+    if not differentiate:
+        return *statistics, scores.new_empty(0)
+    slopes = (1 - pairs).mul_(pairs).mul_((share / (temperature * max(1, size))).unsqueeze(1))
+    by_scores = torch.cat([slopes.sum(1).neg_(), slopes.sum(0)]).to(scores.dtype)
+    gradient = torch.zeros_like(scores)
+    gradient.view(-1).index_copy_(0, torch.cat([rows.place, columns.place]), by_scores)
+    return *statistics, gradient
 
 
 def _by_ranks(
