@@ -1,27 +1,29 @@
 r"""One minus a soft recall at thresholds: what recall at a quantile and the trapezoid of the partial AUC average.
 
-The gradient comes along with the value. It can let the thresholds follow the scores: a soft quantile solves
-:math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`, and implicit differentiation gives
+An expression: there is nothing in it that a compiler should not see. Thresholds can follow the scores: a soft quantile
+solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`, and implicit differentiation gives
 
 .. math:: \partial\theta / \partial s_j = k_j / \textstyle\sum_l k_l, \qquad k_j = \sigma'((s_j - \theta)/\tau)
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.execution import may_read
-from imbalanced_losses.kernels.operators import make_mean
-from imbalanced_losses.kernels.packing import pack, shares
+from imbalanced_losses.execution import has_tangent, reads_freely
+from imbalanced_losses.kernels.operators import with_gradient
+from imbalanced_losses.kernels.packing import shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 
 __all__ = ["missed_recall"]
 
-# Elements of a temporary on the CPU, about a core's share of the cache; classes are taken one after the other.
-CHUNK = 1 << 19
-PACKED_FROM = 1 << 13  # scores on the CPU, from which on finding the positives costs less than it spares
+# Scores on the CPU, from which on classes are taken some at a time: as many as stay in a core's share of the cache.
+BLOCKS_FROM = 1 << 17
 
 
 def missed_recall(
@@ -65,14 +67,17 @@ def missed_recall(
 
     Notes
     -----
-    Cost: O(C M + K P) for P positives in all, with a reference O(C K M).
+    Cost: O(C K M) time. O(C M) memory for large pools in eager mode on the CPU, else O(C K M).
     """
     constants = thresholds.detach(), positive, weight, temperature.detach(), reference, counts
-    mean, squares, mass = _missed_recall(scores, *constants)
+    if scores.numel() >= BLOCKS_FROM and reads_freely(scores) and not has_tangent(scores):
+        mean, squares, mass = with_gradient(_in_blocks, _gradient, scores, *constants)
+    else:
+        mean, squares, mass = _missed_recall(scores, *constants)
     return mean, squares, mass
 
 
-def _kernel(
+def _missed_recall(
     scores: Tensor,
     thresholds: Tensor,
     positive: Tensor,
@@ -80,35 +85,24 @@ def _kernel(
     temperature: Tensor,
     reference: Tensor | None,
     counts: Tensor | None,
-    differentiate: bool,
-) -> tuple[Tensor, ...]:
-    if may_read(scores) and scores.numel() >= PACKED_FROM:
-        rows = pack(positive)
-        share, mass = rows.shares(weight)
-        misses = _misses(rows.gather(scores), rows.by_row(thresholds).mT, rows.by_row(temperature))
-        total, spread = rows.sum_by_row, rows.scatter
-        scale = share / -rows.by_row(temperature)
-    else:
-        share, mass = shares(positive, weight)
-        misses = _misses(scores, thresholds.mT[:, :, None], temperature[:, None])
-        total, spread = _sum_of_rows, _as_they_are
-        scale = share / -temperature[:, None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, as an expression that autograd and compilers differentiate and fuse."""
+    if reference is not None:
+        thresholds = _follow_scores(thresholds, scores, reference, temperature, counts)
+    misses = wide_sigmoid((thresholds.mT[:, :, None] - scores) / temperature[:, None])  # [K, C, M]
     miss = _trapezoid(misses)
+    share, mass = shares(positive, weight)
     weighted = miss * share
-    statistics = total(weighted).to(scores.dtype), total(weighted * miss), mass
-    if not differentiate:
-        return *statistics, scores.new_empty(0)
-    slopes = (1 - misses) * misses * scale
-    by_scores = spread(_trapezoid(slopes).to(scores.dtype))
-    if reference is None:
-        return *statistics, by_scores
-    by_thresholds = torch.stack([total(slope) for slope in _knots(slopes)], 1).to(scores.dtype)
-    return *statistics, _add_movement(by_scores, -by_thresholds, scores, thresholds, temperature, reference, counts)
+    mean = _guard(weighted.sum(-1).to(scores.dtype), scores)
+    return mean, (weighted * miss).detach().sum(-1), mass
 
 
-def _misses(scores: Tensor, levels: Tensor, tau: Tensor) -> Tensor:
-    """``[K, ...]`` of scores ``[...]`` and levels ``[K, ...]``."""
-    return wide_sigmoid((levels - scores) / tau)
+def _guard(mean: Tensor, scores: Tensor) -> Tensor:
+    """``mean [C]``, which a score that is not finite makes ``nan``, with its gradient: a GradScaler skips the step."""
+    if reads_freely(scores) and math.isfinite(scores.detach().sum()):
+        return mean
+    spoilt = (scores * 0).sum(-1)  # infinity times 0 is nan
+    return mean * (1 + spoilt * spoilt)
 
 
 def _trapezoid(values: Tensor) -> Tensor:
@@ -119,44 +113,16 @@ def _trapezoid(values: Tensor) -> Tensor:
     return values.mean(0) if k == 2 else (values.sum(0) - (values[0] + values[-1]) / 2) / (k - 1)
 
 
-def _knots(values: Tensor) -> list[Tensor]:
-    """The K summands of :func:`_trapezoid`."""
-    k = len(values)
-    ends = 1 if k == 1 else 2 * (k - 1)
-    return [value / (ends if i in (0, k - 1) else k - 1) for i, value in enumerate(values.unbind())]
-
-
-def _sum_of_rows(values: Tensor) -> Tensor:
-    return values.sum(-1)
-
-
-def _as_they_are(values: Tensor) -> Tensor:
-    return values
-
-
-def _add_movement(
-    by_scores: Tensor,
-    by_thresholds: Tensor,
-    scores: Tensor,
-    thresholds: Tensor,
-    temperature: Tensor,
-    reference: Tensor,
-    counts: Tensor | None,
+def _follow_scores(
+    thresholds: Tensor, scores: Tensor, reference: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
-    """The gradient ``[C, M]`` with that of the thresholds ``[C, K]`` handed on to the reference's scores."""
-    r, m = scores.shape
-    step = max(1, CHUNK // max(1, m * thresholds.shape[1])) if may_read(scores) else r
-    parts = []
-    for start in range(0, r, step):
-        part = slice(start, start + step)
-        part_counts = None if counts is None else counts[part]
-        share = _shares(scores[part], thresholds[part], temperature[part], reference[part], part_counts)
-        parts.append(torch.baddbmm(by_scores[part, None], by_thresholds[part, None], share)[:, 0])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """The same thresholds ``[C, K]``, with the gradient of the soft quantile that each of them is."""
+    share = _shares_in_threshold(scores.detach(), thresholds, reference, temperature, counts)
+    return thresholds + (share * (scores - scores.detach())[:, None]).sum(-1)
 
 
-def _shares(
-    scores: Tensor, thresholds: Tensor, temperature: Tensor, reference: Tensor, counts: Tensor | None
+def _shares_in_threshold(
+    scores: Tensor, thresholds: Tensor, reference: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
     """``d theta / d s [C, K, M]``, in log space (a softmax), so that they stay shares where every ``k`` underflows."""
     distance = (scores[:, None, :] - thresholds[:, :, None]) / temperature[:, None, None]
@@ -164,33 +130,26 @@ def _shares(
     log_density = tail - 2 * functional.softplus(tail)  # log(sigma(x) sigma(-x)) with one transcendental pass
     if counts is not None:
         log_density = log_density + counts.log()[:, None]
-    outside = ~reference[:, None]
-    return log_density.masked_fill(outside, torch.finfo(tail.dtype).min).softmax(-1).masked_fill(outside, 0)
+    lowest, inside = torch.finfo(tail.dtype).min, reference[:, None]
+    return torch.where(inside, torch.where(inside, log_density, lowest).softmax(-1), 0)
 
 
-def _gradient(
-    scores: Tensor,
-    thresholds: Tensor,
-    positive: Tensor,
-    weight: Tensor,
-    temperature: Tensor,
-    reference: Tensor | None,
-    counts: Tensor | None,
-) -> Tensor:
-    share, _ = shares(positive, weight)
-    misses = _misses(scores, thresholds.mT[:, :, None], temperature[:, None])
-    slopes = (1 - misses) * misses * (share / -temperature[:, None])
-    by_scores = _trapezoid(slopes).to(scores.dtype)
-    if reference is None:
-        return by_scores
-    by_thresholds = -torch.stack([slope.sum(-1) for slope in _knots(slopes)], 1).to(scores.dtype)
-    return _add_movement(by_scores, by_thresholds, scores.detach(), thresholds, temperature, reference, counts)
+def _in_blocks(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
+    """Value, statistics and gradient ``[C, M]``, some classes at a time: no graph and no temporary of all classes."""
+    differentiate: bool = constants[-1]
+    step = max(1, BLOCKS_FROM // scores.shape[1])
+    parts = []
+    for start in range(0, len(scores), step):
+        part = slice(start, start + step)
+        own: Any = [tensor if tensor is None else tensor[part] for tensor in constants[:-1]]
+        with torch.set_grad_enabled(differentiate):
+            leaf = scores[part].detach().requires_grad_(differentiate)
+            mean, *statistics = _missed_recall(leaf, *own)
+            gradient = torch.autograd.grad(mean.sum(), leaf)[0] if differentiate else leaf.new_empty(0)
+        parts.append((mean.detach(), *statistics, gradient))
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-_missed_recall = make_mean(
-    "missed_recall",
-    "Tensor thresholds, Tensor positive, Tensor weight, Tensor temperature, Tensor? reference, Tensor? counts",
-    n_statistics=2,
-    kernel=_kernel,
-    gradient=_gradient,
-)
+def _gradient(scores: Tensor, *constants: Any) -> Tensor:
+    mean = _missed_recall(scores, *constants)[0]
+    return torch.autograd.grad(mean.sum(), scores, create_graph=True)[0]

@@ -27,7 +27,15 @@ from torch import Tensor
 from imbalanced_losses.execution import has_tangent, is_plain_eager, may_read
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = ["batch_of_rows", "full_precision", "in_graph", "make_mean", "make_operator", "rows_of_batch"]
+__all__ = [
+    "batch_of_rows",
+    "full_precision",
+    "in_graph",
+    "make_mean",
+    "make_operator",
+    "rows_of_batch",
+    "with_gradient",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Outputs = tuple[Tensor, ...]
@@ -44,7 +52,7 @@ def make_operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., A
 
     @functools.wraps(kernel)
     def fresh(*arguments: Any) -> Any:
-        """As the fake promises: contiguous, in memory that no other result shares."""
+        """As the fake promises: contiguous, aligned, in memory that no other result shares."""
         results = kernel(*arguments)
         return _fresh(results) if isinstance(results, Tensor) else tuple(map(_fresh, results))
 
@@ -56,8 +64,9 @@ def make_operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., A
 
 
 def _fresh(result: Tensor) -> Tensor:
-    is_fresh = result.is_contiguous() and not result._is_view()
-    return result if is_fresh else result.clone(memory_format=torch.contiguous_format)
+    # a view is not known as one below autograd; it begins later in its storage, or leaves some of it over
+    owns_storage = result.storage_offset() == 0 and result.untyped_storage().nbytes() == result.nbytes
+    return result if owns_storage and result.is_contiguous() else result.clone(memory_format=torch.contiguous_format)
 
 
 def in_graph(function: F) -> F:
@@ -104,8 +113,8 @@ class _Rule:
     """A kernel, the operator around it, and its gradient as an expression; see :func:`make_mean`."""
 
     kernel: Callable[..., Outputs]
-    operator: Callable[..., Outputs]
     gradient: Callable[..., Tensor]
+    operator: Callable[..., Outputs] = NotImplemented
 
 
 def make_mean(
@@ -141,7 +150,7 @@ def make_mean(
     kernel = full_precision(_propagate_nonfinite(kernel))
     results = ", ".join(["Tensor"] * (2 + n_statistics))
     schema = f"{name}(Tensor scores, {constants}, bool differentiate) -> ({results})"
-    rule = _Rule(kernel, make_operator(schema, kernel, fake), gradient)
+    rule = _Rule(kernel, gradient, make_operator(schema, kernel, fake))
 
     @in_graph
     def opaque(*inputs: Any) -> Outputs:
@@ -154,6 +163,13 @@ def make_mean(
         return _Eager.apply(rule, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
     return call
+
+
+def with_gradient(
+    kernel: Callable[..., Outputs], gradient: Callable[..., Tensor], scores: Tensor, *constants: Tensor | None
+) -> Outputs:
+    """Evaluate such a kernel in plain eager mode; what is not finite is its own affair."""
+    return _Eager.apply(_Rule(kernel, gradient), scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:

@@ -11,11 +11,11 @@ from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import masked_quantile
 
 
-@pytest.fixture(params=["positives", "some classes at a time", "as on an accelerator"])
+@pytest.fixture(params=["expression", "blocks", "as on an accelerator"])
 def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
-    if name == "some classes at a time":
-        monkeypatch.setattr(module, "CHUNK", 1)
+    if name == "blocks":
+        monkeypatch.setattr(module, "BLOCKS_FROM", 1)
     if name == "as on an accelerator":
         monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
     return name
@@ -86,19 +86,20 @@ def test_thresholds_follow_by_the_share_of_the_density(scale: float, counted: bo
 
 
 def test_blocks_of_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU the shares of the reference take some classes at a time."""
+    """Large pools take some classes at a time, small ones none."""
     sizes: list[int] = []
-    shares = module._shares
+    whole = module._missed_recall
 
-    def recorded(scores: Tensor, thresholds: Tensor, *rest: Tensor) -> Tensor:
-        sizes.append(scores.numel() * thresholds.shape[1])
-        return shares(scores, thresholds, *rest)
+    def recorded(scores: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        sizes.append(scores.numel())
+        return whole(scores, *rest)
 
-    monkeypatch.setattr(module, "CHUNK", 100)
-    monkeypatch.setattr(module, "_shares", recorded)
-    scores, thresholds, positive, weight, temperature = inputs()
-    missed_recall(scores.requires_grad_(), thresholds, positive, weight, temperature, scores < 1)
-    assert sizes == [90, 90, 90]
+    monkeypatch.setattr(module, "_missed_recall", recorded)
+    for blocks_from, expected in ((91, [90]), (70, [60, 30]), (1, [30, 30, 30])):
+        monkeypatch.setattr(module, "BLOCKS_FROM", blocks_from)
+        sizes.clear()
+        missed_recall(inputs()[0].requires_grad_(), *inputs()[1:])
+        assert sizes == expected
 
 
 def test_under_transforms() -> None:
