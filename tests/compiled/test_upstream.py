@@ -36,7 +36,7 @@ class Bug:
 
 BUGS = [
     Bug(191837, "scatter_tile", fixed_in="2.14.1"),  # reproduced in 2.8.0 and 2.13.0
-    Bug(195582, "loop_split", fixed_in=None),  # reproduced in 2.8.0, 2.13.0 and 2.14.1
+    Bug(195582, "loop_split", fixed_in=None),  # reproduced in 2.8.0, 2.13.0, 2.14.1 and 2.15.0
 ]
 
 
@@ -47,7 +47,7 @@ def test_bug_is_where_the_table_says(bug: Bug, tmp_path: Path) -> None:
     end = run_python([str(Path(__file__).with_name("upstream.py")), bug.reproducer], output, timeout=300)
     result = last_words(output)
     assert not end or end.startswith("died"), f"the reproducer {end}: {result}"
-    broken = bool(end) or result != "right"
+    broken = bool(end) or not result.endswith("right")  # torch may warn before it
     assert broken or not bug.is_expected, (
         f"torch {VERSION} has mended pytorch issue {bug.issue}: set fixed_in in {Path(__file__).name} to {VERSION!r} "
         f"and update the notes that `grep -r {bug.issue} imbalanced_losses` finds"
