@@ -1,7 +1,8 @@
 """Opaque operators: kernels that every mode runs as they are, and the derivatives around them.
 
 A kernel over pairs, ranks or quantiles is a Python function of plain tensors. It may read values on the CPU to choose
-an evaluator, whoever calls it. Three layers make that possible:
+an evaluator, whoever calls it. No compiler sees its pairs: torch's default one makes wrong C++ code of them (pytorch
+issues 191837 and 195582; tests/compiled says in which versions). It takes three layers:
 
 1. the kernel;
 2. an operator around it, ``torch.ops.imbalanced_losses.*``: all that a tracer sees. It has a fake for shapes, and
@@ -18,7 +19,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast, final
 
 import torch
@@ -107,16 +107,6 @@ def batch_of_rows(size: int, outputs: Outputs) -> tuple[Outputs, tuple[int, ...]
 # --- means whose kernel gives the gradient along with the value -------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rule:
-    """A kernel, the operator around it, and its gradient as an expression; see :func:`make_mean`."""
-
-    kernel: Callable[..., Outputs]
-    gradient: Callable[..., Tensor]
-    operator: Callable[..., Outputs] = NotImplemented
-
-
 def make_mean(
     name: str, constants: str, n_statistics: int, kernel: Callable[..., Outputs], gradient: Callable[..., Tensor]
 ) -> Callable[..., Outputs]:
@@ -150,17 +140,17 @@ def make_mean(
     kernel = full_precision(_propagate_nonfinite(kernel))
     results = ", ".join(["Tensor"] * (2 + n_statistics))
     schema = f"{name}(Tensor scores, {constants}, bool differentiate) -> ({results})"
-    rule = _Rule(kernel, gradient, make_operator(schema, kernel, fake))
+    operator = make_operator(schema, kernel, fake)
 
     @in_graph
     def opaque(*inputs: Any) -> Outputs:
         # under torch.func.grad nothing tells whether the scores are differentiated: then they are taken to be
-        return _Opaque.apply(rule, *inputs, torch.is_grad_enabled())[:-1]  # type: ignore[no-any-return, no-untyped-call]
+        return _Opaque.apply(operator, gradient, *inputs, torch.is_grad_enabled())[:-1]  # type: ignore[no-any-return, no-untyped-call]
 
     def call(scores: Tensor, *constants: Tensor | None) -> Outputs:
         if not is_plain_eager() or has_tangent(scores):
             return opaque(scores, *constants)
-        return _Eager.apply(rule, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
+        return with_gradient(kernel, gradient, scores, *constants)
 
     return call
 
@@ -168,8 +158,8 @@ def make_mean(
 def with_gradient(
     kernel: Callable[..., Outputs], gradient: Callable[..., Tensor], scores: Tensor, *constants: Tensor | None
 ) -> Outputs:
-    """Evaluate such a kernel in plain eager mode; what is not finite is its own affair."""
-    return _Eager.apply(_Rule(kernel, gradient), scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
+    """Evaluate a kernel as :func:`make_mean` takes it, in plain eager mode."""
+    return _Eager.apply(kernel, gradient, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -192,9 +182,9 @@ class _Eager(torch.autograd.Function):
     """Straight onto the kernel. No ``setup_context``: with one, torch inspects a signature at every call."""
 
     @staticmethod
-    def forward(ctx: Any, rule: _Rule, scores: Tensor, *constants: Tensor | None) -> Outputs:
-        value, *statistics, gradient = rule.kernel(scores, *constants, ctx.needs_input_grad[1])
-        ctx.rule = rule
+    def forward(ctx: Any, kernel: Any, expression: Any, scores: Tensor, *constants: Tensor | None) -> Outputs:
+        value, *statistics, gradient = kernel(scores, *constants, ctx.needs_input_grad[2])
+        ctx.expression = expression
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
         ctx.save_for_backward(scores, *constants, gradient)
@@ -205,10 +195,10 @@ class _Eager(torch.autograd.Function):
         scores, *constants, gradient = ctx.saved_tensors
         nothing = (None,) * len(constants)
         if grad is None:
-            return None, None, *nothing
+            return None, None, None, *nothing
         if torch.is_grad_enabled():  # create_graph: the same gradient, as an expression of the scores
-            gradient = ctx.rule.gradient(scores, *constants)
-        return None, grad.unsqueeze(-1) * gradient, *nothing
+            gradient = ctx.expression(scores, *constants)
+        return None, None, grad.unsqueeze(-1) * gradient, *nothing
 
 
 @final
@@ -216,12 +206,12 @@ class _Opaque(torch.autograd.Function):
     """The gradient is one more output, with a derivative of its own that is computed only if asked for."""
 
     @staticmethod
-    def forward(rule: _Rule, *inputs: Any) -> Outputs:
-        return rule.operator(*inputs)
+    def forward(operator: Any, expression: Any, *inputs: Any) -> Outputs:
+        return operator(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        ctx.rule, *tensors, _ = inputs
+        _, ctx.expression, *tensors, _ = inputs
         ctx.n_statistics = len(output) - 2
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:-1])
@@ -233,23 +223,26 @@ class _Opaque(torch.autograd.Function):
         scores, *constants, gradient = ctx.saved_tensors
         total = None if grad is None else grad.unsqueeze(-1) * gradient
         if grads[-1] is not None:
-            second = _second_derivative(ctx.rule, scores, constants, grads[-1])
+            second = _second_derivative(ctx.expression, scores, constants, grads[-1])
             total = second if total is None else total + second
-        return None, total, *(None,) * len(constants), None
+        return None, None, total, *(None,) * len(constants), None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, _operator: None, _expression: None, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         scores, *constants, gradient = ctx.saved_tensors
         # by reverse mode, as the second derivative is symmetric: torch does not nest forward mode under compile
-        moved = _second_derivative(ctx.rule, scores, constants, tangent)
+        moved = _second_derivative(ctx.expression, scores, constants, tangent)
         return (gradient * tangent).sum(-1), *(None,) * ctx.n_statistics, moved
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], rule: _Rule, *args: Any) -> Any:
-        outputs = _Opaque.apply(rule, *rows_of_batch(info.batch_size, in_dims[1:], args))  # type: ignore[no-untyped-call]
+    def vmap(info: Any, in_dims: tuple[Any, ...], operator: Any, expression: Any, *args: Any) -> Any:
+        rows = rows_of_batch(info.batch_size, in_dims[2:], args)
+        outputs = _Opaque.apply(operator, expression, *rows)  # type: ignore[no-untyped-call]
         return batch_of_rows(info.batch_size, outputs)
 
 
-def _second_derivative(rule: _Rule, scores: Tensor, constants: list[Tensor | None], direction: Tensor) -> Tensor:
-    vjp = torch.func.vjp(lambda s: rule.gradient(s, *constants), scores)[1]
+def _second_derivative(
+    expression: Callable[..., Tensor], scores: Tensor, constants: list[Tensor | None], direction: Tensor
+) -> Tensor:
+    vjp = torch.func.vjp(lambda s: expression(s, *constants), scores)[1]
     return cast(Tensor, vjp(direction)[0])

@@ -1,4 +1,4 @@
-"""The opaque operators: what torch itself checks of an operator, fresh results, autocast, export, and what is refused."""
+"""The opaque operators: what torch itself checks of an operator, fresh results, autocast, export, refusals."""
 
 from __future__ import annotations
 
