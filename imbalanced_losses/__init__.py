@@ -4,7 +4,7 @@ A functional core, ``smooth_ap(logits, targets, queue_state, cfg) -> (loss, new_
 and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from imbalanced_losses import distributed, metrics, schedule
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
@@ -23,7 +23,10 @@ from imbalanced_losses.pytree import stack_states, unstack_states
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
-__version__ = version("imbalanced-losses")
+try:
+    __version__ = version("imbalanced-losses")
+except PackageNotFoundError:  # imported from a folder that was never installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "LossWarmupWrapper",

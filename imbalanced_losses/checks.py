@@ -142,6 +142,9 @@ def check_logits(logits: Tensor, num_classes: int) -> Tensor:
     return columns
 
 
+NO_LABEL = -1  # what a nan becomes, which is no label
+
+
 def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tensor:
     """Class ids ``[N]`` (``[N, 1]`` is taken as ``[N]``) or, with ``multilabel``, 0/1 labels ``[N, C]``, as int64.
 
@@ -159,7 +162,7 @@ def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tenso
     if list(rows.shape) != expected:
         raise ValueError(f"expected targets of shape {expected}, got {list(targets.shape)}")
     _check_device("targets", targets, logits)
-    return rows.long()
+    return rows.nan_to_num(nan=NO_LABEL).long() if rows.is_floating_point() else rows.long()
 
 
 def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -201,7 +202,7 @@ def check_rows(
     logits = check_logits(logits, cfg.num_classes)
     targets = check_targets(targets, logits, multilabel=cfg.multilabel)
     n, device, dtype = logits.shape[0], logits.device, working_dtype(logits)
-    return Rows(
+    rows = Rows(
         logits=logits,
         targets=targets,
         valid=targets != cfg.ignore_index,
@@ -211,6 +212,25 @@ def check_rows(
         sample_weight=torch.ones(n, dtype=dtype, device=device)
         if sample_weight is None
         else check_row_weights("sample_weight", sample_weight, logits).to(dtype),
+    )
+    return rows if sample_weight is None else _with_finite_weights(rows)
+
+
+def _with_finite_weights(rows: Rows) -> Rows:
+    """Give rows whose weight is not finite ``nan`` logits, also ignored rows.
+
+    So the rules of such logits hold: this step's loss is not finite, and the row is stored as an ignored one.
+    """
+    weight = rows.sample_weight
+    if reads_freely(weight) and math.isfinite(weight.sum()):
+        return rows
+    finite = weight.isfinite()
+    of_row = finite[:, None] if rows.valid.dim() == 2 else finite
+    return rows._replace(
+        logits=torch.where(finite[:, None], rows.logits, torch.nan),
+        targets=torch.where(of_row, rows.targets, 0),
+        sample_weight=torch.where(finite, weight, 1),
+        valid=rows.valid | ~of_row,
     )
 
 
@@ -252,7 +272,12 @@ def _one_problem_a_class(live: Rows, queue: QueueState, cfg: RankingConfig, temp
 
 
 def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Tensor, Tensor]:
-    """Masks ``[C, M]`` of valid rows and positives."""
+    """Masks ``[C, M]`` of valid rows and positives.
+
+    What is no label never counts: one out of range that nobody checked, or what averaging made of a queue's labels.
+    """
+    highest = 1 if cfg.multilabel or cfg.num_classes == 1 else cfg.num_classes - 1
+    valid = valid & (targets.clamp(0, highest) == targets)
     if cfg.multilabel:
         return valid.mT, (valid & (targets == 1)).mT
     if cfg.num_classes == 1:

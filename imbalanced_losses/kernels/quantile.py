@@ -30,7 +30,7 @@ ROUNDINGS_OF_NUMBERS: dict[str, Callable[[float], int]] = {"lower": math.floor, 
 LARGE_SHARE = 1 / 16
 OPAQUE_FROM = 1 << 13  # values that are worth an operator of their own in compiled code and under transforms
 SMALL_ROW = 2048  # a single one, which is sorted at once for several levels
-CHUNK = 1 << 20  # values that are ordered at a time on the CPU
+CHUNK = 1 << 19  # values that are ordered at a time on the CPU
 
 
 def masked_quantile(
@@ -147,9 +147,11 @@ def _quantiles_of_read_counts(
     """On the CPU, where counts are free to read: positions are Python numbers, and nothing is ordered in vain."""
     if len(values) == 1:
         kept = values.masked_select(mask)[None]
-        elements = _Elements(kept, None, [kept.shape[1]], at_once=len(levels) > 1 and kept.shape[1] <= SMALL_ROW)
+        elements = _Elements(kept, None, [kept.shape[1]])
     else:
         elements = _Elements(values, mask, mask.sum(-1).tolist())
+    is_small = len(levels) > 1 and len(values) == 1 and elements.counts[0] <= SMALL_ROW
+    elements.at_once = is_small or (min(levels) < 1 - LARGE_SHARE and sorts_by_integers(elements.values))
     if max(elements.counts) == 0:
         return values.new_zeros(len(values), len(levels))
     columns = []
@@ -169,8 +171,8 @@ def _quantiles_of_read_counts(
 class _Elements:
     """The kept elements of each row by their place in ascending order, each found in the way that costs least."""
 
-    def __init__(self, values: Tensor, mask: Tensor | None, counts: list[int], *, at_once: bool = False) -> None:
-        self.values, self.mask, self.counts, self.at_once = values, mask, counts, at_once
+    def __init__(self, values: Tensor, mask: Tensor | None, counts: list[int]) -> None:
+        self.values, self.mask, self.counts, self.at_once = values, mask, counts, False
         self.filled: dict[float, Tensor] = {}
 
     def at(self, places: list[int]) -> Tensor:
@@ -182,8 +184,6 @@ class _Elements:
         if max(from_top) < LARGE_SHARE * size:
             largest = self._filled(-torch.inf).topk(max(from_top) + 1).values
             return self._pick(largest, from_top)
-        if sorts_by_integers(self.values):
-            return self._pick(self._ascending, places)
         rows = self._filled(torch.inf).unbind()
         found = [row.kthvalue(place + 1).values for row, place in zip(rows, places, strict=True)]
         return found[0][None] if len(found) == 1 else torch.stack(found)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
+from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.reductions import weighted_mean
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 
@@ -101,8 +103,9 @@ def pauc_at_budget(
             \sigma\big((s_i - s_j)/\tau\big), \quad B = \{j \text{ negative}: t_\beta \le s_j \le t_\alpha\}
 
     where :math:`c_k` are the normalised trapezoid weights and means over positives are weighted by ``sample_weight``.
-    A class is invalid without positives (or positive weight) in the numerator, without iid negatives, with a scale of
-    at most 1e-12, and, pairwise, with an empty band.
+    The scale is the reference's interquartile range or the width of the band, ``cfg.tau_scale``; where that is at most
+    1e-12 the standard deviation of the reference, and where that is, too, 1. A class is invalid without positives (or
+    positive weight) in the numerator and without iid negatives. An empty band of negatives has a loss of 0.
 
     Parameters
     ----------
@@ -204,8 +207,7 @@ def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) 
     if cfg.surrogate == "pairwise":
         band = _negatives_in_band(pool, budget)
         counts = None if pool.stands_for is None else pool.count(band)
-        loss, squares, mass, size = discordant_pairs(pool.scores, numerator, band, pool.row_weight, budget.tau, counts)
-        valid = valid & (size > 0)
+        loss, squares, mass = discordant_pairs(pool.scores, numerator, band, pool.row_weight, budget.tau, counts)
     else:
         reference = budget.reference if cfg.threshold_gradient == "implicit" else None
         loss, squares, mass = missed_recall(
@@ -233,7 +235,7 @@ def reference_population(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
 class _Budget:
     """The reference [C, M], thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C].
 
-    ``measurable [C]``: whether there is one.
+    ``measurable [C]``: whether there is an iid negative.
     """
 
     reference: Tensor
@@ -252,9 +254,27 @@ def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     quantiles = masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
     thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
     scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
-    measurable = (scale > SMALLEST_SCALE) & negative.any(-1)
-    tau = pool.temperature * torch.where(measurable, scale, 1)
-    return _Budget(reference=reference, thresholds=thresholds, tau=tau, measurable=measurable)
+    tau = pool.temperature * _first_of_some_size(scale, pool, reference, thresholds[:, -1:])
+    return _Budget(reference=reference, thresholds=thresholds, tau=tau, measurable=negative.any(-1))
+
+
+def _first_of_some_size(scale: Tensor, pool: Pool, reference: Tensor, origin: Tensor) -> Tensor:
+    """``scale [C]``; where it has no size the standard deviation of the reference, and where that has none, 1.
+
+    A head that starts at zero, or scores that are mostly equal, must get a gradient.
+    """
+    if reads_freely(scale) and (scale > SMALLEST_SCALE).all():
+        return scale
+    # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
+    deviation = _standard_deviation(pool.scores.detach() - origin, pool.count(reference))
+    fallback = torch.where(deviation > SMALLEST_SCALE, deviation, 1)
+    return torch.where(scale > SMALLEST_SCALE, scale, fallback)
+
+
+def _standard_deviation(values: Tensor, weights: Tensor) -> Tensor:
+    """Of the population ``values [C, M]`` under ``weights [C, M]``; 0 where there is no weight."""
+    deviation = values - weighted_mean(values, weights)[:, None]
+    return weighted_mean(deviation * deviation, weights).sqrt()
 
 
 def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:

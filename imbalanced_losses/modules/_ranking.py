@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from imbalanced_losses.distributed import GradReduction, stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
 from imbalanced_losses.modules._gathering import Batch, GatheringLoss, gather_batch
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
-from imbalanced_losses.queue import QueueState, Rows, init_queue, push, push_in_place, reset_queue
+from imbalanced_losses.queue import QueueState, Rows, init_queue, push, push_in_place
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -56,9 +57,7 @@ class RankingLoss(GatheringLoss, ABC):
         self.update_queue_in_eval = update_queue_in_eval
         self._warned_of_subsampling = False
         self._last_pass: LastPass | None = None
-        queue = init_queue(
-            queue_size, config.num_classes, multilabel=config.multilabel, ignore_index=config.ignore_index
-        )
+        queue = self._empty_queue()
         for field in QUEUE_FIELDS:
             self.register_buffer(f"queue_{field}", getattr(queue, field))
         self.register_buffer("temperature", torch.tensor(config.temperature))
@@ -70,7 +69,25 @@ class RankingLoss(GatheringLoss, ABC):
 
     def reset_queue(self) -> None:
         """Empty the queue."""
-        self._store(reset_queue(self.queue_state))
+        self._store(self._empty_queue(dtype=self.queue_logits.dtype, device=self.queue_logits.device))
+
+    def reset_parameters(self) -> None:
+        """Bring back the state after construction, from the configuration alone: an empty queue and its temperature.
+
+        For buffers that hold nothing yet: after ``to_empty()``, or where a loader made the module on ``meta``.
+        """
+        self.reset_queue()
+        with torch.no_grad():
+            self.temperature.fill_(self.config.temperature)
+
+    def _empty_queue(self, **kind: Any) -> QueueState:
+        cfg = self.config
+        settings = {"multilabel": cfg.multilabel, "ignore_index": cfg.ignore_index, **kind}
+        return init_queue(self.queue_size, cfg.num_classes, **settings)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
+        return super()._apply(functools.partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is pickled, leaves the last pass behind."""
@@ -213,3 +230,8 @@ class RankingLoss(GatheringLoss, ABC):
     def _outputs(self, result: PerClass, return_per_class: bool) -> tuple[Tensor, ...]:
         loss = reduce(result, self.config)
         return (loss, result.loss, result.valid) if return_per_class else (loss,)
+
+
+def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    moved = fn(tensor)
+    return tensor.to(moved.device) if moved.is_floating_point() and moved.dtype.itemsize < 4 else moved

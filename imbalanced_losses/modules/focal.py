@@ -46,6 +46,10 @@ class _FocalLoss(GatheringLoss, ABC):
         """Show the configuration in ``repr``."""
         return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__dataclass_fields__)
 
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Bring back the state after construction, from the configuration alone."""
+
     @property
     @abstractmethod
     def config(self) -> SigmoidFocalConfig | SoftmaxFocalConfig:
@@ -122,6 +126,9 @@ class SigmoidFocalLoss(_FocalLoss):
     def config(self) -> SigmoidFocalConfig:
         """The configuration, for :func:`~imbalanced_losses.sigmoid_focal`."""
         return self._settings
+
+    def reset_parameters(self) -> None:
+        """Do nothing: this loss has no state."""
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
@@ -202,6 +209,13 @@ class SoftmaxFocalLoss(_FocalLoss):
         )
         self.register_buffer("alpha", _as_buffer(alpha, settings.alpha))
         self._settings = dataclasses.replace(settings, alpha=None)  # the buffer's are the class weights that count
+        self._first_alpha = settings.alpha
+
+    def reset_parameters(self) -> None:
+        """Bring back the class weights of the constructor."""
+        if self.alpha is not None and self._first_alpha is not None:
+            with torch.no_grad():
+                self.alpha.copy_(torch.tensor(self._first_alpha))
 
     @property
     def config(self) -> SoftmaxFocalConfig:

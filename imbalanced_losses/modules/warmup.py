@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_counter, check_module
-from imbalanced_losses.execution import is_traced
+from imbalanced_losses.execution import is_plain_eager, is_traced
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
 __all__ = ["LossWarmupWrapper"]
@@ -88,6 +88,7 @@ class LossWarmupWrapper(nn.Module):
     epoch: Tensor
     step: Tensor
     switch_step: Tensor
+    _versions: tuple[tuple[int, int], ...] | None = None
 
     def __init__(
         self,
@@ -130,13 +131,21 @@ class LossWarmupWrapper(nn.Module):
         _warn_of_missing_hooks(main_loss)
         if gather_distributed is not None:
             _override_gather(gather_distributed, warmup_loss, main_loss)
-        state = schedule.init_schedule(self.config, device="cpu")
-        if auto_step:
-            state = dataclasses.replace(state, step=state.step - 1)  # the first call moves on to step 0
+        state = self._first_state()
         for field in SCHEDULE_FIELDS:
             self.register_buffer(field, torch.tensor(int(getattr(state, field))))
         self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
         self._follow(state)
+
+    def _first_state(self) -> ScheduleState:
+        state = schedule.init_schedule(self.config, device="cpu")
+        # the first call of auto_step moves on to step 0
+        return dataclasses.replace(state, step=state.step - 1) if self.auto_step else state
+
+    def reset_parameters(self) -> None:
+        """Bring back the schedule's state after construction; the losses bring back their own."""
+        self._fill_buffers(self._first_state())
+        self._versions = None  # the main loss may be reset after this: its temperature is set at the next use
 
     @property
     def schedule_state(self) -> ScheduleState:
@@ -146,16 +155,19 @@ class LossWarmupWrapper(nn.Module):
     @property
     def in_warmup(self) -> bool:
         """Whether only the warm-up loss runs."""
+        self._catch_up()
         return self._phase == "warmup"
 
     @property
     def in_blend(self) -> bool:
         """Whether the main loss's weight is rising."""
+        self._catch_up()
         return self._phase == "blend"
 
     @property
     def main_weight(self) -> float:
         """Weight of the main loss, in [0, 1]."""
+        self._catch_up()
         return float(schedule.main_weight(self._host_state, self.config))
 
     @property
@@ -165,8 +177,9 @@ class LossWarmupWrapper(nn.Module):
 
     @property
     def current_temperature(self) -> float | None:
-        """The schedule's temperature; ``None`` if the main loss has none."""
-        return float(schedule.temperature(self._host_state, self.config)) if self._has_temperature else None
+        """The main loss's temperature; ``None`` if it has none."""
+        self._catch_up()
+        return float(self.main_loss.temperature) if self._has_temperature else None  # type: ignore[arg-type]
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call when a training epoch begins.
@@ -176,6 +189,7 @@ class LossWarmupWrapper(nn.Module):
         epoch : int >= 0
             From 0.
         """
+        self._catch_up()
         state = schedule.start_epoch(self._host_state, self.config, _read_counter("epoch", epoch))
         self._advance(state, reset=self.reset_queue_each_epoch)
         self._awaited_hooks.discard("on_train_epoch_start")
@@ -188,6 +202,7 @@ class LossWarmupWrapper(nn.Module):
         global_step : int >= 0
             From 0, counted over all epochs.
         """
+        self._catch_up()
         self._advance(schedule.start_step(self._host_state, self.config, _read_counter("step", global_step)))
         self._awaited_hooks.discard("on_train_batch_start")
 
@@ -208,6 +223,7 @@ class LossWarmupWrapper(nn.Module):
             The loss. Where the main loss gives a tuple (``return_per_class=True``), its first element is the loss to be
             mixed and the rest is passed on.
         """
+        self._catch_up()
         if not is_traced():
             self._warn_of_uncalled_hooks()
         if not (self.auto_step and self.training and "on_train_batch_start" in self._awaited_hooks):
@@ -269,19 +285,38 @@ class LossWarmupWrapper(nn.Module):
     def _advance(self, state: ScheduleState, reset: bool = False) -> None:
         """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
         was_in_warmup = self.in_warmup
-        self._follow(state)
-        for field in SCHEDULE_FIELDS:
-            # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
-            getattr(self, field).fill_(int(getattr(state, field)))
+        self._fill_buffers(state)
         reset_queue = getattr(self.main_loss, "reset_queue", None)
         if not self.in_warmup and (was_in_warmup or reset) and reset_queue is not None:
             reset_queue()
 
-    def _follow(self, state: ScheduleState) -> None:
+    def _fill_buffers(self, state: ScheduleState) -> None:
+        for field in SCHEDULE_FIELDS:
+            # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
+            getattr(self, field).fill_(int(getattr(state, field)))
+        self._follow(state)
+
+    def _catch_up(self) -> None:
+        """Follow the buffers, if something else has filled them: a loader, an average of models, a broadcast.
+
+        Their version counters tell, so that a device is waited for only then. The temperature is in a buffer, too.
+        """
+        if is_plain_eager() and not self.epoch.is_meta and self._versions != self._buffer_versions():
+            self._follow(self._read_buffers(), temperature=self._versions is None)
+
+    def _read_buffers(self) -> ScheduleState:
+        return ScheduleState(**{field: getattr(self, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS})
+
+    def _buffer_versions(self) -> tuple[tuple[int, int], ...]:
+        buffers = [getattr(self, field) for field in SCHEDULE_FIELDS]
+        return tuple((id(buffer), 0 if buffer.is_inference() else buffer._version) for buffer in buffers)
+
+    def _follow(self, state: ScheduleState, *, temperature: bool = True) -> None:
         """Set what lives on the host, and the main loss's temperature, to a state on the host."""
+        self._versions = self._buffer_versions()
         self._host_state = state
         self._phase = schedule.PHASES[int(schedule.phase(state, self.config))]
-        if self._has_temperature:
+        if temperature and self._has_temperature:
             _set_temperature(self.main_loss, float(schedule.temperature(state, self.config)))
 
     def _warn_of_uncalled_hooks(self) -> None:
@@ -302,8 +337,7 @@ class LossWarmupWrapper(nn.Module):
 
 def _follow_loaded_state(wrapper: LossWarmupWrapper, _: object) -> None:
     """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
-    state = {field: getattr(wrapper, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS}
-    wrapper._follow(ScheduleState(**state))
+    wrapper._follow(wrapper._read_buffers())
     wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
 
 

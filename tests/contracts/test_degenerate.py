@@ -128,11 +128,15 @@ def test_pauc_without_iid_negatives_is_invalid(case: Case) -> None:
 
 @over["pauc"]
 @over["kinds"]
-def test_pauc_of_tied_scores_is_invalid(case: Case, kind: str) -> None:
-    """No spread, no unit to measure in."""
+def test_pauc_of_tied_scores_is_a_half(case: Case, kind: str) -> None:
+    """No spread: the unit is 1, and each comparison is even."""
     problem = example(kind)
     tied = replace(problem, logits=torch.full_like(problem.logits, 0.1))
-    assert_nothing(case, tied.with_queue(logits=torch.full_like(problem.state.logits, 0.1)))
+    tied = tied.with_queue(logits=torch.full_like(problem.state.logits, 0.1))
+    per_class = case.per_class(tied)
+    assert per_class.valid.any()
+    torch.testing.assert_close(per_class.loss[per_class.valid], torch.full_like(per_class.loss[per_class.valid], 0.5))
+    assert (case.run(tied).gradient != 0).any()
 
 
 @over["pauc"]
@@ -149,7 +153,7 @@ def test_pauc_with_a_live_numerator_needs_live_positives(case: Case) -> None:
     [("fpr", [0, 0, 0, 0, 1], 0.3), ("population", [0, 0, 0, 1, 1], 0.2)],
     ids=["between two negatives", "positives only"],
 )
-def test_pairwise_pauc_needs_negatives_in_the_band(basis: str, labels: list[int], beta: float) -> None:
+def test_pairwise_pauc_of_an_empty_band_is_0(basis: str, labels: list[int], beta: float) -> None:
     """Scores 0, 1, 2, 3, 4: the thresholds lie between two of them, or below the positives alone."""
     scores = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]], dtype=torch.float64)
     problem = Problem(scores, torch.tensor(labels), init_queue(0, 1), None, None)
@@ -158,7 +162,9 @@ def test_pairwise_pauc_needs_negatives_in_the_band(basis: str, labels: list[int]
     assert per_class.valid.all()
     band = per_class.diagnostics["t_beta"].item(), per_class.diagnostics["t_alpha"].item()
     assert not any(band[0] <= score <= band[1] for score, label in zip(range(5), labels, strict=True) if label == 0)
-    assert_nothing(case, problem)
+    assert case.per_class(problem).valid.all()
+    assert case.run(problem).loss == 0
+    assert (case.run(problem).gradient == 0).all()
 
 
 @over["defaults"]

@@ -135,10 +135,12 @@ def test_shift(case: Case, problem: Problem, shift: float) -> None:
 @few_examples
 @given(problem=problems(min_rows=1), factor=st.sampled_from([0.125, 2.0, 1024.0]))
 def test_positive_scale(case: Case, problem: Problem, factor: float) -> None:
-    """pAUC measures scores in units of their own spread; the others in units of the temperature."""
+    """pAUC measures scores in units of their own spread, if they have one; the others in units of the temperature."""
     scaled = replace(problem, logits=problem.logits * factor).with_queue(logits=problem.state.logits * factor)
     temperature = case.options["temperature"]
     own_units = case.loss is LOSSES["pauc"]
+    if own_units and (case.per_class(problem).diagnostics["tau_eff"] == temperature).any():
+        return
     result = case.run(scaled, temperature=temperature if own_units else temperature * factor)
     expected = case.run(problem)
     assert_close(result.loss, expected.loss)

@@ -101,7 +101,8 @@ def recall_term(i: int, scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any
 
 def pauc_term(i: int, scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> float:
     if cfg.surrogate == "pairwise":
-        return float(np.mean([sigmoid((scores[i] - scores[j]) / at.tau) for j in np.flatnonzero(at.band)]))
+        band = np.flatnonzero(at.band)
+        return float(np.mean([sigmoid((scores[i] - scores[j]) / at.tau) for j in band])) if len(band) else 1.0
     fprs = np.linspace(cfg.alpha, cfg.beta, cfg.n_knots)
     rates = [sigmoid((scores[i] - knot) / at.tau) for knot in at.knots]
     area = sum((fprs[k + 1] - fprs[k]) * (rates[k] + rates[k + 1]) / 2 for k in range(len(fprs) - 1))
@@ -142,8 +143,7 @@ def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds |
     else:
         scale = t_alpha - t_beta
     band = pool.negative & (t_beta <= pool.scores) & (pool.scores <= t_alpha)
-    if scale <= 1e-12 or (cfg.surrogate == "pairwise" and not band.any()):
-        return None
+    scale = next((size for size in (scale, (reference - reference[0]).std()) if size > 1e-12), 1.0)
     return Thresholds(knots, cfg.temperature * scale, band)
 
 

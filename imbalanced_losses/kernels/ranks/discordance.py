@@ -33,7 +33,7 @@ def discordant_pairs(
     weight: Tensor,
     temperature: Tensor,
     counts: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""Weighted mean over the positives of each class of the soft share of negatives above it.
 
     .. math:: q_{ci} = \sum_{j \in N_c} n_{cj} \sigma\big((s_{cj} - s_{ci}) / \tau_c\big) \Big/ \sum_{j \in N_c} n_{cj},
@@ -54,16 +54,16 @@ def discordant_pairs(
 
     Returns
     -------
-    Tensor [C], Tensor [C], Tensor [C], Tensor [C]
-        ``y``, 0 where there is no weight or no negative; the mean of the squares ``q_i^2``, the sum of the weights and
-        that of the negatives' counts, which carry no gradient.
+    Tensor [C], Tensor [C], Tensor [C]
+        ``y``, 0 where there is no weight or no negative; the mean of the squares ``q_i^2`` and the sum of the weights,
+        which carry no gradient.
 
     Notes
     -----
     Cost: O(C M log M) time, less where pairs are few; O(C M) memory. Differentiable three times.
     """
-    mean, squares, mass, size = _discordant_pairs(scores, positive, negative, weight, temperature.detach(), counts)
-    return mean, squares, mass, size
+    mean, squares, mass = _discordant_pairs(scores, positive, negative, weight, temperature.detach(), counts)
+    return mean, squares, mass
 
 
 def _kernel(
@@ -104,10 +104,10 @@ def _by_pairs(
     mean = rows.sum_by_row(weighted).to(scores.dtype)
     squares = rows.sum_by_row(weighted * above) / size.clamp_min(1)
     if not differentiate:
-        return mean, squares, mass, size, scores.new_empty(0)
+        return mean, squares, mass, scores.new_empty(0)
     gradient = columns.scatter(columns.untable(by_table))
     gradient.view(-1).index_copy_(0, rows.place, by_own)
-    return mean, squares, mass, size, gradient.div_(temperature[:, None])
+    return mean, squares, mass, gradient.div_(temperature[:, None])
 
 
 def _by_few_pairs(
@@ -120,7 +120,7 @@ def _by_few_pairs(
     pairs = wide_sigmoid(difference / temperature)
     above = pairs.sum(1).div_(max(1, size))
     weighted = above * share
-    statistics = weighted.sum(0, keepdim=True).to(scores.dtype), (weighted @ above)[None], mass, columns.size()
+    statistics = weighted.sum(0, keepdim=True).to(scores.dtype), (weighted @ above)[None], mass
     if not differentiate:
         return *statistics, scores.new_empty(0)
     slopes = (1 - pairs).mul_(pairs).mul_((share / (temperature * max(1, size))).unsqueeze(1))
@@ -146,7 +146,7 @@ def _by_ranks(
     above = sums(counts, counts[:, :0], 0)[0][:, 0]
     weighted = above * share_of_pair
     squares = (weighted * above).sum(-1) / size.clamp_min(1)
-    statistics = weighted.sum(-1).to(scores.dtype), squares, mass, size
+    statistics = weighted.sum(-1).to(scores.dtype), squares, mass
     if not differentiate:
         return *statistics, scores.new_empty(0)
     return *statistics, sums.gradient(counts, share_of_pair.to(scores.dtype)[:, None])
@@ -170,7 +170,7 @@ def _gradient(
 _discordant_pairs = make_mean(
     "discordant_pairs",
     "Tensor positive, Tensor negative, Tensor weight, Tensor temperature, Tensor? counts",
-    n_statistics=3,
+    n_statistics=2,
     kernel=_kernel,
     gradient=_gradient,
 )
