@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "can_overwrite",
     "can_read_values",
+    "forward_levels",
     "has_tangent",
     "is_plain_eager",
     "is_traced",
@@ -60,6 +61,12 @@ def can_read_values(tensor: object) -> bool:
 def has_tangent(tensor: Tensor) -> bool:
     """Whether this is differentiated in forward mode outside any transform."""
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def forward_levels() -> int:
+    """How many transforms of ``torch.func`` that are active differentiate in forward mode."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
 def can_overwrite(*tensors: Tensor) -> bool:

@@ -273,7 +273,7 @@ def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, 
 
 def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
     """Put ``nan`` where there is nothing to find or a score is not finite; one class is 0-dim."""
-    finite_or_nan = metric + (pool.scores * 0).sum(-1)  # infinity times 0 is nan
+    finite_or_nan = metric + (pool.scores - pool.scores).sum(-1)  # not times 0, which a compiler takes for 0
     metric = torch.where((pool.positive_weight > 0).any(-1), finite_or_nan, torch.nan)
     return metric if multilabel or metric.shape[0] > 1 else metric[0]
 

@@ -48,8 +48,8 @@ def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
     """
     if reduction == "none":
         return torch.where(valid, loss, torch.nan)
-    if reads_freely(valid) and valid.all():  # one operator for five, and for as many in the backward; a view of one
-        return loss.reshape(()) if loss.numel() == 1 else loss.mean() if reduction == "mean" else loss.sum()
+    if reads_freely(valid) and valid.all():  # one operator for five, and for as many in the backward
+        return loss.mean() if reduction == "mean" and loss.numel() > 1 else loss.sum()
     total = torch.where(valid, loss, 0).sum(-1)
     return mean_over_mass(total, valid.sum(-1, dtype=total.dtype)) if reduction == "mean" else total
 

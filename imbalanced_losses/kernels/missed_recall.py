@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from imbalanced_losses.execution import has_tangent, reads_freely
@@ -70,7 +71,7 @@ def missed_recall(
     Cost: O(C K M) time. O(C M) memory for large pools in eager mode on the CPU, else O(C K M).
     """
     constants = thresholds.detach(), positive, weight, temperature.detach(), reference, counts
-    if scores.numel() >= BLOCKS_FROM and reads_freely(scores) and not has_tangent(scores):
+    if reads_freely(scores) and scores.numel() >= BLOCKS_FROM and not has_tangent(scores):
         mean, squares, mass = with_gradient(_in_blocks, _gradient, scores, *constants)
     else:
         mean, squares, mass = _missed_recall(scores, *constants)
@@ -101,8 +102,8 @@ def _guard(mean: Tensor, scores: Tensor) -> Tensor:
     """``mean [C]``, which a score that is not finite makes ``nan``, with its gradient: a GradScaler skips the step."""
     if reads_freely(scores) and math.isfinite(scores.detach().sum()):
         return mean
-    spoilt = (scores * 0).sum(-1)  # infinity times 0 is nan
-    return mean * (1 + spoilt * spoilt)
+    zero_or_nan = (scores - scores).sum(-1)  # not times 0, which a compiler takes for 0
+    return mean * (1 + zero_or_nan * zero_or_nan)
 
 
 def _trapezoid(values: Tensor) -> Tensor:
@@ -142,12 +143,17 @@ def _in_blocks(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     for start in range(0, len(scores), step):
         part = slice(start, start + step)
         own: Any = [tensor if tensor is None else tensor[part] for tensor in constants[:-1]]
-        with torch.set_grad_enabled(differentiate):
+        # hooks on saved tensors (offloading, activation checkpoints) are for the graph outside
+        with torch.set_grad_enabled(differentiate), saved_tensors_hooks(_as_it_is, _as_it_is):
             leaf = scores[part].detach().requires_grad_(differentiate)
             mean, *statistics = _missed_recall(leaf, *own)
             gradient = torch.autograd.grad(mean.sum(), leaf)[0] if differentiate else leaf.new_empty(0)
         parts.append((mean.detach(), *statistics, gradient))
     return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _gradient(scores: Tensor, *constants: Any) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import has_tangent, is_plain_eager, may_read
+from imbalanced_losses.execution import forward_levels, has_tangent, is_plain_eager, may_read
 from imbalanced_losses.precision import widest_dtype
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "in_graph",
     "make_mean",
     "make_operator",
+    "refuse_forward_over_forward",
     "rows_of_batch",
     "with_gradient",
 ]
@@ -72,6 +73,14 @@ def _fresh(result: Tensor) -> Tensor:
 def in_graph(function: F) -> F:
     """Let Dynamo put calls into its graph as they are: it traces no Function that has a jvp."""
     return cast(F, torch.compiler.allow_in_graph(function))  # type: ignore[no-untyped-call]
+
+
+def refuse_forward_over_forward() -> None:
+    """Raise where torch would give 0: it does not nest the jvp of a Function."""
+    if forward_levels() > 1:
+        raise RuntimeError(
+            "expected forward mode once at most, got jvp (or jacfwd) of jvp: take torch.func.hessian, or jvp of grad"
+        )
 
 
 def full_precision(kernel: F) -> F:
@@ -144,8 +153,10 @@ def make_mean(
 
     @in_graph
     def opaque(*inputs: Any) -> Outputs:
-        # under torch.func.grad nothing tells whether the scores are differentiated: then they are taken to be
-        return _Opaque.apply(operator, gradient, *inputs, torch.is_grad_enabled())[:-1]  # type: ignore[no-any-return, no-untyped-call]
+        refuse_forward_over_forward()
+        # under torch.func nothing tells whether the scores are differentiated: then they are taken to be
+        differentiate = torch.is_grad_enabled() or forward_levels() > 0 or has_tangent(inputs[0])
+        return _Opaque.apply(operator, gradient, *inputs, differentiate)[:-1]  # type: ignore[no-any-return, no-untyped-call]
 
     def call(scores: Tensor, *constants: Tensor | None) -> Outputs:
         if not is_plain_eager() or has_tangent(scores):
@@ -171,7 +182,7 @@ def _propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Output
             value, *statistics, gradient = kernel(scores.nan_to_num(0, 0, 0), *constants)
         else:
             value, *statistics, gradient = kernel(scores, *constants)
-        guard = (scores * 0).sum(-1)  # infinity times 0 is nan
+        guard = (scores - scores).sum(-1)  # infinity less infinity is nan
         return value + guard, *statistics, gradient + guard[:, None] if gradient.dim() == 2 else gradient
 
     return wrapped

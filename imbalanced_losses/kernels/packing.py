@@ -28,7 +28,7 @@ class Packed(NamedTuple):
     @property
     def width(self) -> int:
         """W."""
-        return max(self.counts)
+        return max(self.counts, default=0)
 
     def size(self) -> Tensor:
         """``counts`` as float64 ``[R]``."""
@@ -90,7 +90,7 @@ class Packed(NamedTuple):
 
 def shares(mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """:meth:`Packed.shares` without packing: what each set element of ``mask [R, M]`` adds to a mean, 0 elsewhere."""
-    weight = (mask * weight).to(widest_dtype(weight.device))
+    weight = torch.where(mask, weight, 0).to(widest_dtype(weight.device))
     mass = weight.sum(-1)
     return weight / (mass + (mass == 0))[:, None], mass
 

@@ -152,7 +152,7 @@ def _quantiles_of_read_counts(
         elements = _Elements(values, mask, mask.sum(-1).tolist())
     is_small = len(levels) > 1 and len(values) == 1 and elements.counts[0] <= SMALL_ROW
     elements.at_once = is_small or (min(levels) < 1 - LARGE_SHARE and sorts_by_integers(elements.values))
-    if max(elements.counts) == 0:
+    if max(elements.counts, default=0) == 0:
         return values.new_zeros(len(values), len(levels))
     columns = []
     for level in levels:

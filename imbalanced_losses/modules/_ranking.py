@@ -91,7 +91,7 @@ class RankingLoss(GatheringLoss, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is pickled, leaves the last pass behind."""
-        return {**self.__dict__, "_last_pass": None}
+        return {**super().__getstate__(), "_last_pass": None}  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         settings = {name: getattr(self.config, name) for name in self.config.__dataclass_fields__}

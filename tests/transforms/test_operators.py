@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from imbalanced_losses import (
     PAUCAtBudgetConfig,
+    PAUCAtBudgetLoss,
     RecallAtQuantileConfig,
+    RecallAtQuantileLoss,
     SmoothAPConfig,
+    SmoothAPLoss,
     init_queue,
     pauc_at_budget,
     recall_at_quantile,
     smooth_ap,
 )
-from imbalanced_losses.kernels.ranks import soft_counts
+from imbalanced_losses.kernels.ranks import exponential_sums, soft_counts
 
 NAMES = ("missed_precision", "discordant_pairs", "pair_sums", "masked_quantile")
 SHAPES = [(1, 5), (1, 200), (3, 40), (2, 1500)]
@@ -145,3 +153,104 @@ def test_a_captured_step_replays(name: str) -> None:
         logits.copy_(torch.randn(600))
     graph.replay()
     torch.testing.assert_close(captured, step())
+
+
+# --- what a review broke ----------------------------------------------------------------------------------------------
+
+
+def value_of(name: str, n_rows: int, **settings: Any) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A loss of logits alone, in float64 with 10 % positives, and logits."""
+    function, cfg = LOSSES[name]
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.arange(n_rows) % 10 == 0).long()
+    logits = torch.randn(n_rows, generator=generator, dtype=torch.float64)
+    queue = init_queue(0, 1)
+    return lambda z: function(z, targets, queue, dataclasses.replace(cfg, **settings))[0], logits
+
+
+@every_loss
+def test_generated_code_shows_a_logit_that_is_not_finite(name: str) -> None:
+    loss, logits = value_of(name, 41)
+    compiled = torch.compile(loss, fullgraph=True)
+    for bad in (torch.inf, -torch.inf, torch.nan):
+        spoilt = logits.float().clone()
+        spoilt[3] = bad
+        spoilt.requires_grad_()
+        value = compiled(spoilt)
+        assert not value.isfinite()
+        assert not torch.autograd.grad(value, spoilt)[0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own forward mode
+@pytest.mark.parametrize("name", ["smooth_ap", "pairwise"])
+def test_forward_mode_over_forward_mode_is_refused(name: str) -> None:
+    """Torch would give 0."""
+    loss, logits = value_of(name, 12)
+    with pytest.raises(RuntimeError, match="forward mode once"):
+        torch.func.jacfwd(torch.func.jacfwd(loss))(logits)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own forward mode
+@every_loss
+@pytest.mark.parametrize("n_rows", [1, 40, 3000])
+def test_forward_mode_without_grad_mode(name: str, n_rows: int) -> None:
+    loss, logits = value_of(name, n_rows)
+    direction = torch.linspace(-1, 1, n_rows, dtype=torch.float64)
+    expected = torch.func.jvp(loss, (logits,), (direction,))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.jvp(loss, (logits,), (direction,)), expected)
+
+
+@every_loss
+def test_fake_tensors_leave_nothing_behind(name: str) -> None:
+    """From 1,400 rows on, where soft ranks keep a table of coefficients."""
+    loss, logits = value_of(name, 3000)
+
+    def gradient(z: Tensor) -> Tensor:
+        leaf = z.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf), leaf)[0]
+
+    exponential_sums._coefficients.cache_clear()
+    for _ in range(2):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert gradient(mode.from_tensor(logits)).shape == (3000,)
+        assert gradient(logits).isfinite().all()
+
+
+@pytest.mark.parametrize("make", [SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss])
+def test_the_loss_is_memory_of_its_own(make: Any) -> None:
+    """Scaling it in place, as for gradient accumulation, changes neither the class losses nor the diagnostics."""
+    loss_fn = make(num_classes=1)
+    loss, per_class, _ = loss_fn(torch.randn(20), (torch.arange(20) % 4 == 0).long(), return_per_class=True)
+    before = per_class.clone()
+    loss *= 0.25
+    assert torch.equal(per_class, before)
+    assert torch.equal(loss_fn.diagnostics()["loss"], before)
+
+
+@pytest.mark.parametrize("name", ["recall", "trapezoid"])
+def test_large_pools_meet_no_hooks_on_saved_tensors(name: str) -> None:
+    """From 131,072 scores on a graph within the forward gives the gradient: hooks are for the graph around it."""
+    loss, logits = value_of(name, 140_000)
+    calls = []
+
+    def body(z: Tensor) -> Tensor:
+        calls.append(1)
+        return loss(z * 2)
+
+    leaf = logits.clone().requires_grad_()
+    (actual,) = torch.autograd.grad(checkpoint(body, leaf, use_reentrant=False), leaf)
+    (expected,) = torch.autograd.grad(loss(leaf * 2), leaf)
+    assert len(calls) == 2
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("make", [SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss])
+def test_a_copy_of_a_compiled_module_is_its_own(make: Any) -> None:
+    logits, targets = torch.randn(7), torch.tensor([1, 0, 0, 1, 0, 0, 0])
+    loss_fn = make(num_classes=1, queue_size=20)
+    loss_fn.compile(backend="eager")
+    loss_fn(logits, targets)
+    for other in (copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn))):
+        other(logits, targets)
+        assert (int(loss_fn.queue_cursor), int(other.queue_cursor)) == (7, 14)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
 from imbalanced_losses.precision import widest_dtype
@@ -126,7 +127,9 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
 
     to_last, to_first = _in_parts(moments, len(table), scores, weights, dim=2)
     earlier, later = _carry(first[..., 0], last[..., 0], to_last, to_first, temperature)
-    coefficients = _coefficients(table, wide, scores.device)
+    # a mode may make other tensors of them, such as fakes, which must not be kept
+    make = _make_coefficients if _get_current_dispatch_mode() is not None else _coefficients
+    coefficients = make(table, wide, scores.device)
     sign = 1 if order % 2 else -1  # sigmoid^(n)(x) = sign sigmoid^(n)(-x), and 1 - sigmoid(-x) for n = 0
 
     def read_off(scores: Tensor, earlier: Tensor, later: Tensor) -> Tensor:
@@ -140,11 +143,13 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
     return sums + (mass.sum(1, keepdim=True) - mass.cumsum(1))
 
 
-@functools.cache
-def _coefficients(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _make_coefficients(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Kept: a copy from the host in each call would wait for an accelerator, and bar its graphs."""
     with torch.inference_mode(mode=False):
         return torch.tensor(table, dtype=dtype, device=device)
+
+
+_coefficients = functools.cache(_make_coefficients)
 
 
 def _carry(

@@ -18,7 +18,14 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.kernels.operators import batch_of_rows, full_precision, in_graph, make_operator, rows_of_batch
+from imbalanced_losses.kernels.operators import (
+    batch_of_rows,
+    full_precision,
+    in_graph,
+    make_operator,
+    refuse_forward_over_forward,
+    rows_of_batch,
+)
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.ranks.exponential_sums import sorted_sums
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
@@ -170,6 +177,7 @@ def pair_sums(
     method: Method,
 ) -> tuple[Tensor, Tensor]:
     """``(counts, weight_grads)`` of :class:`PairSums` in every mode; scores, weights and cotangents are variables."""
+    refuse_forward_over_forward()
     return _PairSums.apply(scores, weights, cotangents, temperature, queries, order, method)  # type: ignore[no-any-return, no-untyped-call]
 
 
