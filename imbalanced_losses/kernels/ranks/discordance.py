@@ -92,14 +92,14 @@ def _by_pairs(
     pairs = PairBlocks(rows, rows.gather(scores), table, columns.counts, temperature)
     share, mass = rows.shares(weight)
     share_of_pair = share / rows.by_row(size.clamp_min(1))
-    pulls = share_of_pair.to(scores.dtype)
-    above = torch.zeros_like(pulls)
-    by_own, by_table = torch.zeros_like(pulls), table.new_zeros(table.shape)
+    cotangents = share_of_pair.to(scores.dtype)
+    above = torch.zeros_like(cotangents)
+    by_own, by_table = torch.zeros_like(cotangents), table.new_zeros(table.shape)
     for block, sigmoids, odds in pairs.evaluate(pairs.blocks):
         torch.sum(sigmoids, 1, out=above[block.rows])
         if differentiate:
             slopes = odds.mul_(sigmoids).mul_(sigmoids)
-            pairs.add_gradient(block, slopes, pulls[block.rows], by_own, by_table[:, : block.width])
+            pairs.add_gradient(block, slopes, cotangents[block.rows], by_own, by_table[:, : block.width])
     weighted = above * share_of_pair
     mean = rows.sum_by_row(weighted).to(scores.dtype)
     squares = rows.sum_by_row(weighted * above) / size.clamp_min(1)

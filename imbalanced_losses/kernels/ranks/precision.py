@@ -137,9 +137,9 @@ def _by_ranks(
     if not differentiate:
         return mean, mass, scores.new_empty(0)
     # less the share along the positives' counts, which they exchange to no effect but rounding
-    plus, pulls = counts[:, 0], cotangents[:, 0]
+    plus, of_positives = counts[:, 0], cotangents[:, 0]
     norm = (plus * plus).sum(-1, keepdim=True)
-    pulls -= plus * ((pulls * plus).sum(-1, keepdim=True) / (norm + (norm == 0)))
+    of_positives -= plus * ((of_positives * plus).sum(-1, keepdim=True) / (norm + (norm == 0)))
     return mean, mass, sums.gradient(counts, cotangents)
 
 
