@@ -13,7 +13,7 @@ from imbalanced_losses.execution import may_read
 from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
-from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
+from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 from imbalanced_losses.precision import widest_dtype
 
@@ -163,8 +163,7 @@ def _gradient(
     counts = _counts(scores, negative, counts)
     share = shares(positive, weight)[0] / counts.sum(-1).clamp_min(1)
     cotangents = share.to(scores.dtype)[:, None]
-    above, weight_grads = pair_sums(scores, counts, cotangents, temperature, positive, 1, "auto")
-    return (counts * weight_grads - cotangents * above).sum(1) / temperature[:, None]
+    return gradient_by_scores(scores, counts, cotangents, temperature, positive)
 
 
 _discordant_pairs = make_mean(

@@ -30,7 +30,7 @@ from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.ranks.exponential_sums import sorted_sums
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
 
-__all__ = ["Method", "PairSums", "pair_sums", "soft_counts"]
+__all__ = ["Method", "PairSums", "gradient_by_scores", "pair_sums", "soft_counts"]
 
 Method = Literal["auto", "all_pairs", "near_linear"]
 
@@ -179,6 +179,14 @@ def pair_sums(
     """``(counts, weight_grads)`` of :class:`PairSums` in every mode; scores, weights and cotangents are variables."""
     refuse_forward_over_forward()
     return _PairSums.apply(scores, weights, cotangents, temperature, queries, order, method)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gradient_by_scores(
+    scores: Tensor, weights: Tensor, cotangents: Tensor, temperature: Tensor, queries: Tensor
+) -> Tensor:
+    """:meth:`PairSums.gradient` ``[R, M]`` in every mode, as an expression of its tensors."""
+    counts, weight_grads = pair_sums(scores, weights, cotangents, temperature, queries, 1, "auto")
+    return (weights * weight_grads - cotangents * counts).sum(1) / temperature[:, None]
 
 
 @final

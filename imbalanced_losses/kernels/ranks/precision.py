@@ -13,7 +13,7 @@ from imbalanced_losses.execution import may_read
 from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
-from imbalanced_losses.kernels.ranks.pair_sums import PairSums, pair_sums
+from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores, pair_sums
 from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["missed_precision"]
@@ -163,8 +163,7 @@ def _gradient(
     counts = _counts(scores, positive, negative, counts)
     above, _ = pair_sums(scores, counts, counts[:, :0], temperature, positive, 0, "auto")
     _, cotangents = _missed_and_cotangents(above, shares(positive, weight)[0])
-    above, weight_grads = pair_sums(scores, counts, cotangents, temperature, positive, 1, "auto")
-    return (counts * weight_grads - cotangents * above).sum(1) / temperature[:, None]
+    return gradient_by_scores(scores, counts, cotangents, temperature, positive)
 
 
 _missed_precision = make_mean(
