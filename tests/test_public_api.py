@@ -95,11 +95,12 @@ SIGNATURES = {
     "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
     "SigmoidFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
     "SoftmaxFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, sample_weight=None)",
+    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
+    "sample_weight=None, update_queue=True)",
     "RecallAtQuantileLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None)",
+    "sample_weight=None, update_queue=True)",
     "PAUCAtBudgetLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, "
-    "return_diagnostics=False, *, sample_weight=None)",
+    "return_diagnostics=False, *, sample_weight=None, update_queue=True)",
     "sigmoid_focal": "(logits, targets, cfg, *, sample_weight=None)",
     "softmax_focal": "(logits, targets, cfg, *, alpha=None, sample_weight=None)",
     "smooth_ap": RANKING,
@@ -133,7 +134,7 @@ SIGNATURES = {
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
-    "sample_weight=None)",
+    "sample_weight=None, update_queue=True)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
 }
