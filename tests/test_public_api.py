@@ -134,7 +134,7 @@ SIGNATURES = {
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
-    "sample_weight=None, update_queue=True)",
+    "sample_weight=None)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
 }
