@@ -235,13 +235,12 @@ def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) ->
     """
     step = _counter("step", step, like=state.step)
     moved = ScheduleState(epoch=state.epoch, step=step, switch_step=state.switch_step)
-    switch_step = cfg.known_switch_step
-    if switch_step is None:
+    if cfg.known_switch_step is None:
         switch_step = torch.where(state.switch_step < 0, step, state.switch_step)
-    # of the form of the old one, also where both choices are Python numbers
-    after_warmup = torch.zeros_like(state.switch_step) + switch_step
+    else:
+        switch_step = torch.full_like(state.switch_step, cfg.known_switch_step)
     in_warmup = _blend_count(moved, cfg) == 0
-    return dataclasses.replace(moved, switch_step=torch.where(in_warmup, _BEFORE_THE_SWITCH, after_warmup))
+    return dataclasses.replace(moved, switch_step=torch.where(in_warmup, _BEFORE_THE_SWITCH, switch_step))
 
 
 def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:

@@ -33,7 +33,7 @@ __all__ = ["LossWarmupCallback", "compute_loss_func"]
 _IGNORED = -100  # what the Trainer leaves out when it counts items, whatever a loss's own ignore_index
 
 
-def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
+def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -> Callable[..., Tensor]:
     """Make of a loss what ``Trainer(compute_loss_func=...)`` calls.
 
     Takes the logits out of what the model returned (a ``ModelOutput`` or other mapping, a tuple or list whose first
@@ -45,6 +45,12 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     loss_fn : nn.Module
         Any loss of this library or of torch, called with ``(logits, targets)``; it gives one value, so no
         ``reduction="none"``. Pass the same object to :class:`LossWarmupCallback`.
+    shift_labels : bool, optional
+        Whether the logits at a position are scored against the label at the next one, as causal language models want.
+        ``None`` does so where the model returns a ``...CausalLMOutput...``, as these models do, and labels are
+        ``[B, T]``. Say ``True`` for one that returns something else (a tuple, ``return_dict=False``, an output class of
+        its own), ``False`` where labels are shifted already. Labels of sequence-to-sequence models
+        (``Seq2SeqLMOutput``) and of encoders stand where their logits do.
 
     Returns
     -------
@@ -58,7 +64,8 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     TypeError
         If ``loss_fn`` is no module.
     ValueError
-        At the call: there are no logits or no labels, their shapes do not fit, or the loss is not one value.
+        At the call: there are no logits or no labels, their shapes do not fit, the loss is not one value, or
+        ``shift_labels=True`` without a sequence.
 
     Notes
     -----
@@ -76,6 +83,9 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     *Evaluation.* The Trainer evaluates under ``no_grad`` and leaves the loss's mode alone: the loss is set to
     ``eval()`` wherever gradients are off, else to ``train()``, so that no evaluation touches the queue.
 
+    *Several runs.* This function cannot know when a run begins. :class:`LossWarmupCallback` empties the loss's queue
+    then; without it call ``loss_fn.reset_queue()`` before a second ``train()``, another fold or trial.
+
     The loss is moved to the logits' device.
 
     Examples
@@ -91,7 +101,10 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     check_module("loss_fn", loss_fn)
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits, targets = _as_rows(_find_logits(outputs), labels)
+        logits = _find_logits(outputs)
+        if labels is not None and _is_shifted(outputs, logits, labels, shift_labels):
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, targets = _as_rows(logits, labels)
         loss: Tensor = loss_fn.to(logits.device).train(torch.is_grad_enabled())(logits, targets)
         if loss.dim() != 0:
             raise ValueError(f"expected a loss of one value, got shape {list(loss.shape)}: set its reduction to 'mean'")
@@ -241,6 +254,17 @@ def _find_logits(outputs: Any) -> Tensor:
     # without labels, which the Trainer has taken out of the batch, no loss stands before the logits
     logits: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     return logits
+
+
+def _is_shifted(outputs: Any, logits: Tensor, labels: Tensor, shift_labels: bool | None) -> bool:
+    """Whether row ``t`` of a sequence is scored against label ``t + 1``."""
+    if shift_labels is None:
+        is_causal = any("CausalLMOutput" in kind.__name__ for kind in type(outputs).__mro__)
+        return is_causal and labels.dim() == 2 and labels.shape == logits.shape[:-1]
+    if shift_labels and (logits.dim() < 3 or labels.shape[:2] != logits.shape[:2]):
+        shapes = f"{list(logits.shape)} and {list(labels.shape)}"
+        raise ValueError(f"expected logits [B, T, C] and labels [B, T] with shift_labels=True, got {shapes}")
+    return shift_labels
 
 
 def _as_rows(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

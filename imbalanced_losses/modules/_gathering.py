@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from imbalanced_losses.checks import check_choice
 from imbalanced_losses.distributed import (
@@ -23,6 +23,7 @@ from imbalanced_losses.distributed import (
     refuse_differences,
     stand_for_all,
 )
+from imbalanced_losses.modules._loading import LoadableModule
 from imbalanced_losses.pool import RankingConfig, check_queue, check_rows
 from imbalanced_losses.queue import QueueState, Rows
 from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
@@ -46,7 +47,7 @@ class _SharedGroup:
         return _SharedGroup, (None,)
 
 
-class GatheringLoss(nn.Module, ABC):
+class GatheringLoss(LoadableModule, ABC):
     """The settings that every loss has as a module: whether, with whom and how it gathers, and whether it reads."""
 
     def __init__(

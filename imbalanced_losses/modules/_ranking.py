@@ -40,6 +40,7 @@ class RankingLoss(GatheringLoss, ABC):
     """State, value checks and write-back: all that the ranking losses share as modules."""
 
     temperature: Tensor
+    validity: Tensor
 
     def __init__(
         self,
@@ -60,7 +61,11 @@ class RankingLoss(GatheringLoss, ABC):
         queue = self._empty_queue()
         for field in QUEUE_FIELDS:
             self.register_buffer(f"queue_{field}", getattr(queue, field))
-        self.register_buffer("temperature", torch.tensor(config.temperature))
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
+        self.register_buffer("temperature", torch.tensor(config.temperature, dtype=dtype))
+        self._warned_of_invalid_epoch = False
+        # since the last look of `warn_of_invalid_epoch`: 0 no step, 1 steps without any valid class, 2 steps with one
+        self.register_buffer("validity", torch.tensor(0), persistent=False)
 
     @property
     def queue_state(self) -> QueueState:
@@ -79,6 +84,7 @@ class RankingLoss(GatheringLoss, ABC):
         self.reset_queue()
         with torch.no_grad():
             self.temperature.fill_(self.config.temperature)
+            self.validity.zero_()
 
     def _empty_queue(self, **kind: Any) -> QueueState:
         cfg = self.config
@@ -186,6 +192,8 @@ class RankingLoss(GatheringLoss, ABC):
         result = self._measure(pool, **options)
         # what a transform wraps is dead after it
         self._last_pass = None if is_transformed() else LastPass.keep(pool, result)
+        if self.training and not is_transformed():
+            self.validity.clamp_min_(result.valid.any() + 1)
         if update_queue:
             self._push(live)
         if ranks is None:
@@ -210,6 +218,20 @@ class RankingLoss(GatheringLoss, ABC):
             self._warned_of_subsampling = True
             warnings.warn(
                 f"max_pool_size={limit} estimates the loss from a sample of a pool of {pool_size} rows", stacklevel=4
+            )
+
+    def warn_of_invalid_epoch(self) -> None:
+        """Warn, once, if training has called this since the last look and no class was ever valid. Reads data."""
+        if not can_read_values(self.validity):
+            return
+        was_never_valid = int(self.validity) == 1
+        self.validity.zero_()
+        if was_never_valid and not self._warned_of_invalid_epoch:
+            self._warned_of_invalid_epoch = True
+            warnings.warn(
+                f"expected a class that {type(self).__name__} can rank in some step of the epoch, got none: the loss "
+                "was 0 throughout. Look for positives and negatives in targets, weights, iid_mask and ignore_index",
+                stacklevel=4,
             )
 
     def _push(self, rows: Rows) -> None:
