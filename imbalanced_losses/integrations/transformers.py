@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import check_module
-from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
+from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules, start_new_run
+from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 
 try:
     from transformers import TrainerCallback
@@ -132,10 +133,13 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     (queue, temperature, schedule) to ``trainer_state.json``: ``train(resume_from_checkpoint=...)`` then goes on
     exactly, from any folder, in new objects.
 
+    A run that resumes from no checkpoint is a new one (a second ``train()``, a trial of ``hyperparameter_search``):
+    every schedule starts anew, and every ranking loss in ``loss_fn`` and in the model with an empty queue.
+
     Parameters
     ----------
     loss_fn : nn.Module, optional
-        The loss that :func:`compute_loss_func` got; also one without schedule, for the sake of its queue. ``None``
+        The loss that :func:`compute_loss_func` got; also one without schedule, for its queue's sake. ``None``
         where the wrappers are parts of the model, whose checkpoint has them.
 
     Raises
@@ -148,7 +152,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     Warns
     -----
     UserWarning
-        On resume, if the checkpoint has no state for ``loss_fn``.
+        On resume, if the checkpoint has no state for ``loss_fn``; and once of a ranking loss that had no valid class in
+        any step of an epoch.
 
     Examples
     --------
@@ -165,7 +170,6 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         self.loss_fn = loss_fn
         self._wrappers: dict[str, LossWarmupWrapper] = {}
         self._next_epoch = 0
-        self._starts_within_epoch = False
 
     def state(self) -> dict[str, dict[str, str | None]]:
         """Give what the Trainer writes into ``trainer_state.json`` with each checkpoint."""
@@ -174,16 +178,15 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the wrappers; on resume give the loss its state back."""
+        """Find the wrappers; on resume give the loss its state back, else start it and the model's losses anew."""
         saved = _saved_state(state, type(self).__name__)
-        if state.global_step > 0:
-            self._restore(saved)
-        parts = {"loss_fn": self.loss_fn, "model": kwargs["model"]}
-        searched = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        searched = self._searched(kwargs["model"])
         self._wrappers = find_wrappers(searched)
         self._next_epoch = int(state.epoch)
-        starts_anew = self.loss_fn is not None and saved is None  # it was saved without this callback
-        self._starts_within_epoch = state.epoch > self._next_epoch and not starts_anew
+        if state.global_step > 0:
+            self._restore(saved)
+        else:
+            start_new_run(searched)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -193,10 +196,13 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         epoch = self._next_epoch
         self._next_epoch += 1
         for wrapper in self._wrappers.values():
-            # the Trainer begins a resumed epoch again; the wrapper, which is within it, would empty its queue
-            if not (self._starts_within_epoch and int(wrapper.epoch) == epoch):
-                wrapper.on_train_epoch_start(epoch)
-        self._starts_within_epoch = False
+            wrapper.on_train_epoch_start(epoch)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warn of ranking losses that had no valid class in the epoch."""
+        warn_of_invalid_epoch(self._searched(kwargs["model"]))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -219,6 +225,11 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
             logs.update(values)
             state.log_history[-1].update(values)  # the Trainer has put a copy of the logs there
 
+    def _searched(self, model: nn.Module) -> nn.ModuleDict:
+        """Where losses may be."""
+        parts = {"loss_fn": self.loss_fn, "model": model}
+        return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+
     def _restore(self, loss_state: str | None) -> None:
         if self.loss_fn is None and loss_state is not None:
             raise ValueError(
@@ -231,6 +242,7 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
                 "Queue, temperature and schedule start anew",
                 stacklevel=3,
             )
+            start_new_run(self.loss_fn)
         if self.loss_fn is not None and loss_state is not None:
             self.loss_fn.load_state_dict(_from_text(loss_state))
 

@@ -7,23 +7,21 @@ import warnings
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imbalanced_losses import schedule
-from imbalanced_losses.checks import check_callable, check_config, check_counter
+from imbalanced_losses.checks import check_counter
 from imbalanced_losses.execution import is_plain_eager, is_traced
 from imbalanced_losses.modules._callables import (
     Loss,
     first,
     has_temperature,
     keeps_temperature,
-    override_gather,
     set_temperature,
-    takes,
     warn_of_missing_hooks,
 )
-from imbalanced_losses.modules._loading import LoadableModule
 from imbalanced_losses.modules._runs import empty_queues, warn_of_invalid_epoch
+from imbalanced_losses.modules._warmup_settings import WarmupSettings
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
 __all__ = ["LossWarmupWrapper"]
@@ -32,7 +30,7 @@ SCHEDULE_FIELDS = ("epoch", "step", "switch_step")
 
 
 @final
-class LossWarmupWrapper(LoadableModule):
+class LossWarmupWrapper(WarmupSettings):
     """Train on an easy loss first, blend over to a ranking loss, then anneal the ranking loss's temperature.
 
     ``loss = (1 - w) * warmup_loss + w * main_loss`` with ``w`` from :func:`~imbalanced_losses.schedule.main_weight`: in
@@ -111,17 +109,6 @@ class LossWarmupWrapper(LoadableModule):
     epoch: Tensor
     step: Tensor
     switch_step: Tensor
-    warmup_loss: Any  # a Loss; for mypy a callable attribute would be a method
-    main_loss: Any
-    # the schedule's parameters: properties, made below the class
-    warmup_epochs: int
-    temp_start: float
-    temp_end: float
-    temp_decay_steps: int
-    blend_epochs: int
-    warmup_steps: int | None
-    blend_steps: int | None
-    final_main_weight: float
     _versions: tuple[tuple[int, int] | None, ...] | None = None
     _epoch_is_told = False
     _written: tuple[int, int] | None = None  # of the temperature, when the schedule last set it
@@ -143,10 +130,7 @@ class LossWarmupWrapper(LoadableModule):
         *,
         auto_step: bool = False,
     ) -> None:
-        super().__init__()
-        self._auto_step = auto_step
-        self._gather_distributed = gather_distributed
-        self.config = ScheduleConfig(
+        config = ScheduleConfig(
             warmup_epochs=warmup_epochs,
             temp_start=temp_start,
             temp_end=temp_end,
@@ -156,8 +140,7 @@ class LossWarmupWrapper(LoadableModule):
             blend_steps=blend_steps,
             final_main_weight=final_main_weight,
         )
-        self.warmup_loss = warmup_loss
-        self.main_loss = main_loss
+        super().__init__(warmup_loss, main_loss, config, gather_distributed, auto_step)
         warn_of_missing_hooks(main_loss)
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
@@ -166,65 +149,6 @@ class LossWarmupWrapper(LoadableModule):
             self.register_buffer(field, torch.tensor(int(getattr(state, field))))
         self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
         self._follow(state)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A loss may be any callable. A new main loss takes on the schedule's temperature at its next use."""
-        if name not in ("warmup_loss", "main_loss"):
-            super().__setattr__(name, value)
-            return
-        check_callable(name, value)
-        override_gather(self._gather_distributed, value)
-        if not isinstance(value, nn.Module):
-            self._modules.pop(name, None)  # torch refuses to put a function in a module's place
-        super().__setattr__(name, value)
-        if name == "warmup_loss":
-            self._weights_warmup = takes(value, "sample_weight")
-        elif self._is_complete:
-            warn_of_missing_hooks(value)
-            self._versions = None
-
-    @property
-    def _is_complete(self) -> bool:
-        return "epoch" in self._buffers
-
-    @property
-    def config(self) -> ScheduleConfig:
-        """The schedule's parameters."""
-        return self._config
-
-    @config.setter
-    def config(self, config: ScheduleConfig) -> None:
-        check_config(config, ScheduleConfig)
-        _check_auto_step(self._auto_step, config)
-        if self._is_complete:
-            self._catch_up()
-        self._config = config
-        if self._is_complete:
-            self._advance(self._host_state)
-
-    @property
-    def auto_step(self) -> bool:
-        """Whether calls in training mode are steps."""
-        return self._auto_step
-
-    @auto_step.setter
-    def auto_step(self, auto_step: bool) -> None:
-        _check_auto_step(auto_step, self.config)
-        self._catch_up()
-        has_begun = int(self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
-        self._auto_step = auto_step
-        if not has_begun:
-            self._fill_buffers(dataclasses.replace(self._host_state, step=self._first_state().step))
-
-    @property
-    def gather_distributed(self) -> bool | None:
-        """What overrides the losses' attribute of that name; ``None`` leaves it as it is."""
-        return self._gather_distributed
-
-    @gather_distributed.setter
-    def gather_distributed(self, gather_distributed: bool | None) -> None:
-        self._gather_distributed = gather_distributed
-        override_gather(gather_distributed, self.warmup_loss, self.main_loss)
 
     def _first_state(self) -> ScheduleState:
         state = schedule.init_schedule(self.config, device="cpu")
@@ -459,29 +383,8 @@ def _read_counter(name: str, value: int | Tensor) -> int:
     return int(value)
 
 
-def _check_auto_step(auto_step: bool, config: ScheduleConfig) -> None:
-    if auto_step and config.counts_epochs:
-        raise ValueError("expected auto_step with warmup_steps and blend_steps, got phases counted in epochs")
-
-
 def _version(value: object) -> tuple[int, int] | None:
     """What tells whether a tensor was changed or replaced; inference tensors do not count their changes."""
     if not isinstance(value, Tensor):
         return None
     return id(value), 0 if value.is_inference() else value._version
-
-
-def _parameter(name: str) -> property:
-    """A parameter of the schedule as an attribute of the wrapper."""
-
-    def read(wrapper: LossWarmupWrapper) -> Any:
-        return getattr(wrapper.config, name)
-
-    def assign(wrapper: LossWarmupWrapper, value: Any) -> None:
-        wrapper.config = dataclasses.replace(wrapper.config, **{name: value})
-
-    return property(read, assign, doc=f"``{name}`` of :attr:`config`.")
-
-
-for _name in ScheduleConfig.__dataclass_fields__:
-    setattr(LossWarmupWrapper, _name, _parameter(_name))
