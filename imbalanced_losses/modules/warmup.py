@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from typing import Any, final
 
@@ -11,26 +10,22 @@ from torch import Tensor
 
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_counter
-from imbalanced_losses.execution import is_plain_eager, is_traced
+from imbalanced_losses.execution import is_traced
 from imbalanced_losses.modules._callables import (
     Loss,
     first,
     has_temperature,
-    keeps_temperature,
-    set_temperature,
     warn_of_missing_hooks,
 )
-from imbalanced_losses.modules._runs import empty_queues, warn_of_invalid_epoch
-from imbalanced_losses.modules._warmup_settings import WarmupSettings
-from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
+from imbalanced_losses.modules._runs import warn_of_invalid_epoch
+from imbalanced_losses.modules._warmup_state import WarmupState
+from imbalanced_losses.schedule import ScheduleConfig
 
 __all__ = ["LossWarmupWrapper"]
 
-SCHEDULE_FIELDS = ("epoch", "step", "switch_step")
-
 
 @final
-class LossWarmupWrapper(WarmupSettings):
+class LossWarmupWrapper(WarmupState):
     """Train on an easy loss first, blend over to a ranking loss, then anneal the ranking loss's temperature.
 
     ``loss = (1 - w) * warmup_loss + w * main_loss`` with ``w`` from :func:`~imbalanced_losses.schedule.main_weight`: in
@@ -86,10 +81,8 @@ class LossWarmupWrapper(WarmupSettings):
     once an epoch: a copy of the schedule's state on the host, advanced by the same pure functions, decides which losses
     run. That changes at most twice in a run, and with it a compiled graph.
 
-    *Averaged weights.* Averages that take in buffers (``AveragedModel(use_buffers=True)``, ``EMAWeightAveraging()``, a
-    hand-written one over ``state_dict()``) also average queue and counters: scores of different steps under rounded
-    labels and counts. Average parameters alone and copy the buffers, as ``AveragedModel(use_buffers=False)`` does, or
-    keep the loss out of the averaged module. To use an averaged queue all the same, call ``reset_queue()`` first.
+    *Averaged weights.* An average that takes in buffers makes nonsense of queue and counters: average parameters and
+    copy buffers, as ``AveragedModel(use_buffers=False)`` does, or keep the loss out of the averaged module.
 
     Examples
     --------
@@ -105,13 +98,6 @@ class LossWarmupWrapper(WarmupSettings):
     0 True 0.0
     1 False 1.0
     """
-
-    epoch: Tensor
-    step: Tensor
-    switch_step: Tensor
-    _versions: tuple[tuple[int, int] | None, ...] | None = None
-    _epoch_is_told = False
-    _written: tuple[int, int] | None = None  # of the temperature, when the schedule last set it
 
     def __init__(
         self,
@@ -143,67 +129,6 @@ class LossWarmupWrapper(WarmupSettings):
         super().__init__(warmup_loss, main_loss, config, gather_distributed, auto_step)
         warn_of_missing_hooks(main_loss)
         self.reset_queue_each_epoch = reset_queue_each_epoch
-        self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
-        state = self._first_state()
-        for field in SCHEDULE_FIELDS:
-            self.register_buffer(field, torch.tensor(int(getattr(state, field))))
-        self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
-        self._follow(state)
-
-    def _first_state(self) -> ScheduleState:
-        state = schedule.init_schedule(self.config, device="cpu")
-        # the first call of auto_step moves on to step 0
-        return dataclasses.replace(state, step=state.step - 1) if self.auto_step else state
-
-    def reset_parameters(self) -> None:
-        """Bring back the schedule's state after construction; the losses bring back their own."""
-        self._fill_buffers(self._first_state())
-        self._versions = None  # the main loss may be reset after this: its temperature is set at the next use
-
-    def start_new_run(self) -> None:
-        """Go back to the schedule's start, with empty queues. The hooks call it at epoch 0 and step 0 of a new run."""
-        self._fill_buffers(self._first_state())
-        empty_queues(self.warmup_loss)
-        empty_queues(self.main_loss)
-
-    @property
-    def schedule_state(self) -> ScheduleState:
-        """The buffers as the state that the pure functions take (not a copy)."""
-        return ScheduleState(epoch=self.epoch, step=self.step, switch_step=self.switch_step)
-
-    @property
-    def in_warmup(self) -> bool:
-        """Whether only the warm-up loss runs."""
-        self._catch_up()
-        return self._phase == "warmup"
-
-    @property
-    def in_blend(self) -> bool:
-        """Whether the main loss's weight is rising."""
-        self._catch_up()
-        return self._phase == "blend"
-
-    @property
-    def main_weight(self) -> float:
-        """Weight of the main loss, in [0, 1]."""
-        self._catch_up()
-        return float(schedule.main_weight(self._host_state, self.config))
-
-    @property
-    def ap_weight(self) -> float:
-        """Another name of :attr:`main_weight`, from the library's predecessor."""
-        return self.main_weight
-
-    @property
-    def current_temperature(self) -> float | None:
-        """The main loss's temperature; ``None`` if it has none."""
-        self._catch_up()
-        if not has_temperature(self.main_loss):
-            return None
-        held = self.main_loss.temperature
-        if isinstance(held, Tensor) and not held.is_cpu and self._written == _version(held):
-            return self._written_temperature  # nobody else has set it since: the device is not waited for
-        return float(held)
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call when a training epoch begins. A second call for the same epoch changes nothing.
@@ -215,13 +140,13 @@ class LossWarmupWrapper(WarmupSettings):
         """
         self._catch_up()
         epoch, last = _read_counter("epoch", epoch), int(self._host_state.epoch)
-        is_new = epoch != last or ("on_train_epoch_start" in self._awaited_hooks and int(self._host_state.step) <= 0)
+        is_first = "on_train_epoch_start" in self._awaited_hooks and int(self._host_state.step) <= 0
         if epoch != last:
             warn_of_invalid_epoch(self)
         if epoch == 0 < last:
             self.start_new_run()
         state = schedule.start_epoch(self._host_state, self.config, epoch)
-        self._advance(state, reset=self.reset_queue_each_epoch and is_new)
+        self._advance(state, reset=self.reset_queue_each_epoch and (epoch != last or is_first))
         self._epoch_is_told = True
         self._awaited_hooks.discard("on_train_epoch_start")
 
@@ -316,44 +241,6 @@ class LossWarmupWrapper(WarmupSettings):
             return first(self.warmup_loss(logits, targets, sample_weight=kwargs["sample_weight"]))
         return first(self.warmup_loss(logits, targets))
 
-    def _advance(self, state: ScheduleState, reset: bool = False) -> None:
-        """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
-        was_in_warmup = self._phase == "warmup"
-        self._fill_buffers(state)
-        if self._phase != "warmup" and (was_in_warmup or reset):
-            empty_queues(self.main_loss)
-
-    def _fill_buffers(self, state: ScheduleState) -> None:
-        for field in SCHEDULE_FIELDS:
-            # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
-            getattr(self, field).fill_(int(getattr(state, field)))
-        self._follow(state)
-
-    def _catch_up(self) -> None:
-        """Follow the buffers, if something else has filled them: a loader, an average of models, a broadcast.
-
-        Their version counters tell, so that a device is waited for only then. So was a temperature in a buffer.
-        """
-        if is_plain_eager() and not self.epoch.is_meta and self._versions != self._buffer_versions():
-            temperature = self._versions is None or not keeps_temperature(self.main_loss)
-            self._follow(self._read_buffers(), temperature=temperature)
-
-    def _read_buffers(self) -> ScheduleState:
-        return ScheduleState(**{field: getattr(self, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS})
-
-    def _buffer_versions(self) -> tuple[tuple[int, int] | None, ...]:
-        return tuple(_version(getattr(self, field)) for field in SCHEDULE_FIELDS)
-
-    def _follow(self, state: ScheduleState, *, temperature: bool = True) -> None:
-        """Set what lives on the host, and the main loss's temperature, to a state on the host."""
-        self._versions = self._buffer_versions()
-        self._host_state = state
-        self._phase = schedule.PHASES[int(schedule.phase(state, self.config))]
-        if temperature and has_temperature(self.main_loss):
-            self._written_temperature = float(schedule.temperature(state, self.config))
-            set_temperature(self.main_loss, self._written_temperature)
-            self._written = _version(self.main_loss.temperature)
-
     def _warn_of_uncalled_hooks(self) -> None:
         cfg = self.config
         is_annealing = has_temperature(self.main_loss) and not self.in_warmup
@@ -371,20 +258,7 @@ class LossWarmupWrapper(WarmupSettings):
                 )
 
 
-def _follow_loaded_state(wrapper: LossWarmupWrapper, _: object) -> None:
-    """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
-    wrapper._follow(wrapper._read_buffers())
-    wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
-
-
 def _read_counter(name: str, value: int | Tensor) -> int:
     """Reads a tensor, which the pure functions cannot: they would let a negative one pass."""
     check_counter(name, value)
     return int(value)
-
-
-def _version(value: object) -> tuple[int, int] | None:
-    """What tells whether a tensor was changed or replaced; inference tensors do not count their changes."""
-    if not isinstance(value, Tensor):
-        return None
-    return id(value), 0 if value.is_inference() else value._version
