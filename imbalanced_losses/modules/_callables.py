@@ -26,6 +26,7 @@ Loss: TypeAlias = Callable[..., Any]
 
 def takes(loss: Loss, keyword: str) -> bool:
     """Whether the signature has the keyword, or takes any. What shows no signature does not."""
+    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile(module) wraps with a forward that takes anything
     try:
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     except (TypeError, ValueError):

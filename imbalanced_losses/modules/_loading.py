@@ -39,9 +39,5 @@ class LoadableModule(nn.Module, ABC):
         if not (is_initialized and self._has_no_memory):
             return
         self._has_no_memory = False
-        for name, buffer in self.named_buffers(recurse=False):
-            if name in self._non_persistent_buffers_set:
-                buffer.zero_()  # no checkpoint holds it
-            elif not getattr(buffer, "_is_hf_initialized", False):
-                self.reset_parameters()  # a state of which a part is missing is none
-                return
+        if not all(getattr(buffer, "_is_hf_initialized", False) for buffer in self.buffers(recurse=False)):
+            self.reset_parameters()  # all of it: a part that was loaded need not fit what is new

@@ -40,7 +40,6 @@ class RankingLoss(GatheringLoss, ABC):
     """State, value checks and write-back: all that the ranking losses share as modules."""
 
     temperature: Tensor
-    validity: Tensor
 
     def __init__(
         self,
@@ -64,8 +63,9 @@ class RankingLoss(GatheringLoss, ABC):
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
         self.register_buffer("temperature", torch.tensor(config.temperature, dtype=dtype))
         self._warned_of_invalid_epoch = False
-        # since the last look of `warn_of_invalid_epoch`: 0 no step, 1 steps without any valid class, 2 steps with one
-        self.register_buffer("validity", torch.tensor(0), persistent=False)
+        # since the last look of `warn_of_invalid_epoch`: 0 no step, 1 steps without any valid class, 2 steps with one;
+        # no buffer, because it is no state
+        self._validity = torch.tensor(0)
 
     @property
     def queue_state(self) -> QueueState:
@@ -84,7 +84,7 @@ class RankingLoss(GatheringLoss, ABC):
         self.reset_queue()
         with torch.no_grad():
             self.temperature.fill_(self.config.temperature)
-            self.validity.zero_()
+            self._validity.zero_()
 
     def _empty_queue(self, **kind: Any) -> QueueState:
         cfg = self.config
@@ -93,7 +93,9 @@ class RankingLoss(GatheringLoss, ABC):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
-        return super()._apply(functools.partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(functools.partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        self._place_validity(self.temperature.device)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is pickled, leaves the last pass behind."""
@@ -193,7 +195,7 @@ class RankingLoss(GatheringLoss, ABC):
         # what a transform wraps is dead after it
         self._last_pass = None if is_transformed() else LastPass.keep(pool, result)
         if self.training and not is_transformed():
-            self.validity.clamp_min_(result.valid.any() + 1)
+            self._note_validity(result.valid)
         if update_queue:
             self._push(live)
         if ranks is None:
@@ -220,12 +222,20 @@ class RankingLoss(GatheringLoss, ABC):
                 f"max_pool_size={limit} estimates the loss from a sample of a pool of {pool_size} rows", stacklevel=4
             )
 
+    def _place_validity(self, device: torch.device) -> None:
+        if self._validity.device != device:  # a loader may have filled the buffers one by one
+            self._validity = torch.zeros_like(self._validity, device=device)
+
+    def _note_validity(self, valid: Tensor) -> None:
+        self._place_validity(valid.device)
+        self._validity.clamp_min_(valid.any() + 1)
+
     def warn_of_invalid_epoch(self) -> None:
         """Warn, once, if training has called this since the last look and no class was ever valid. Reads data."""
-        if not can_read_values(self.validity):
+        if not can_read_values(self._validity):
             return
-        was_never_valid = int(self.validity) == 1
-        self.validity.zero_()
+        was_never_valid = int(self._validity) == 1
+        self._validity.zero_()
         if was_never_valid and not self._warned_of_invalid_epoch:
             self._warned_of_invalid_epoch = True
             warnings.warn(

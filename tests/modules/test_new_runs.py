@@ -157,13 +157,19 @@ def test_epochs_without_a_call_and_evaluation_do_not_count(name: str) -> None:
 def test_what_counts_is_no_state_to_save(name: str) -> None:
     loss_fn = RANKING[name]()
     loss_fn(torch.randn(4), NEVER_VALID)
-    assert "validity" not in loss_fn.state_dict()
+    assert loss_fn.state_dict().keys() == dict(loss_fn.named_buffers()).keys()
     for twin in (copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn))):
         with pytest.warns(UserWarning, match="can rank"):
             twin.warn_of_invalid_epoch()
     loss_fn.reset_parameters()
     loss_fn.warn_of_invalid_epoch()
     loss_fn.to("meta").warn_of_invalid_epoch()
+    loss_fn(torch.randn(4, device="meta"), NEVER_VALID.to("meta"))
+    back = loss_fn.to_empty(device="cpu")
+    back.reset_parameters()
+    back(torch.randn(4), NEVER_VALID)
+    with pytest.warns(UserWarning, match="can rank"):
+        back.warn_of_invalid_epoch()
 
 
 def test_an_ensemble_does_not_count() -> None:
@@ -171,8 +177,8 @@ def test_an_ensemble_does_not_count() -> None:
     parameters, buffers = stack_module_state(members)
     batched = vmap(lambda p, b, x: functional_call(members[0], (p, b), (x, NEVER_VALID)))
     batched(parameters, buffers, torch.randn(3, 4))
-    members[0].warn_of_invalid_epoch()
-    assert not buffers["validity"].any()
+    for member in members:
+        member.warn_of_invalid_epoch()
 
 
 def test_losses_within_a_foreign_main_loss_are_looked_at() -> None:

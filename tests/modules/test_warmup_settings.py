@@ -209,11 +209,22 @@ class NoSignature:
         (functools.partial(F.binary_cross_entropy_with_logits, reduction="mean"), False),
         (lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets), False),
         (nn.BCEWithLogitsLoss().forward, False),
+        (torch.compile(nn.BCEWithLogitsLoss(), backend="eager"), False),
         (NoSignature(), False),
         (weighted, True),
         (functools.partial(weighted), True),
     ],
-    ids=["function", "module", "partial", "lambda", "method", "no-signature", "weighted", "weighted-partial"],
+    ids=[
+        "function",
+        "module",
+        "partial",
+        "lambda",
+        "method",
+        "compiled",
+        "no-signature",
+        "weighted",
+        "weighted-partial",
+    ],
 )
 def test_a_warmup_loss_is_any_callable(loss: Any, takes_weights: bool) -> None:
     wrapper = make(loss, SmoothAPLoss(num_classes=1), warmup_steps=1, blend_steps=1)
