@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_callable",
     "check_choice",
     "check_class_id_values",
     "check_class_ids",
@@ -84,6 +85,12 @@ def check_module(name: str, value: object) -> None:
     """``value`` must be an ``nn.Module``."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"expected {name} to be an nn.Module, got {type(value).__name__}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """``value`` must be callable."""
+    if not callable(value):
+        raise TypeError(f"expected {name} to be an nn.Module or another callable, got {type(value).__name__}")
 
 
 def check_number(name: str, value: object) -> None:

@@ -115,7 +115,7 @@ SIGNATURES = {
     "unstack_states": "(stacked)",
     "integrations.lightning.LossWarmupCallback": "()",
     "integrations.transformers.LossWarmupCallback": "(loss_fn=None)",
-    "integrations.transformers.compute_loss_func": "(loss_fn)",
+    "integrations.transformers.compute_loss_func": "(loss_fn, *, shift_labels=None)",
     "plots.plot_schedule": "(preview, *, ax=None)",
     "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
     "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from imbalanced_losses.checks import check_choice
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
+from imbalanced_losses.modules._loading import LoadableModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["LossModule", "fixed_setting", "refuse_gradient"]
+__all__ = ["LossModule", "field_property", "fixed_setting", "refuse_gradient"]
 
 Config = TypeVar("Config")
 
@@ -35,7 +36,7 @@ class _SharedGroup:
         return _SharedGroup, (None,)
 
 
-class LossModule(nn.Module, ABC, Generic[Config]):
+class LossModule(LoadableModule, ABC, Generic[Config]):
     """The settings of a loss: the fields of its configuration, whether it reads values, and how it gathers.
 
     A class names its configuration, ``class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig)``, and has
@@ -54,7 +55,7 @@ class LossModule(nn.Module, ABC, Generic[Config]):
         super().__init_subclass__()
         for field in () if config is None else dataclasses.fields(config):
             if field.name not in cls._buffer_fields:
-                setattr(cls, field.name, _field_property(field.name))
+                setattr(cls, field.name, field_property(field.name))
 
     def __init__(
         self,
@@ -108,10 +109,6 @@ class LossModule(nn.Module, ABC, Generic[Config]):
         self._group = _SharedGroup(group)
 
     @abstractmethod
-    def reset_parameters(self) -> None:
-        """Bring back the state after construction, from the configuration alone."""
-
-    @abstractmethod
     def _configuration(self) -> Config:
         """The configuration, with what buffers hold."""
 
@@ -127,11 +124,13 @@ def refuse_gradient(name: str, value: object) -> None:
         raise TypeError(f"expected {name} that needs no gradient (no loss trains it), got one that does: detach() it")
 
 
-def _field_property(name: str) -> property:
-    def read(module: LossModule[Any]) -> Any:
+def field_property(name: str) -> property:
+    """A field of ``module._config``, which an assignment replaces through ``module.config``."""
+
+    def read(module: Any) -> Any:
         return getattr(module._config, name)
 
-    def assign(module: LossModule[Any], value: Any) -> None:
+    def assign(module: Any, value: Any) -> None:
         module.config = dataclasses.replace(module._config, **{name: value})
 
     return property(read, assign, doc=f"``config.{name}``.")

@@ -65,7 +65,12 @@ class RankingLoss(LossModule[Config], ABC):
         queue = self._empty_queue()
         for field in QUEUE_FIELDS:
             self.register_buffer(f"queue_{field}", getattr(queue, field))
-        self.register_buffer("temperature", torch.tensor(config.temperature))
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
+        self.register_buffer("temperature", torch.tensor(config.temperature, dtype=dtype))
+        self._warned_of_invalid_epoch = False
+        # of each class since the last look of `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step;
+        # no buffer, because it is no state
+        self._validity = torch.full((config.num_classes,), -1)
 
     @property
     def queue_size(self) -> int:
@@ -97,6 +102,7 @@ class RankingLoss(LossModule[Config], ABC):
         self.reset_queue()
         with torch.no_grad():
             self.temperature.fill_(self._config.temperature)
+            self._validity.fill_(-1)
 
     def _configuration(self) -> Config:
         return self._config
@@ -109,7 +115,9 @@ class RankingLoss(LossModule[Config], ABC):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
         self._last_pass = None
-        return super()._apply(functools.partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(functools.partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        self._place_validity(self.temperature.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._last_pass = None
@@ -221,10 +229,11 @@ class RankingLoss(LossModule[Config], ABC):
             generator=batch.generator,
         )
         result = self._measure(pool, **options)
-        # what a transform wraps is dead after it
-        self._last_pass = (
-            None if is_transformed() else LastPass.keep(self._config, result, pool, live, self.queue_state)
-        )
+        if is_transformed():  # what it wraps is dead after it
+            self._last_pass = None
+        else:
+            self._last_pass = LastPass.keep(self._config, result, pool, live, self.queue_state)
+            self._note_validity(result.valid)
         if update_queue:
             self._push(live)
         if ranks is None:
@@ -249,6 +258,29 @@ class RankingLoss(LossModule[Config], ABC):
             self._warned_of_subsampling = True
             warnings.warn(
                 f"max_pool_size={limit} estimates the loss from a sample of a pool of {pool_size} rows", stacklevel=4
+            )
+
+    def _place_validity(self, device: torch.device) -> None:
+        if self._validity.device != device:  # a loader may have filled the buffers one by one
+            self._validity = torch.full_like(self._validity, -1, device=device)
+
+    def _note_validity(self, valid: Tensor) -> None:
+        if self.training:
+            self._place_validity(valid.device)
+            self._validity.clamp_min_(valid)
+
+    def warn_of_invalid_epoch(self) -> None:
+        """Warn, once, if training has called this since the last look and no class was ever valid. Reads data."""
+        if not can_read_values(self._validity):
+            return
+        was_never_valid = int(self._validity.max()) == 0
+        self._validity.fill_(-1)
+        if was_never_valid and not self._warned_of_invalid_epoch:
+            self._warned_of_invalid_epoch = True
+            warnings.warn(
+                f"expected a class that {type(self).__name__} can rank in some step of the epoch, got none: the loss "
+                "was 0 throughout. Look for positives and negatives in targets, weights, iid_mask and ignore_index",
+                stacklevel=4,
             )
 
     def _push(self, rows: Rows) -> None:
