@@ -126,8 +126,10 @@ def test_an_epoch_without_a_valid_class_is_told_once(name: str, compiled: bool) 
     wrapper = wrapped(name)
     call = torch.compile(wrapper, backend="aot_eager", fullgraph=True) if compiled else wrapper
     epoch(wrapper, 0, NEVER_VALID, call)
-    with pytest.warns(UserWarning, match=f"expected a class that {type(wrapper.main_loss).__name__} can rank"):
+    message = f"expected a class that {type(wrapper.main_loss).__name__} can rank"
+    with pytest.warns(UserWarning, match=message) as caught:
         epoch(wrapper, 1, NEVER_VALID, call)
+    assert [warning.filename for warning in caught] == [__file__]
     epoch(wrapper, 2, NEVER_VALID, call)  # warnings are errors: it would raise if it warned again
 
 
