@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "can_overwrite",
@@ -17,8 +21,11 @@ __all__ = [
     "is_traced",
     "is_transformed",
     "may_read",
+    "outside_modes",
     "reads_freely",
 ]
+
+T = TypeVar("T")
 
 
 def is_traced() -> bool:
@@ -84,3 +91,11 @@ def can_overwrite(*tensors: Tensor) -> bool:
     if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
         return False
     return not any(has_tangent(tensor) for tensor in tensors)
+
+
+def outside_modes(function: Callable[..., T], *args: object) -> T:
+    """Call it where tensors hold values, whatever mode (fake tensors, say) its caller runs under."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return function(*args)
+    with _disable_current_modes():
+        return function(*args)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_callable, check_config
-from imbalanced_losses.execution import is_plain_eager
+from imbalanced_losses.execution import is_plain_eager, outside_modes
 from imbalanced_losses.modules._base import field_property
 from imbalanced_losses.modules._callables import (
     Loss,
@@ -70,7 +72,7 @@ class WarmupState(LoadableModule, ABC):
         self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
         state = self._first_state()
         for field in SCHEDULE_FIELDS:
-            self.register_buffer(field, torch.tensor(int(getattr(state, field))))
+            self.register_buffer(field, torch.tensor(outside_modes(int, getattr(state, field))))
         self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
         self._follow(state)
 
@@ -118,7 +120,7 @@ class WarmupState(LoadableModule, ABC):
     def auto_step(self, auto_step: bool) -> None:
         _check_auto_step(auto_step, self.config)
         self._catch_up()
-        has_begun = int(self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
+        has_begun = outside_modes(int, self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
         self._auto_step = auto_step
         if not has_begun:
             self._advance(dataclasses.replace(self._host_state, step=self._first_state().step))
@@ -134,9 +136,9 @@ class WarmupState(LoadableModule, ABC):
         override_gather(gather_distributed, self.warmup_loss, self.main_loss)
 
     def _first_state(self) -> ScheduleState:
-        state = schedule.init_schedule(self.config, device="cpu")
+        state = outside_modes(functools.partial(schedule.init_schedule, device="cpu"), self.config)
         # the first call of auto_step moves on to step 0
-        return dataclasses.replace(state, step=state.step - 1) if self.auto_step else state
+        return dataclasses.replace(state, step=outside_modes(torch.sub, state.step, 1)) if self.auto_step else state
 
     def reset_parameters(self) -> None:
         """Bring back the schedule's state after construction; the losses bring back their own."""
@@ -170,7 +172,7 @@ class WarmupState(LoadableModule, ABC):
     def main_weight(self) -> float:
         """Weight of the main loss, in [0, 1]."""
         self._catch_up()
-        return float(schedule.main_weight(self._host_state, self.config))
+        return self._on_host(schedule.main_weight)
 
     @property
     def ap_weight(self) -> float:
@@ -188,6 +190,9 @@ class WarmupState(LoadableModule, ABC):
             return self._written_temperature  # nobody else has set it since: the device is not waited for
         return float(held)
 
+    def _on_host(self, function: Callable[[ScheduleState, ScheduleConfig], Tensor]) -> float:
+        return outside_modes(lambda: float(function(self._host_state, self.config)))
+
     def _advance(self, state: ScheduleState, reset: bool = False) -> None:
         """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
         was_in_warmup = self._phase == "warmup"
@@ -198,7 +203,7 @@ class WarmupState(LoadableModule, ABC):
     def _fill_buffers(self, state: ScheduleState) -> None:
         for field in SCHEDULE_FIELDS:
             # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
-            getattr(self, field).fill_(int(getattr(state, field)))
+            getattr(self, field).fill_(outside_modes(int, getattr(state, field)))
         self._follow(state)
 
     def _catch_up(self) -> None:
@@ -220,9 +225,9 @@ class WarmupState(LoadableModule, ABC):
         """Set what lives on the host, and the main loss's temperature, to a state on the host."""
         self._versions = self._buffer_versions()
         self._host_state = state
-        self._phase = schedule.PHASES[int(schedule.phase(state, self.config))]
+        self._phase = schedule.PHASES[int(self._on_host(schedule.phase))]
         if temperature and has_temperature(self.main_loss):
-            self._written_temperature = float(schedule.temperature(state, self.config))
+            self._written_temperature = self._on_host(schedule.temperature)
             set_temperature(self.main_loss, self._written_temperature)
             self._written = _version(self.main_loss.temperature)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_counter
-from imbalanced_losses.execution import is_traced
+from imbalanced_losses.execution import is_traced, outside_modes
 from imbalanced_losses.modules._callables import (
     Loss,
     first,
@@ -139,13 +139,13 @@ class LossWarmupWrapper(WarmupState):
             From 0. 0 after a later epoch is a new run.
         """
         self._catch_up()
-        epoch, last = _read_counter("epoch", epoch), int(self._host_state.epoch)
-        is_first = "on_train_epoch_start" in self._awaited_hooks and int(self._host_state.step) <= 0
+        epoch, last = _read_counter("epoch", epoch), outside_modes(int, self._host_state.epoch)
+        is_first = "on_train_epoch_start" in self._awaited_hooks and outside_modes(int, self._host_state.step) <= 0
         if epoch != last:
             warn_of_invalid_epoch(self)
         if epoch == 0 < last:
             self.start_new_run()
-        state = schedule.start_epoch(self._host_state, self.config, epoch)
+        state = outside_modes(schedule.start_epoch, self._host_state, self.config, epoch)
         self._advance(state, reset=self.reset_queue_each_epoch and (epoch != last or is_first))
         self._epoch_is_told = True
         self._awaited_hooks.discard("on_train_epoch_start")
@@ -161,11 +161,11 @@ class LossWarmupWrapper(WarmupState):
         """
         self._catch_up()
         step = _read_counter("step", global_step)
-        if step == 0 < int(self._host_state.step):
-            epoch = int(self._host_state.epoch) if self._epoch_is_told else 0
+        if step == 0 < outside_modes(int, self._host_state.step):
+            epoch = outside_modes(int, self._host_state.epoch) if self._epoch_is_told else 0
             self.start_new_run()
-            self._advance(schedule.start_epoch(self._host_state, self.config, epoch))
-        self._advance(schedule.start_step(self._host_state, self.config, step))
+            self._advance(outside_modes(schedule.start_epoch, self._host_state, self.config, epoch))
+        self._advance(outside_modes(schedule.start_step, self._host_state, self.config, step))
         self._epoch_is_told = False
         self._awaited_hooks.discard("on_train_batch_start")
 
@@ -221,7 +221,11 @@ class LossWarmupWrapper(WarmupState):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take_own_step(self) -> None:
-        self._advance(schedule.start_step(self._host_state, self.config, int(self._host_state.step) + 1))
+        self._advance(
+            outside_modes(
+                schedule.start_step, self._host_state, self.config, outside_modes(int, self._host_state.step) + 1
+            )
+        )
 
     def _mix(self, logits: Tensor, targets: Tensor, kwargs: dict[str, Any]) -> Any:
         if self._phase == "warmup":

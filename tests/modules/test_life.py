@@ -97,7 +97,7 @@ def test_import_from_a_folder_that_was_never_installed(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "wrapper"])
+@pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("made_inside", [False, True])
 def test_a_step_of_fake_tensors(name: str, made_inside: bool) -> None:
     """As for an estimate of a model's memory: nothing is read, and nothing is computed."""
@@ -105,8 +105,11 @@ def test_a_step_of_fake_tensors(name: str, made_inside: bool) -> None:
     module = None if made_inside else MODULES[name]()
     with mode:
         module = MODULES[name]() if module is None else module
-        columns = 2 if name == "softmax" else 1
-        for _ in range(2):
+        columns = 2 if name in ("softmax", "wrapper") else 1
+        for step in range(4):
+            if isinstance(module, LossWarmupWrapper):
+                module.on_train_epoch_start(step)
+                module.on_train_batch_start(step)
             logits = torch.randn(4, columns, requires_grad=True)
             targets = torch.rand(4, 1) if name == "sigmoid" else torch.randint(0, 2, (4,))
             loss = module(logits, targets, sample_weight=torch.rand(4))
@@ -114,6 +117,8 @@ def test_a_step_of_fake_tensors(name: str, made_inside: bool) -> None:
         assert isinstance(loss, FakeTensor)
         assert type(module).__name__ in repr(module)
         module.reset_parameters()
+        if isinstance(module, LossWarmupWrapper):
+            assert module.in_warmup
 
 
 # --- averaged and restored --------------------------------------------------------------------------------------------
