@@ -75,7 +75,8 @@ class LossWarmupWrapper(WarmupState):
     Notes
     -----
     *New runs.* Epoch 0 after a later epoch, or step 0 after a later step, is a new run (another fold, a second
-    ``fit``): the schedule starts anew, with empty queues. To resume, load the state and go on counting.
+    ``fit``): the schedule starts anew, with empty queues. A loop whose hooks cannot tell (one of a single epoch,
+    without the batch hook) calls :meth:`start_new_run`. To resume, load the state and go on counting.
 
     *Speed.* Neither forward nor batch hook waits for a device, the epoch hook only where a ranking loss lives on one,
     once an epoch: a copy of the schedule's state on the host, advanced by the same pure functions, decides which losses
