@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from imbalanced_losses.checks import check_choice
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
+from imbalanced_losses.execution import is_in_backward, is_traced
 from imbalanced_losses.modules._loading import LoadableModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["LossModule", "field_property", "fixed_setting", "refuse_gradient"]
+__all__ = ["LossModule", "field_property", "fixed_setting", "refuse_gradient", "refuse_second_pass"]
 
 Config = TypeVar("Config")
 
@@ -122,6 +123,15 @@ def refuse_gradient(name: str, value: object) -> None:
     """A setting that a user made trainable would be copied, and never trained."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"expected {name} that needs no gradient (no loss trains it), got one that does: detach() it")
+
+
+def refuse_second_pass() -> None:
+    """For a call that changes state. Activation checkpointing runs it once more in the backward: on changed state."""
+    if not is_traced() and is_in_backward():
+        raise RuntimeError(
+            "expected the loss outside activation checkpointing, got a second pass of it in the backward, which would "
+            "meet what the first has changed (queue, steps): checkpoint the model, and call the loss on its output"
+        )
 
 
 def field_property(name: str) -> property:

@@ -23,8 +23,8 @@ from imbalanced_losses.checks import (
 )
 from imbalanced_losses.diagnostics import LastPass, describe
 from imbalanced_losses.distributed import GradReduction, stand_for_all
-from imbalanced_losses.execution import can_read_values, is_in_backward, is_traced, is_transformed
-from imbalanced_losses.modules._base import LossModule, fixed_setting, refuse_gradient
+from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
+from imbalanced_losses.modules._base import LossModule, fixed_setting, refuse_gradient, refuse_second_pass
 from imbalanced_losses.modules._gathering import Batch, gather_batch
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
 from imbalanced_losses.queue import QueueState, Rows, init_queue, push, push_in_place
@@ -205,11 +205,8 @@ class RankingLoss(LossModule[Config], ABC):
         """Check, gather, compute, write the queue back."""
         batch = Batch(logits, targets, iid_mask, sample_weight)
         update_queue = update_queue and (self.training or self.update_queue_in_eval)
-        if not is_traced() and update_queue and self.queue_size > 0 and is_in_backward():
-            raise RuntimeError(
-                "expected the loss outside activation checkpointing, got a second pass of it in the backward, which "
-                "would meet the rows of the first in the queue: checkpoint the model, and call the loss on its output"
-            )
+        if update_queue and self.queue_size > 0:
+            refuse_second_pass()
         ranks = self._find_ranks()
         if ranks is not None:
             check = functools.partial(self._check_values, batch)

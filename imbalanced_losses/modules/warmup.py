@@ -11,6 +11,7 @@ from torch import Tensor
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_counter
 from imbalanced_losses.execution import is_traced, outside_modes
+from imbalanced_losses.modules._base import refuse_second_pass
 from imbalanced_losses.modules._callables import (
     Loss,
     first,
@@ -192,6 +193,7 @@ class LossWarmupWrapper(WarmupState):
             self._warn_of_uncalled_hooks()
         if not (self.auto_step and self.training and "on_train_batch_start" in self._awaited_hooks):
             return self._mix(logits, targets, kwargs)
+        refuse_second_pass()
         before = self._host_state
         self._take_own_step()
         try:

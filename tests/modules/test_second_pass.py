@@ -119,6 +119,15 @@ def test_a_checkpointed_loss_is_refused_in_the_backward(name: str, use_reentrant
     torch.testing.assert_close(dict(loss_fn.state_dict()), before, rtol=0, atol=0)
 
 
+def test_a_checkpointed_step_of_a_schedule_is_not_counted_twice() -> None:
+    loss_fn = LossWarmupWrapper(nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1), warmup_steps=9, auto_step=True)
+    logits, targets = batch(1)
+    loss = checkpoint(loss_fn, logits.requires_grad_(), targets[:, None].float(), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="expected the loss outside activation checkpointing"):
+        loss.backward()
+    assert loss_fn.step == 0
+
+
 @every_loss
 @pytest.mark.parametrize("how", ["no queue", "frozen", "not updated"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
