@@ -152,7 +152,10 @@ class SoftmaxFocal(Focal):
         highest = z.amax(1, keepdim=True)
         least = math.log2(torch.finfo(z.dtype).tiny)
         powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
-        return powers.exp2_().masked_fill_(z == -torch.inf, 0).scatter_(1, own_class, 0), highest
+        others = powers.exp2_().scatter_(1, own_class, 0)
+        if not (z.numel() and reads_freely(z) and z.amin().item() > -torch.inf):  # spares two slower passes
+            others.masked_fill_(z == -torch.inf, 0)
+        return others, highest
 
     def _miss(self, lead: Tensor) -> Tensor:
         """``1 - p_y``; a constant 1 where the target is ruled out.
