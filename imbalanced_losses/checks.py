@@ -17,6 +17,7 @@ from imbalanced_losses import remedies
 from imbalanced_losses.settings import described, plain
 
 __all__ = [
+    "check_callable",
     "check_choice",
     "check_class_ids",
     "check_class_weights",
@@ -102,6 +103,12 @@ def check_module(name: str, value: object) -> None:
         raise TypeError(f"expected {name} to be an nn.Module, got {type(value).__name__}")
 
 
+def check_callable(name: str, value: object) -> None:
+    """``value`` must be callable."""
+    if not callable(value):
+        raise TypeError(f"expected {name} to be an nn.Module or another callable, got {type(value).__name__}")
+
+
 def check_number(name: str, value: object) -> float:
     """A number (Python's, NumPy's or a 0-dim tensor, but not a bool), as a Python float."""
     number = plain(value)
@@ -153,9 +160,10 @@ def check_temperature_number(name: str, value: object) -> float:
 
 def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
     """A sequence, or Tensor ``[C]``, of finite numbers of at least zero, as a tuple."""
-    if isinstance(weights, Tensor) and (weights.dim() != 1 or weights.requires_grad):
-        got = described(weights) if weights.requires_grad else list(weights.shape)
-        raise ValueError(f"expected {name} of shape [C], got {got}")
+    if isinstance(weights, Tensor) and weights.requires_grad:
+        raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}")
+    if isinstance(weights, Tensor) and weights.dim() != 1:
+        raise ValueError(f"expected {name} of shape [C], got {list(weights.shape)}")
     values = getattr(weights, "tolist", lambda: weights)()  # also NumPy's numbers become Python's
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"expected {name} to be a sequence of numbers, got {weights!r}")

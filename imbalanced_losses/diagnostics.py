@@ -1,4 +1,4 @@
-"""What a ranking loss's last pass looked like: its pool is kept, and looked at only when someone asks.
+"""What a ranking loss's last pass looked like: kept is what its pool can be put together from, if someone asks.
 
 Nothing here reads a tensor: logging waits for the device no sooner than its numbers are printed.
 """
@@ -19,29 +19,52 @@ from imbalanced_losses.losses.pauc_at_budget import (
 )
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, alert_threshold
 from imbalanced_losses.metrics import average_precision_of, partial_auc_of, share_of_positives
-from imbalanced_losses.pool import PerClass, Pool
-from imbalanced_losses.queue import QueueState
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, join_rows
+from imbalanced_losses.queue import QueueState, Rows, Slots, next_slots, with_slots
 
 __all__ = ["LastPass", "describe", "look_at_average_precision", "look_at_partial_auc", "look_at_recall"]
 
 
-class LastPass(NamedTuple):
-    """A pass's pool, per-class losses ``[C]`` and valid classes ``[C]``, without gradient."""
+# Up to this many scores (0.4 MB) a pool is kept whole: to keep its parts takes ten operators a step.
+KEPT_WHOLE = 1 << 16
 
-    pool: Pool
+
+class LastPass(NamedTuple):
+    """A pass without its graph.
+
+    Of a large pool only the live rows are kept, and those that they replace in the queue, which holds the others: this
+    takes memory for the rows of a batch. A sample of a pool (``max_pool_size``) is kept: it cannot be drawn again.
+    """
+
+    config: RankingConfig
     loss: Tensor
     valid: Tensor
+    pool: Pool | None
+    parts: tuple[Rows, Slots, Tensor] | None
 
     @classmethod
-    def keep(cls, pool: Pool, result: PerClass) -> LastPass:
-        """Cut the graph off; the pool's memory is its own."""
-        pool = dataclasses.replace(pool, scores=pool.scores.detach())
-        return cls(pool, result.loss.detach(), result.valid)
+    def keep(cls, config: RankingConfig, result: PerClass, pool: Pool, live: Rows, queue: QueueState) -> LastPass:
+        """``queue`` is as it is before the push."""
+        loss, valid = result.loss.detach(), result.valid
+        if pool.kept is not None or pool.scores.numel() <= KEPT_WHOLE:
+            return cls(config, loss, valid, dataclasses.replace(pool, scores=pool.scores.detach()), None)
+        rows = Rows(*(values.detach().clone() for values in live))
+        return cls(config, loss, valid, None, (rows, next_slots(queue, len(rows.logits)), pool.temperature))
+
+    def find_pool(self, queue: QueueState) -> Pool:
+        """The pool of the pass, which left ``queue`` behind."""
+        if self.pool is not None:
+            return self.pool
+        assert self.parts is not None
+        rows, slots, temperature = self.parts
+        return join_rows(rows, with_slots(queue, slots), self.config, temperature)
 
 
-def describe(last: LastPass, queue: QueueState, exact: Tensor, details: dict[str, Tensor]) -> dict[str, Tensor]:
+def describe(
+    last: LastPass, pool: Pool, queue: QueueState, exact: Tensor, details: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """What all ranking losses tell, and the ``details`` of one; ``exact [C]`` is the metric that it stands in for."""
-    pool, loss, valid = last
+    loss, valid = last.loss, last.valid
     held = queue.valid if queue.valid.dim() == 1 else queue.valid.any(1)
     return {
         "loss": loss,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "can_read_values",
     "forward_levels",
     "has_tangent",
+    "is_in_backward",
     "is_plain_eager",
     "is_traced",
     "is_transformed",
@@ -20,10 +22,11 @@ __all__ = [
 
 
 def is_traced() -> bool:
-    """Whether operators are recorded for later (by ``torch.compile``, ``make_fx`` or ``torch.jit.trace``), not run."""
-    if torch.compiler.is_compiling():
+    """Whether operators are recorded (``torch.compile``, ``make_fx``, ``torch.jit.trace``) or faked instead of run."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
-    return torch._C._is_tracing() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    modes = torch._C._TorchDispatchModeKey
+    return torch._C._get_dispatch_mode(modes.PROXY) is not None or torch._C._get_dispatch_mode(modes.FAKE) is not None
 
 
 def is_transformed() -> bool:
@@ -34,6 +37,11 @@ def is_transformed() -> bool:
 def is_plain_eager() -> bool:
     """Whether this is eager mode outside any transform."""
     return not is_traced() and not is_transformed()
+
+
+def is_in_backward() -> bool:
+    """Whether autograd's engine runs this: a hook, or the second pass of what is checkpointed."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def reads_freely(*tensors: Tensor) -> bool:
@@ -52,8 +60,8 @@ def _is_at_hand(tensor: Tensor) -> bool:
 
 
 def can_read_values(tensor: object) -> bool:
-    """Whether this is a Tensor that Python may look into: not while it is traced, under ``vmap`` or on ``meta``."""
-    if is_traced() or not isinstance(tensor, Tensor) or tensor.is_meta:
+    """Whether this is a Tensor that Python may look into: not if traced, under ``vmap``, on ``meta`` or fake."""
+    if is_traced() or not isinstance(tensor, Tensor) or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 

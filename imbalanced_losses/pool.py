@@ -40,6 +40,7 @@ __all__ = [
     "build_pool",
     "check_queue",
     "check_rows",
+    "join_rows",
     "per_class_result",
     "reduce",
 ]
@@ -182,7 +183,7 @@ def build_pool(
     """
     live = check_rows(logits, targets, cfg, iid_mask, sample_weight)
     check_queue(queue_state, live, cfg)
-    pool = _one_problem_a_class(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
+    pool = join_rows(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
     if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
         pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
     return pool, live
@@ -254,8 +255,8 @@ def check_queue(state: QueueState, live: Rows, cfg: RankingConfig) -> None:
         raise ValueError(f"expected a queue on {device} like the logits, got {state.logits.device}{remedy}")
 
 
-def _one_problem_a_class(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
-    """Live rows first, then the queue's. A pool without any row gets an ignored one: nothing below knows M = 0."""
+def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
+    """The pool of checked rows and a queue that fits. Without any row it gets an ignored one: nothing knows M = 0."""
     dtype = working_dtype(live.logits)
     parts = [live]
     if queue.logits.shape[0] > 0:

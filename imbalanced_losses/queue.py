@@ -16,7 +16,17 @@ from imbalanced_losses.checks import check_flag, check_integer
 from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.pytree import state_dataclass
 
-__all__ = ["QueueState", "Rows", "init_queue", "push", "push_in_place", "reset_queue"]
+__all__ = [
+    "QueueState",
+    "Rows",
+    "Slots",
+    "init_queue",
+    "next_slots",
+    "push",
+    "push_in_place",
+    "reset_queue",
+    "with_slots",
+]
 
 
 class Rows(NamedTuple):
@@ -27,6 +37,16 @@ class Rows(NamedTuple):
     iid: Tensor
     sample_weight: Tensor
     valid: Tensor
+
+
+class Slots(NamedTuple):
+    """Slots [n] of a queue, and the fields of the rows in them."""
+
+    indices: Tensor
+    logits: Tensor
+    targets: Tensor
+    iid: Tensor
+    sample_weight: Tensor
 
 
 @state_dataclass
@@ -178,6 +198,25 @@ def push_in_place(state: QueueState, rows: Rows) -> None:
         state.cursor.copy_(cursor)
 
 
+def next_slots(state: QueueState, n_rows: int) -> Slots:
+    """Copy what a push of ``n_rows`` will overwrite."""
+    slots = _ring(state, min(n_rows, len(state.logits)))
+    return Slots(slots, *(getattr(state, name).index_select(0, slots) for name in Slots._fields[1:]))
+
+
+def with_slots(state: QueueState, slots: Slots) -> QueueState:
+    """The queue with these rows put back, in new tensors; the cursor stays where it is."""
+    indices, *rows = slots
+    names = Slots._fields[1:]
+    fields = {name: getattr(state, name).index_copy(0, indices, own) for name, own in zip(names, rows, strict=True)}
+    return QueueState(**fields, cursor=state.cursor, ignore_index=state.ignore_index)
+
+
+def _ring(state: QueueState, n_rows: int) -> Tensor:
+    """``[n_rows]``: the slots from the cursor on."""
+    return (state.cursor + torch.arange(n_rows, device=state.cursor.device)) % max(len(state.logits), 1)
+
+
 def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Slots ``[N]``, the next cursor, and what goes to the slots, by field."""
     capacity = len(state.logits)
@@ -187,7 +226,7 @@ def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, 
     if not (reads_freely(logits) and math.isfinite(logits.sum())):  # spares five operators
         stored = stored & ((logits - logits).sum(-1, keepdim=stored.dim() == 2) == 0)  # inf - inf is nan
         logits = logits.nan_to_num(0, 0, 0)
-    slots = (state.cursor + torch.arange(n, device=state.cursor.device)) % capacity
+    slots = _ring(state, n)
     values = {
         "logits": logits,
         "targets": torch.where(stored, rows.targets, state.ignore_index),

@@ -6,6 +6,7 @@ All of it is tensor arithmetic: one compilation serves every step, and an ensemb
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -121,6 +122,11 @@ class ScheduleConfig:
         return not self.counts_steps and self.warmup_epochs + self.blend_epochs > 0
 
     @property
+    def known_switch_step(self) -> int | None:
+        """The first step after warm-up, where that is known beforehand: in steps, or without a warm-up."""
+        return self.warmup_length if self.counts_steps or self.warmup_epochs == 0 else None
+
+    @property
     def warmup_length(self) -> int:
         """Epochs or steps of warm-up."""
         return (self.warmup_steps or 0) if self.counts_steps else self.warmup_epochs
@@ -143,7 +149,8 @@ class ScheduleState:
         The step (batch) under way, from 0, counted over all epochs. What waits for its first step may hold -1, which
         stands for 0.
     switch_step : Tensor [], int64
-        The first step after warm-up, from which the temperature decays; -1 before it.
+        The first step after warm-up, from which the temperature decays; -1 before it. Where the schedule does not know
+        it beforehand (a warm-up in epochs), it is the first step that was told after warm-up.
     """
 
     epoch: Tensor
@@ -206,8 +213,9 @@ def start_epoch(state: ScheduleState, cfg: ScheduleConfig, epoch: int | Tensor) 
 def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) -> ScheduleState:
     """Move on to a step; call it before each training batch.
 
-    The first step after warm-up becomes ``switch_step``. A step inside warm-up takes it back: whoever rewinds the
-    counters starts a new run.
+    After warm-up ``switch_step`` is set: to the step that ends warm-up where the schedule knows it (phases in steps, or
+    no warm-up), else to the first step that is told. A step inside warm-up takes it back: whoever rewinds the counters
+    starts a new run.
 
     Parameters
     ----------
@@ -234,11 +242,12 @@ def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) ->
     """
     step = _counter("step", step, like=state.step)
     moved = ScheduleState(epoch=state.epoch, step=step, switch_step=state.switch_step)
-    switch_step = torch.where(state.switch_step < 0, step, state.switch_step)
+    if cfg.known_switch_step is None:
+        switch_step = torch.where(state.switch_step < 0, step, state.switch_step)
+    else:
+        switch_step = torch.full_like(state.switch_step, cfg.known_switch_step)
     in_warmup = _blend_count(moved, cfg) == 0
-    return ScheduleState(
-        epoch=state.epoch, step=step, switch_step=torch.where(in_warmup, _BEFORE_THE_SWITCH, switch_step)
-    )
+    return dataclasses.replace(moved, switch_step=torch.where(in_warmup, _BEFORE_THE_SWITCH, switch_step))
 
 
 def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
@@ -281,7 +290,8 @@ def main_weight(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
 def temperature(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
     """Temperature of the main loss: ``temp_start * (temp_end / temp_start) ** min(1, elapsed / temp_decay_steps)``.
 
-    ``elapsed = step - switch_step``; before the switch the temperature is ``temp_start``. Exactly ``temp_start`` and
+    ``elapsed = step - switch_step``; before the switch the temperature is ``temp_start``. Where the schedule knows the
+    switch beforehand, ``elapsed`` counts from it, whatever step is told first. Exactly ``temp_start`` and
     ``temp_end`` (in float32) at the ends.
 
     Parameters
@@ -295,12 +305,15 @@ def temperature(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
 
     Examples
     --------
-    >>> cfg = ScheduleConfig(temp_start=1.0, temp_end=0.25, temp_decay_steps=2)
-    >>> state = start_step(init_schedule(cfg), cfg, 10)
+    >>> cfg = ScheduleConfig(warmup_steps=10, temp_start=1.0, temp_end=0.25, temp_decay_steps=2)
+    >>> state = init_schedule(cfg)
     >>> [temperature(start_step(state, cfg, step), cfg).item() for step in range(10, 14)]
     [1.0, 0.5, 0.25, 0.25]
     """
-    elapsed = torch.where(state.switch_step < 0, 0, state.step - state.switch_step)
+    if cfg.known_switch_step is None:
+        elapsed = torch.where(state.switch_step < 0, 0, state.step - state.switch_step)
+    else:
+        elapsed = state.step - cfg.known_switch_step
     decayed = _ratio(elapsed.clamp(0, cfg.temp_decay_steps), cfg.temp_decay_steps)
     # the product of powers is the formula above, and rounds to neither side of its ends
     return torch.pow(cfg.temp_start, 1 - decayed) * torch.pow(cfg.temp_end, decayed)

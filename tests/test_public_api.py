@@ -95,11 +95,12 @@ SIGNATURES = {
     "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
     "SigmoidFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
     "SoftmaxFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, sample_weight=None)",
+    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
+    "sample_weight=None, update_queue=True)",
     "RecallAtQuantileLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None)",
+    "sample_weight=None, update_queue=True)",
     "PAUCAtBudgetLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, "
-    "return_diagnostics=False, *, sample_weight=None)",
+    "return_diagnostics=False, *, sample_weight=None, update_queue=True)",
     "sigmoid_focal": "(logits, targets, cfg, *, sample_weight=None)",
     "softmax_focal": "(logits, targets, cfg, *, alpha=None, sample_weight=None)",
     "smooth_ap": RANKING,
@@ -114,7 +115,7 @@ SIGNATURES = {
     "unstack_states": "(stacked)",
     "integrations.lightning.LossWarmupCallback": "()",
     "integrations.transformers.LossWarmupCallback": "(loss_fn=None)",
-    "integrations.transformers.compute_loss_func": "(loss_fn)",
+    "integrations.transformers.compute_loss_func": "(loss_fn, *, shift_labels=None)",
     "plots.plot_schedule": "(preview, *, ax=None)",
     "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
     "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",

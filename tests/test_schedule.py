@@ -53,8 +53,16 @@ class PlainSchedule:
         self.step = step
         if self.phase == "warmup":
             self.switch_step = None
+        elif self.known_switch is not None:
+            self.switch_step = self.known_switch
         elif self.switch_step is None:
             self.switch_step = step
+
+    @property
+    def known_switch(self) -> int | None:
+        """In steps the switch is where warm-up ends, and without a warm-up it is step 0."""
+        in_steps = self.cfg.warmup_steps is not None or self.cfg.blend_steps is not None
+        return (self.cfg.warmup_steps or 0) if in_steps or self.cfg.warmup_epochs == 0 else None
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -76,9 +84,8 @@ class PlainSchedule:
 
     @property
     def temperature(self) -> float:
-        if self.switch_step is None:
-            return self.cfg.temp_start
-        elapsed = max(0, self.step - self.switch_step)
+        switch = self.switch_step if self.known_switch is None else self.known_switch
+        elapsed = 0 if switch is None else max(0, self.step - switch)
         ratio = self.cfg.temp_end / self.cfg.temp_start
         return float(self.cfg.temp_start * ratio ** min(1, elapsed / self.cfg.temp_decay_steps))
 
@@ -235,7 +242,7 @@ def test_only_blend_steps_means_no_warmup() -> None:
 
 @given(cfg=configs(), first=st.integers(0, 50))
 def test_temperature_is_exact_at_its_ends(cfg: ScheduleConfig, first: int) -> None:
-    cfg = dataclasses.replace(cfg, warmup_epochs=0, warmup_steps=None, blend_steps=None)
+    cfg = dataclasses.replace(cfg, warmup_epochs=0, blend_epochs=0, warmup_steps=first, blend_steps=None)
     state = init_schedule(cfg)
     assert temperature(state, cfg) == torch.tensor(cfg.temp_start)
     state = start_step(state, cfg, first)
@@ -254,6 +261,26 @@ def test_decay_counts_from_the_first_step_after_warmup() -> None:
     state = start_step(state, SHORT, 42)
     assert int(state.switch_step) == 41
     assert float(temperature(state, SHORT)) == pytest.approx(0.1 ** (1 / 7), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "step", "elapsed"),
+    [
+        ({}, 500, 500),
+        ({"blend_epochs": 3}, 500, 500),
+        ({"blend_steps": 3}, 500, 500),
+        ({"warmup_steps": 100}, 500, 400),
+        ({"warmup_steps": 100, "blend_steps": 9}, 100, 0),
+        ({"warmup_steps": 100}, 99, 0),
+        ({"warmup_epochs": 1}, 500, 0),
+    ],
+)
+def test_decay_counts_from_a_switch_that_is_known_beforehand(lengths: dict[str, int], step: int, elapsed: int) -> None:
+    """Whatever step is told first. A warm-up in epochs ends with the first step that is told after it."""
+    cfg = ScheduleConfig(**lengths, temp_start=1.0, temp_end=0.1, temp_decay_steps=1000)
+    state = start_step(start_epoch(init_schedule(cfg), cfg, 4), cfg, step)
+    assert int(state.switch_step) == (-1 if step == 99 else step - elapsed)
+    assert float(temperature(state, cfg)) == pytest.approx(0.1 ** (elapsed / 1000), rel=1e-6)
 
 
 def test_a_step_inside_warmup_starts_a_new_run() -> None:

@@ -113,8 +113,8 @@ def test_parameters_are_no_settings(config: Any, settings: dict[str, Any], name:
     parameter = torch.nn.Parameter(torch.tensor(0.5))
     with pytest.raises(TypeError, match=f"expected {name} .*requires grad.*detach"):
         config(**{**settings, name: parameter})
-    with pytest.raises(ValueError, match=r"expected alpha .*requires grad"):
-        SoftmaxFocalLoss(alpha=torch.nn.Parameter(torch.ones(2)))
+    with pytest.raises(TypeError, match=r"expected alpha .*requires grad"):
+        SoftmaxFocalConfig(alpha=torch.nn.Parameter(torch.ones(2)))
 
 
 @pytest.mark.parametrize("value", [2.5, np.float32(2.5), torch.tensor(2.5), np.float64(2.0)], ids=repr)

@@ -1,17 +1,32 @@
-"""What every adapter does with a model's schedules: find them, and read off what is worth logging."""
+"""What every adapter does with a model's losses: find them, start a run, and read off what is worth logging."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from imbalanced_losses.modules._ranking import RankingLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 
-__all__ = ["find_wrappers", "read_schedules"]
+__all__ = ["find_wrappers", "has_losses", "read_schedules", "start_new_run"]
 
 
 def find_wrappers(module: nn.Module) -> dict[str, LossWarmupWrapper]:
     """Every wrapper in a module, at any depth and once each, by its path."""
     return {name: part for name, part in module.named_modules() if isinstance(part, LossWarmupWrapper)}
+
+
+def has_losses(module: nn.Module) -> bool:
+    """Whether there is a wrapper or a ranking loss in a module."""
+    return any(isinstance(part, (LossWarmupWrapper, RankingLoss)) for part in module.modules())
+
+
+def start_new_run(module: nn.Module) -> None:
+    """Set every schedule to its start and empty every ranking loss's queue: what an earlier run left there."""
+    for part in module.modules():
+        if isinstance(part, LossWarmupWrapper):
+            part.start_new_run()
+        elif isinstance(part, RankingLoss):
+            part.reset_queue()
 
 
 def read_schedules(wrappers: dict[str, LossWarmupWrapper]) -> dict[str, float]:

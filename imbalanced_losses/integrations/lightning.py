@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
+from imbalanced_losses.integrations._wrappers import find_wrappers, has_losses, read_schedules, start_new_run
+from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 
 try:
     from lightning.pytorch import Callback
@@ -26,17 +27,22 @@ __all__ = ["LossWarmupCallback"]
 
 @final
 class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
-    """Drive and log every :class:`~imbalanced_losses.LossWarmupWrapper` of a ``LightningModule``.
+    """Drive and log every :class:`~imbalanced_losses.LossWarmupWrapper` and ranking loss of a ``LightningModule``.
 
     Wrappers are found at any depth, also within each other. Each gets ``trainer.current_epoch`` when an epoch begins
     and ``trainer.global_step`` before each training batch. Logged with each step: ``main_weight`` and, if the main
     loss has one, ``temperature``; with several wrappers after their path in the module, as in
     ``heads.fraud/main_weight``.
 
+    A run from step 0 without a checkpoint is a new one (another fold, a ``fit`` of a new Trainer): every schedule
+    starts anew, and every ranking loss, in a wrapper or not, with an empty queue. A run that goes on, with
+    ``ckpt_path=`` or in a second ``fit`` of the same Trainer, keeps both.
+
     Warns
     -----
     UserWarning
-        If training starts and the module has no wrapper.
+        If training starts and the module has neither a wrapper nor a ranking loss; and once of a ranking loss that had
+        no valid class in any step of an epoch.
 
     Notes
     -----
@@ -76,20 +82,19 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._wrappers: dict[str, LossWarmupWrapper] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the wrappers, and tell the epoch to those that a checkpoint left in another one."""
+        """Find the wrappers, start them and the queues anew in a new run, else tell them the epoch."""
         self._wrappers = find_wrappers(pl_module)
-        if not self._wrappers:
+        if not has_losses(pl_module):
             # no error: whoever compares losses swaps a plain one in and leaves the callbacks as they are
             warnings.warn(
-                f"expected a LossWarmupWrapper in {type(pl_module).__name__}, got none: there is no schedule to drive. "
-                "Assign the wrapper to an attribute of the module; a plain list or dict hides it",
+                f"expected a LossWarmupWrapper or a ranking loss in {type(pl_module).__name__}, got none: there is "
+                "nothing to drive. Assign it to an attribute of the module; a plain list or dict hides it",
                 stacklevel=2,
             )
-        for wrapper in self._wrappers.values():
-            # Lightning does not start the epoch that it resumes in, be it the one after a checkpoint at an epoch's last
-            # batch; and to start the one that is under way once more could empty the queue
-            if int(wrapper.epoch) != trainer.current_epoch:
-                wrapper.on_train_epoch_start(trainer.current_epoch)
+        if trainer.global_step == 0 and trainer.ckpt_path is None:
+            start_new_run(pl_module)
+        # Lightning does not start the epoch that it resumes in, be it the one after a checkpoint at an epoch's end
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move every wrapper on to the epoch."""
@@ -102,3 +107,7 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
             wrapper.on_train_batch_start(trainer.global_step)
         # tensors on the host, for of a number Lightning makes one on the device, and waits for it
         pl_module.log_dict({name: torch.tensor(value) for name, value in read_schedules(self._wrappers).items()})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of ranking losses that had no valid class in the epoch."""
+        warn_of_invalid_epoch(pl_module)

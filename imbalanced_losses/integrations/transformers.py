@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import check_module
-from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules
+from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules, start_new_run
+from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 
 try:
     from transformers import TrainerCallback
@@ -33,7 +34,7 @@ __all__ = ["LossWarmupCallback", "compute_loss_func"]
 _IGNORED = -100  # what the Trainer leaves out when it counts items, whatever a loss's own ignore_index
 
 
-def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
+def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -> Callable[..., Tensor]:
     """Make of a loss what ``Trainer(compute_loss_func=...)`` calls.
 
     Takes the logits out of what the model returned (a ``ModelOutput`` or other mapping, a tuple or list whose first
@@ -45,6 +46,12 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     loss_fn : nn.Module
         Any loss of this library or of torch, called with ``(logits, targets)``; it gives one value, so no
         ``reduction="none"``. Pass the same object to :class:`LossWarmupCallback`.
+    shift_labels : bool, optional
+        Whether the logits at a position are scored against the label at the next one, as causal language models want.
+        ``None`` does so where the model returns a ``...CausalLMOutput...``, as these models do, and labels are
+        ``[B, T]``. Say ``True`` for one that returns something else (a tuple, ``return_dict=False``, an output class of
+        its own), ``False`` where labels are shifted already. Labels of sequence-to-sequence models
+        (``Seq2SeqLMOutput``) and of encoders stand where their logits do.
 
     Returns
     -------
@@ -58,7 +65,8 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     TypeError
         If ``loss_fn`` is no module.
     ValueError
-        At the call: there are no logits or no labels, their shapes do not fit, or the loss is not one value.
+        At the call: there are no logits or no labels, their shapes do not fit, the loss is not one value, or
+        ``shift_labels=True`` without a sequence.
 
     Notes
     -----
@@ -76,6 +84,9 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     *Evaluation.* The Trainer evaluates under ``no_grad`` and leaves the loss's mode alone: the loss is set to
     ``eval()`` wherever gradients are off, else to ``train()``, so that no evaluation touches the queue.
 
+    *Several runs.* This function cannot know when a run begins. :class:`LossWarmupCallback` empties the loss's queue
+    then; without it call ``loss_fn.reset_queue()`` before a second ``train()``, another fold or trial.
+
     The loss is moved to the logits' device.
 
     Examples
@@ -91,7 +102,10 @@ def compute_loss_func(loss_fn: nn.Module) -> Callable[..., Tensor]:
     check_module("loss_fn", loss_fn)
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits, targets = _as_rows(_find_logits(outputs), labels)
+        logits = _find_logits(outputs)
+        if labels is not None and _is_shifted(outputs, logits, labels, shift_labels):
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, targets = _as_rows(logits, labels)
         loss: Tensor = loss_fn.to(logits.device).train(torch.is_grad_enabled())(logits, targets)
         if loss.dim() != 0:
             raise ValueError(f"expected a loss of one value, got shape {list(loss.shape)}: set its reduction to 'mean'")
@@ -119,10 +133,13 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     (queue, temperature, schedule) to ``trainer_state.json``: ``train(resume_from_checkpoint=...)`` then goes on
     exactly, from any folder, in new objects.
 
+    A run that resumes from no checkpoint is a new one (a second ``train()``, a trial of ``hyperparameter_search``):
+    every schedule starts anew, and every ranking loss in ``loss_fn`` and in the model with an empty queue.
+
     Parameters
     ----------
     loss_fn : nn.Module, optional
-        The loss that :func:`compute_loss_func` got; also one without schedule, for the sake of its queue. ``None``
+        The loss that :func:`compute_loss_func` got; also one without schedule, for its queue's sake. ``None``
         where the wrappers are parts of the model, whose checkpoint has them.
 
     Raises
@@ -135,7 +152,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     Warns
     -----
     UserWarning
-        On resume, if the checkpoint has no state for ``loss_fn``.
+        On resume, if the checkpoint has no state for ``loss_fn``; and once of a ranking loss that had no valid class in
+        any step of an epoch.
 
     Examples
     --------
@@ -152,7 +170,6 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         self.loss_fn = loss_fn
         self._wrappers: dict[str, LossWarmupWrapper] = {}
         self._next_epoch = 0
-        self._starts_within_epoch = False
 
     def state(self) -> dict[str, dict[str, str | None]]:
         """Give what the Trainer writes into ``trainer_state.json`` with each checkpoint."""
@@ -161,16 +178,15 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the wrappers; on resume give the loss its state back."""
+        """Find the wrappers; on resume give the loss its state back, else start it and the model's losses anew."""
         saved = _saved_state(state, type(self).__name__)
-        if state.global_step > 0:
-            self._restore(saved)
-        parts = {"loss_fn": self.loss_fn, "model": kwargs["model"]}
-        searched = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        searched = self._searched(kwargs["model"])
         self._wrappers = find_wrappers(searched)
         self._next_epoch = int(state.epoch)
-        starts_anew = self.loss_fn is not None and saved is None  # it was saved without this callback
-        self._starts_within_epoch = state.epoch > self._next_epoch and not starts_anew
+        if state.global_step > 0:
+            self._restore(saved)
+        else:
+            start_new_run(searched)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,10 +196,13 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         epoch = self._next_epoch
         self._next_epoch += 1
         for wrapper in self._wrappers.values():
-            # the Trainer begins a resumed epoch again; the wrapper, which is within it, would empty its queue
-            if not (self._starts_within_epoch and int(wrapper.epoch) == epoch):
-                wrapper.on_train_epoch_start(epoch)
-        self._starts_within_epoch = False
+            wrapper.on_train_epoch_start(epoch)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warn of ranking losses that had no valid class in the epoch."""
+        warn_of_invalid_epoch(self._searched(kwargs["model"]))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -206,6 +225,11 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
             logs.update(values)
             state.log_history[-1].update(values)  # the Trainer has put a copy of the logs there
 
+    def _searched(self, model: nn.Module) -> nn.ModuleDict:
+        """Where losses may be."""
+        parts = {"loss_fn": self.loss_fn, "model": model}
+        return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+
     def _restore(self, loss_state: str | None) -> None:
         if self.loss_fn is None and loss_state is not None:
             raise ValueError(
@@ -218,6 +242,7 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
                 "Queue, temperature and schedule start anew",
                 stacklevel=3,
             )
+            start_new_run(self.loss_fn)
         if self.loss_fn is not None and loss_state is not None:
             self.loss_fn.load_state_dict(_from_text(loss_state))
 
@@ -241,6 +266,17 @@ def _find_logits(outputs: Any) -> Tensor:
     # without labels, which the Trainer has taken out of the batch, no loss stands before the logits
     logits: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     return logits
+
+
+def _is_shifted(outputs: Any, logits: Tensor, labels: Tensor, shift_labels: bool | None) -> bool:
+    """Whether row ``t`` of a sequence is scored against label ``t + 1``."""
+    if shift_labels is None:
+        is_causal = any("CausalLMOutput" in kind.__name__ for kind in type(outputs).__mro__)
+        return is_causal and labels.dim() == 2 and labels.shape == logits.shape[:-1]
+    if shift_labels and (logits.dim() < 3 or labels.shape[:2] != logits.shape[:2]):
+        shapes = f"{list(logits.shape)} and {list(labels.shape)}"
+        raise ValueError(f"expected logits [B, T, C] and labels [B, T] with shift_labels=True, got {shapes}")
+    return shift_labels
 
 
 def _as_rows(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from imbalanced_losses.checks import check_choice
 from imbalanced_losses.distributed import (
     GradReduction,
     Ranks,
@@ -18,7 +15,6 @@ from imbalanced_losses.distributed import (
     dtype_name,
     dtype_number,
     exchange_facts,
-    find_ranks,
     gather_columns,
     refuse_differences,
     stand_for_all,
@@ -27,51 +23,7 @@ from imbalanced_losses.pool import RankingConfig, check_queue, check_rows
 from imbalanced_losses.queue import QueueState, Rows
 from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
 
-__all__ = ["Batch", "GatheringLoss", "gather_batch", "reduce_over_ranks"]
-
-
-@final
-class _SharedGroup:
-    """A process group as a module's attribute: a copy of the module shares it; with one it cannot be pickled."""
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.group = group
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedGroup:
-        return self
-
-    def __reduce__(self) -> tuple[type[_SharedGroup], tuple[None]]:
-        if self.group is not None:
-            raise TypeError("expected a loss without group= to pickle: a process group ends with its process")
-        return _SharedGroup, (None,)
-
-
-class GatheringLoss(nn.Module, ABC):
-    """The settings that every loss has as a module: whether, with whom and how it gathers, and whether it reads."""
-
-    def __init__(
-        self,
-        gather_distributed: bool | None,
-        validate_targets: bool,
-        grad_reduction: GradReduction,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        super().__init__()
-        check_choice("grad_reduction", grad_reduction, ("mean", "sum"))
-        self.gather_distributed = gather_distributed
-        self.validate_targets = validate_targets
-        self.grad_reduction = grad_reduction
-        self._group = _SharedGroup(group)
-
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """The process group whose rows count; ``None`` is the default group."""
-        return self._group.group
-
-    @final
-    def _find_ranks(self) -> Ranks | None:
-        """Whose rows count in this call, if not the own ones alone."""
-        return find_ranks(self.gather_distributed, self.group)
+__all__ = ["Batch", "gather_batch", "reduce_over_ranks"]
 
 
 class Batch(NamedTuple):

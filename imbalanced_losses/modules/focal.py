@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from imbalanced_losses.losses.focal import (
     softmax_focal,
     softmax_focal_elements,
 )
-from imbalanced_losses.modules._gathering import GatheringLoss, reduce_over_ranks
+from imbalanced_losses.modules._base import LossModule, refuse_gradient
+from imbalanced_losses.modules._gathering import reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
 
 if TYPE_CHECKING:
@@ -37,21 +38,16 @@ if TYPE_CHECKING:
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss"]
 
 
-class _FocalLoss(GatheringLoss, ABC):
+Config = TypeVar("Config", SigmoidFocalConfig, SoftmaxFocalConfig)
+
+
+class _FocalLoss(LossModule[Config], ABC):
     """Value checks and configuration: all that the focal losses share as modules."""
 
     def extra_repr(self) -> str:
         """Show the configuration in ``repr``."""
-        return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__dataclass_fields__)
-
-    @abstractmethod
-    def reset_parameters(self) -> None:
-        """Bring back the state after construction, from the configuration alone."""
-
-    @property
-    @abstractmethod
-    def config(self) -> SigmoidFocalConfig | SoftmaxFocalConfig:
-        """The configuration that the pure function takes."""
+        config = self._configuration()
+        return ", ".join(f"{name}={getattr(config, name)!r}" for name in config.__dataclass_fields__)
 
     @abstractmethod
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
@@ -67,7 +63,7 @@ class _FocalLoss(GatheringLoss, ABC):
 
 
 @final
-class SigmoidFocalLoss(_FocalLoss):
+class SigmoidFocalLoss(_FocalLoss[SigmoidFocalConfig], config=SigmoidFocalConfig):
     """Focal loss of independent binary decisions: :func:`~imbalanced_losses.sigmoid_focal` as a module.
 
     Parameters
@@ -117,13 +113,11 @@ class SigmoidFocalLoss(_FocalLoss):
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed, validate_targets, grad_reduction, group)
-        self._settings = SigmoidFocalConfig(alpha=alpha, gamma=gamma, reduction=reduction, ignore_index=ignore_index)
+        config = SigmoidFocalConfig(alpha=alpha, gamma=gamma, reduction=reduction, ignore_index=ignore_index)
+        super().__init__(config, gather_distributed, validate_targets, grad_reduction, group)
 
-    @property
-    def config(self) -> SigmoidFocalConfig:
-        """The configuration, for :func:`~imbalanced_losses.sigmoid_focal`."""
-        return self._settings
+    def _configuration(self) -> SigmoidFocalConfig:
+        return self._config
 
     def reset_parameters(self) -> None:
         """Do nothing: this loss has no state."""
@@ -131,23 +125,23 @@ class SigmoidFocalLoss(_FocalLoss):
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
         ranks = self._find_ranks()
-        if ranks is None or self._settings.reduction == "none":
+        if ranks is None or self._config.reduction == "none":
             self._check(inputs, targets, sample_weight)
-            return sigmoid_focal(inputs, targets, self._settings, sample_weight=sample_weight)
+            return sigmoid_focal(inputs, targets, self._config, sample_weight=sample_weight)
 
         def elements() -> Elements:
             self._check(inputs, targets, sample_weight)
-            return sigmoid_focal_elements(inputs, targets, self._settings, sample_weight=sample_weight)
+            return sigmoid_focal_elements(inputs, targets, self._config, sample_weight=sample_weight)
 
-        mean = self._settings.reduction == "mean"
+        mean = self._config.reduction == "mean"
         return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=False)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
-        check_probability_values(check_element_targets(targets, inputs), self._settings.ignore_index)
+        check_probability_values(check_element_targets(targets, inputs), self._config.ignore_index)
 
 
 @final
-class SoftmaxFocalLoss(_FocalLoss):
+class SoftmaxFocalLoss(_FocalLoss[SoftmaxFocalConfig], config=SoftmaxFocalConfig):
     """Focal loss of one decision between C classes: :func:`~imbalanced_losses.softmax_focal` as a module.
 
     Parameters
@@ -180,6 +174,8 @@ class SoftmaxFocalLoss(_FocalLoss):
     0.0693
     """
 
+    _buffer_fields: ClassVar[tuple[str, ...]] = ("alpha",)
+
     alpha: Tensor | None
 
     def __init__(
@@ -196,8 +192,8 @@ class SoftmaxFocalLoss(_FocalLoss):
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather_distributed, validate_targets, grad_reduction, group)
-        settings = SoftmaxFocalConfig(
+        refuse_gradient("alpha", alpha)
+        config = SoftmaxFocalConfig(
             alpha=_as_tuple(alpha),
             gamma=gamma,
             reduction=reduction,
@@ -205,39 +201,50 @@ class SoftmaxFocalLoss(_FocalLoss):
             background_class=background_class,
             label_smoothing=label_smoothing,
         )
-        self.register_buffer("alpha", _as_buffer(alpha, settings.alpha))
-        self._settings = dataclasses.replace(settings, alpha=None)  # the buffer's are the class weights that count
-        self._first_alpha = settings.alpha
+        super().__init__(config, gather_distributed, validate_targets, grad_reduction, group)
+        self.register_buffer("alpha", _as_buffer(alpha, config.alpha))
 
     def reset_parameters(self) -> None:
-        """Bring back the class weights of the constructor."""
-        if self.alpha is not None and self._first_alpha is not None:
+        """Bring back the class weights of the configuration."""
+        if self.alpha is not None and self._config.alpha is not None:
             with torch.no_grad():
-                self.alpha.copy_(torch.tensor(self._first_alpha))
+                self.alpha.copy_(torch.tensor(self._config.alpha))
 
-    @property
-    def config(self) -> SoftmaxFocalConfig:
-        """The configuration with the class weights of the buffer, for :func:`~imbalanced_losses.softmax_focal`."""
-        return dataclasses.replace(self._settings, alpha=_as_tuple(self.alpha))
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``loss.alpha = weights`` fills the buffer, or makes or removes it."""
+        old = self._buffers.get("alpha") if name == "alpha" else None
+        if name != "alpha" or (old is not None and old.is_meta):  # load_state_dict(assign=True) fills a module on meta
+            super().__setattr__(name, value)
+            return
+        refuse_gradient(name, value)
+        values = _as_tuple(value)
+        new = _as_buffer(value, values)
+        self._buffers["alpha"] = new if new is None or old is None else new.to(old)
+        self._config = dataclasses.replace(self._config, alpha=values)
+
+    def _configuration(self) -> SoftmaxFocalConfig:
+        if self.alpha is not None and not can_read_values(self.alpha):
+            return self._config
+        return dataclasses.replace(self._config, alpha=_as_tuple(self.alpha))
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
         options = {"alpha": self.alpha, "sample_weight": sample_weight}
         ranks = self._find_ranks()
-        if ranks is None or self._settings.reduction == "none":
+        if ranks is None or self._config.reduction == "none":
             self._check(inputs, targets, sample_weight)
-            return softmax_focal(inputs, targets, self._settings, **options)
+            return softmax_focal(inputs, targets, self._config, **options)
 
         def elements() -> Elements:
             self._check(inputs, targets, sample_weight)
-            return softmax_focal_elements(inputs, targets, self._settings, **options)
+            return softmax_focal_elements(inputs, targets, self._config, **options)
 
-        mean = self._settings.reduction != "sum"
+        mean = self._config.reduction != "sum"
         return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=True)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_class_ids(targets, inputs)
-        check_class_id_values(targets, inputs.shape[1], self._settings.ignore_index)
+        check_class_id_values(targets, inputs.shape[1], self._config.ignore_index)
 
 
 def _as_tuple(alpha: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ __all__ = ["PAUCAtBudgetLoss", "RecallAtQuantileLoss", "SmoothAPLoss"]
 
 
 @final
-class SmoothAPLoss(RankingLoss):
+class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
     """Smooth-AP loss over the batch and a queue of past rows: :func:`~imbalanced_losses.smooth_ap` as a module.
 
     Parameters
@@ -98,7 +98,6 @@ class SmoothAPLoss(RankingLoss):
         super().__init__(
             config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
         )
-        self.config: SmoothAPConfig = config
 
     def forward(
         self,
@@ -108,20 +107,40 @@ class SmoothAPLoss(RankingLoss):
         return_per_class: bool = False,
         *,
         sample_weight: Tensor | None = None,
+        update_queue: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Give the loss, or ``(loss, per_class [C] with nan at invalid classes, valid [C])``."""
-        outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight), return_per_class)
+        """Give the loss, or ``(loss, per_class [C] with nan at invalid classes, valid [C])``.
+
+        Parameters
+        ----------
+        logits, targets, iid_mask, sample_weight
+            As in :func:`~imbalanced_losses.smooth_ap`.
+        return_per_class : bool
+            Whether to give the tuple.
+        update_queue : bool
+            ``False`` leaves the queue as it is. Where one batch passes several times before the model moves on (SAM,
+            the closure of L-BFGS), all passes but the last do so: they rank against one pool, and the batch is pushed
+            once.
+
+        Raises
+        ------
+        RuntimeError
+            From the backward, if the call was checkpointed (``torch.utils.checkpoint``) and pushes rows: call the loss
+            outside. Compiled calls do not notice.
+        """
+        outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight, update_queue), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
 
     def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        return measure_smooth_ap(pool, self.config)
+        return measure_smooth_ap(pool, self._config)
 
-    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
+    @staticmethod
+    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return look_at_average_precision(pool)
 
 
 @final
-class RecallAtQuantileLoss(RankingLoss):
+class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQuantileConfig):
     """Recall-at-quantile loss over the batch and a queue: :func:`~imbalanced_losses.recall_at_quantile` as a module.
 
     Parameters
@@ -180,7 +199,6 @@ class RecallAtQuantileLoss(RankingLoss):
         super().__init__(
             config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
         )
-        self.config: RecallAtQuantileConfig = config
 
     def forward(
         self,
@@ -190,20 +208,22 @@ class RecallAtQuantileLoss(RankingLoss):
         return_per_class: bool = False,
         *,
         sample_weight: Tensor | None = None,
+        update_queue: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Give the loss, or ``(loss, per_class [C] with nan at invalid classes, valid [C])``."""
-        outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight), return_per_class)
+        outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight, update_queue), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
 
     def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        return measure_recall_at_quantile(pool, self.config)
+        return measure_recall_at_quantile(pool, self._config)
 
-    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
-        return look_at_recall(pool, self.config)
+    @staticmethod
+    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return look_at_recall(pool, config)
 
 
 @final
-class PAUCAtBudgetLoss(RankingLoss):
+class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfig):
     """Partial-AUC loss over the batch and a queue: :func:`~imbalanced_losses.pauc_at_budget` as a module.
 
     Parameters
@@ -286,7 +306,6 @@ class PAUCAtBudgetLoss(RankingLoss):
         super().__init__(
             config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
         )
-        self.config: PAUCAtBudgetConfig = config
 
     def forward(
         self,
@@ -297,16 +316,18 @@ class PAUCAtBudgetLoss(RankingLoss):
         return_diagnostics: bool = False,
         *,
         sample_weight: Tensor | None = None,
+        update_queue: bool = True,
     ) -> Tensor | tuple[Tensor | dict[str, Tensor], ...]:
         """Give the loss, or the tuple of it, ``per_class`` and ``valid``, and ``stats``, as the flags ask for."""
-        result = self._step(logits, targets, iid_mask, sample_weight, diagnose=return_diagnostics)
+        result = self._step(logits, targets, iid_mask, sample_weight, update_queue, diagnose=return_diagnostics)
         outputs = self._outputs(result, return_per_class)
         if return_diagnostics:
             return (*outputs, result.diagnostics)
         return outputs if return_per_class else outputs[0]
 
     def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        return measure_pauc_at_budget(pool, self.config, **options)
+        return measure_pauc_at_budget(pool, self._config, **options)
 
-    def _look_at(self, pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
-        return look_at_partial_auc(pool, self.config)
+    @staticmethod
+    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return look_at_partial_auc(pool, config)

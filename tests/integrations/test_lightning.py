@@ -195,6 +195,47 @@ def test_a_second_fit_begins_anew() -> None:
     assert model.stands == first
 
 
+class Bare(Ranker):
+    """A ranking loss without a wrapper."""
+
+    def __init__(self, only_zeros: bool = False) -> None:
+        super().__init__(make_loss().main_loss)
+        self.only_zeros = only_zeros
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        features, targets = batch
+        loss: Tensor = self.loss_fn(self.net(features), targets * 0 if self.only_zeros else targets)
+        self.losses.append(loss.detach())
+        return loss
+
+
+def of_one_run(model: Ranker) -> Tensor:
+    """The losses of a run from the same weights as every other."""
+    model.net.load_state_dict(Ranker(make_loss()).net.state_dict())
+    model.losses.clear()
+    make_trainer(max_epochs=1).fit(model, Batches())
+    return torch.stack(model.losses)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Bare, lambda: Ranker(make_loss()), lambda: Ranker(make_loss(**IN_STEPS))],
+    ids=["bare", "no-warm-up", "steps"],
+)
+def test_every_fit_of_a_new_trainer_starts_with_an_empty_queue(make: Any) -> None:
+    """Of one epoch: the epoch hook alone does not tell."""
+    model = make()
+    first = of_one_run(model)
+    assert torch.equal(of_one_run(model), first)
+    assert torch.equal(of_one_run(model), first)
+
+
+def test_an_epoch_without_a_valid_class_is_told_once() -> None:
+    with pytest.warns(UserWarning, match="expected a class that SmoothAPLoss can rank in some step of the epoch"):
+        make_trainer(max_epochs=1).fit(model := Bare(only_zeros=True), Batches())
+    make_trainer(max_epochs=2).fit(model, Batches())  # warnings are errors: it would raise if it warned again
+
+
 class Plain(L.LightningModule):
     """Its wrapper is in a list, which is no module: neither Lightning nor a checkpoint knows of it."""
 
@@ -211,7 +252,7 @@ class Plain(L.LightningModule):
 
 def test_without_a_wrapper_it_warns_and_trains() -> None:
     trainer = make_trainer(max_epochs=1)
-    with pytest.warns(UserWarning, match=r"expected a LossWarmupWrapper in Plain, got none: .*a plain list or dict"):
+    with pytest.warns(UserWarning, match=r"expected a LossWarmupWrapper or a ranking loss in Plain, got none: "):
         trainer.fit(Plain(), Batches())
     assert trainer.global_step == BATCHES
     assert not trainer.callback_metrics

@@ -70,6 +70,27 @@ def test_goes_on_as_if_never_stopped(
         assert_same_run(run.resume(step), run.model, first=step)
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_resumed_run_keeps_its_queue_without_a_warm_up(tmp_path: Path, bare: bool) -> None:
+    """In a wrapper or not, and in objects that another run has used."""
+
+    def make() -> Ranker:
+        wrapper = make_loss()
+        return Ranker(wrapper.main_loss if bare else wrapper)
+
+    def fit(model: Ranker, **options: Any) -> Ranker:
+        model.losses.clear()
+        saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        make_trainer(saves, max_epochs=2, enable_checkpointing=True).fit(model, Batches(), **options)
+        return model
+
+    whole, used = fit(make()), make()
+    for step in (3, BATCHES):
+        make_trainer(max_epochs=1).fit(used, Batches())
+        fit(used, ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert torch.equal(torch.stack(used.losses), torch.stack(whole.losses[step:]))
+
+
 def test_goes_on_between_accumulated_steps(tmp_path: Path) -> None:
     """Three steps an epoch, the third of one batch."""
     run = Run(tmp_path, "smooth_ap", IN_EPOCHS, accumulate_grad_batches=2)

@@ -130,6 +130,52 @@ def test_a_second_run_starts_the_schedule_anew(tmp_path: Path) -> None:
     assert recorder.trace == list(pure_trace(BY_EPOCH)) * 2
 
 
+@pytest.mark.parametrize("cfg", [None, ScheduleConfig()], ids=["bare", "no-warm-up"])
+@pytest.mark.parametrize("in_model", [False, True])
+def test_a_second_run_starts_with_an_empty_queue(cfg: ScheduleConfig | None, in_model: bool, tmp_path: Path) -> None:
+    """``train()`` twice, then another Trainer with the same loss, as for folds and trials."""
+    loss_fn = SmoothAPLoss(1, queue_size=128) if cfg is None else make_loss(cfg)
+    runs = []
+    for make_anew in (True, False, True):
+        if make_anew:
+            model = make_network()
+            settings = {"num_train_epochs": 1, "optim": "sgd"}  # the Trainer keeps its optimizer's state
+            trainer, recorder = make_trainer(tmp_path, loss_fn, model, digits(), **settings)
+            if in_model:
+                model.loss_fn = loss_fn
+                trainer.pop_callback(LossWarmupCallback)
+                trainer.add_callback(LossWarmupCallback())
+        before = len(recorder.losses)
+        torch.manual_seed(0)
+        model.load_state_dict({**model.state_dict(), **make_network().state_dict()})
+        trainer.train()
+        runs.append(torch.stack(recorder.losses[before:]))
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+def test_a_bare_ranking_loss_resumes_with_its_queue(tmp_path: Path) -> None:
+    """In a loss object that another run has used."""
+    losses = []
+    for checkpoint in (None, tmp_path / "checkpoint-3"):
+        loss_fn = SmoothAPLoss(1, queue_size=128)
+        loss_fn(torch.randn(9), torch.tensor([1] * 9))
+        settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 1}
+        trainer, recorder = make_trainer(tmp_path, loss_fn, make_network(), digits(), **settings)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        losses.append(recorder.losses)
+    assert torch.equal(torch.stack(losses[1]), torch.stack(losses[0][3 * ACCUMULATED :]))
+
+
+def test_an_epoch_without_a_valid_class_is_told_once(tmp_path: Path) -> None:
+    rows = digits()
+    rows.labels = torch.zeros_like(rows.labels)
+    trainer, _ = make_trainer(tmp_path, SmoothAPLoss(1), make_network(), rows, num_train_epochs=2)
+    with pytest.warns(UserWarning, match="expected a class that SmoothAPLoss can rank in some step of the") as caught:
+        trainer.train()
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("cfg", SCHEDULES.values(), ids=SCHEDULES)
 def test_evaluation_within_an_epoch_leaves_training_as_it_was(cfg: ScheduleConfig, tmp_path: Path) -> None:
     ends, losses = [], []

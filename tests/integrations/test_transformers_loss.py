@@ -9,12 +9,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from imbalanced_losses import SigmoidFocalLoss, SmoothAPLoss, SoftmaxFocalLoss
 from imbalanced_losses.integrations.transformers import LossWarmupCallback, compute_loss_func
 from tests.integrations.transformers_runs import (
     TOKENS,
+    VOCABULARY,
     Rows,
     digits,
     make_network,
@@ -129,6 +140,93 @@ def test_bad_batches_say_what_was_expected(outputs: Any, labels: Any, message: s
 def test_a_loss_of_several_values_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a loss of one value, got shape \[4\]: set its reduction"):
         compute_loss_func(SoftmaxFocalLoss(reduction="none"))(LOGITS, LABELS)
+
+
+# --- labels of language models ----------------------------------------------------------------------------------------
+
+SIZES = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "num_attention_heads": 2}
+CAUSAL: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=TOKENS, n_embd=8, n_layer=1, n_head=2, eos_token_id=0)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, **SIZES)),
+}
+ALIGNED: dict[str, Callable[[], Any]] = {
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ),
+    "token classification": lambda: tiny_bert("token", num_labels=VOCABULARY),
+}
+
+
+def texts() -> tuple[Tensor, Tensor]:
+    """Tokens, and labels of which some are padding."""
+    tokens = torch.randint(VOCABULARY, (6, TOKENS), generator=torch.Generator().manual_seed(4))
+    labels = tokens.clone()
+    labels[0, 2:] = labels[3, 4:] = -100
+    return tokens, labels
+
+
+def cross_entropy(**settings: Any) -> Any:
+    return compute_loss_func(SoftmaxFocalLoss(gamma=0), **settings)
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *ALIGNED])
+@pytest.mark.parametrize("items", [None, 50])
+def test_the_loss_is_the_models_own(name: str, items: int | None) -> None:
+    model = (CAUSAL | ALIGNED)[name]().eval()
+    tokens, labels = texts()
+    outputs = model(input_ids=tokens, labels=labels, **({"num_items_in_batch": items} if name in CAUSAL else {}))
+    loss = cross_entropy()(outputs, labels, num_items_in_batch=items if name in CAUSAL else None)
+    torch.testing.assert_close(loss, outputs.loss)
+
+
+@pytest.mark.parametrize("shift", [None, True, False])
+def test_shift_labels_says_it_for_outputs_of_any_kind(shift: bool | None) -> None:
+    logits, labels = torch.randn(2, 3, 4), LABELS
+    loss = cross_entropy(shift_labels=shift)((logits,), labels)
+    shifted = shift is True
+    expected = nn.functional.cross_entropy(
+        (logits[:, :-1] if shifted else logits).reshape(-1, 4), (labels[:, 1:] if shifted else labels).reshape(-1)
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_shift_labels_overrules_what_is_recognised() -> None:
+    model, (tokens, labels) = CAUSAL["llama"]().eval(), texts()
+    outputs = model(input_ids=tokens)
+    expected = nn.functional.cross_entropy(outputs.logits.reshape(-1, VOCABULARY), labels.reshape(-1))
+    torch.testing.assert_close(cross_entropy(shift_labels=False)(outputs, labels), expected)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 2)])
+def test_rows_without_a_sequence_are_not_shifted(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected logits \[B, T, C\] and labels \[B, T\] with shift_labels=True"):
+        cross_entropy(shift_labels=True)(torch.randn(6, 4), torch.zeros(shape, dtype=torch.long))
+
+
+def test_a_text_of_one_token_is_zero() -> None:
+    loss = cross_entropy(shift_labels=True)(torch.randn(2, 1, 4, requires_grad=True), torch.tensor([[1], [2]]))
+    assert loss.item() == 0
+    loss.backward()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_causal_model_trains_as_with_its_own_loss(name: str, tmp_path: Path) -> None:
+    """Micro-batches with as many sentences, but not as many labels."""
+    tokens, labels = texts()
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels, strict=True)]
+    ends = []
+    for loss in (None, cross_entropy()):
+        torch.manual_seed(0)
+        model = without_dropout(CAUSAL[name]())
+        settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "use_cpu": True}
+        quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False}
+        arguments = TrainingArguments(str(tmp_path), **SGD, **settings, **quiet)
+        Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss).train()
+        ends.append(model.state_dict())
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-6)
 
 
 # --- the share of a step ----------------------------------------------------------------------------------------------

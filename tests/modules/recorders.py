@@ -56,8 +56,9 @@ class MainLoss(CatchAllRecorder):
         self.resets += 1
 
 
-def make(warmup_loss: nn.Module | None = None, main_loss: nn.Module | None = None, **settings: Any) -> Any:
-    return LossWarmupWrapper(warmup_loss or Recorder(WARMUP_VALUE), main_loss or MainLoss(), **settings)
+def make(warmup_loss: Any = None, main_loss: Any = None, **settings: Any) -> Any:
+    warmup_loss = Recorder(WARMUP_VALUE) if warmup_loss is None else warmup_loss
+    return LossWarmupWrapper(warmup_loss, MainLoss() if main_loss is None else main_loss, **settings)
 
 
 def train(wrapper: Any, steps: Iterable[int], steps_per_epoch: int = 3, **kwargs: Any) -> list[Any]:

@@ -268,3 +268,47 @@ def test_the_wrapper_tells_its_schedule_and_then_its_main_loss() -> None:
     with pytest.warns(UserWarning, match="has no temperature"):
         plain = LossWarmupWrapper(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss())
     assert set(plain.diagnostics()) == {"main_weight"}
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("compiled", [False, True])
+def test_between_steps_it_keeps_the_rows_of_a_batch_not_of_the_pool(name: str, compiled: bool) -> None:
+    loss_fn = LOSSES[name](num_classes=100, queue_size=2_000)
+    if compiled:
+        loss_fn.compile(backend="aot_eager")
+    logits, targets = torch.randn(8, 100), torch.arange(8)
+    loss_fn(logits, targets)
+    buffers = {buffer.untyped_storage().data_ptr() for buffer in loss_fn.buffers()}
+    kept = [leaf for leaf in torch.utils._pytree.tree_leaves(loss_fn._last_pass) if isinstance(leaf, Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    assert sum(size for place, size in storages.items() if place not in buffers) < 20_000  # the pool: over 800,000
+    assert loss_fn.diagnostics()["gap"].isfinite().any()
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("kept_whole", [0, 100])
+def test_a_ring_that_has_gone_round_and_a_batch_longer_than_it(
+    name: str, kept_whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the pool of a pass is put together from what is left of it."""
+    monkeypatch.setattr("imbalanced_losses.diagnostics.KEPT_WHOLE", kept_whole)
+    for n in (5, 30):
+        loss_fn = LOSSES[name](num_classes=1, queue_size=12)
+        for seed in range(4):
+            logits, targets, weight = batch(seed, n=n)
+            before = copy.deepcopy(loss_fn)
+            loss_fn(logits, targets, sample_weight=weight)
+            before.eval()(logits, targets, sample_weight=weight)
+            told, expected = loss_fn.diagnostics(), before.diagnostics()
+            for key in set(told) - {"queue_fill", "queue_age"}:
+                torch.testing.assert_close(told[key], expected[key], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_loss_that_was_loaded_or_moved_has_no_last_pass() -> None:
+    """What is left of its pool is gone."""
+    loss_fn = SmoothAPLoss(num_classes=1, queue_size=4)
+    for forget in (lambda: loss_fn.load_state_dict(loss_fn.state_dict()), loss_fn.double, loss_fn.reset_parameters):
+        loss_fn(*batch(0)[:2])
+        forget()
+        with pytest.raises(RuntimeError, match="expected a call of the loss before its diagnostics"):
+            loss_fn.diagnostics()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 import imbalanced_losses
@@ -50,16 +51,20 @@ def test_the_queue_stays_in_float32(name: str, dtype: torch.dtype) -> None:
     assert loss_fn.to("meta").queue_logits.is_meta
 
 
-def modules() -> dict[str, nn.Module]:
-    wrapped = LossWarmupWrapper(SoftmaxFocalLoss(alpha=[0.2, 0.8]), SmoothAPLoss(num_classes=2), warmup_epochs=2)
-    losses = {name: make() for name, make in RANKING.items()}
-    return {**losses, "sigmoid": SigmoidFocalLoss(), "softmax": SoftmaxFocalLoss(alpha=[0.2, 0.8]), "wrapper": wrapped}
+MODULES: dict[str, Any] = {
+    **RANKING,
+    "sigmoid": SigmoidFocalLoss,
+    "softmax": lambda: SoftmaxFocalLoss(alpha=[0.2, 0.8]),
+    "wrapper": lambda: LossWarmupWrapper(
+        SoftmaxFocalLoss(alpha=[0.2, 0.8]), SmoothAPLoss(num_classes=2), warmup_epochs=2
+    ),
+}
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", MODULES)
 def test_reset_parameters_restores_what_was_constructed(name: str) -> None:
     """On memory that holds anything, as ``to_empty`` leaves it."""
-    fresh, module = modules()[name], modules()[name].to("meta").to_empty(device="cpu")
+    fresh, module = MODULES[name](), MODULES[name]().to("meta").to_empty(device="cpu")
     for buffer in module.buffers():
         buffer.fill_(77)
     for part in module.modules():
@@ -90,6 +95,25 @@ def test_import_from_a_folder_that_was_never_installed(tmp_path: Path) -> None:
         f"assert i.__file__.startswith({str(tmp_path)!r}) and i.__version__ == '0+unknown'",
     )
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "wrapper"])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_a_step_of_fake_tensors(name: str, made_inside: bool) -> None:
+    """As for an estimate of a model's memory: nothing is read, and nothing is computed."""
+    mode = FakeTensorMode(allow_non_fake_inputs=not made_inside)
+    module = None if made_inside else MODULES[name]()
+    with mode:
+        module = MODULES[name]() if module is None else module
+        columns = 2 if name == "softmax" else 1
+        for _ in range(2):
+            logits = torch.randn(4, columns, requires_grad=True)
+            targets = torch.rand(4, 1) if name == "sigmoid" else torch.randint(0, 2, (4,))
+            loss = module(logits, targets, sample_weight=torch.rand(4))
+            loss.backward()
+        assert isinstance(loss, FakeTensor)
+        assert type(module).__name__ in repr(module)
+        module.reset_parameters()
 
 
 # --- averaged and restored --------------------------------------------------------------------------------------------

@@ -94,7 +94,10 @@ def test_call(shell_class: type) -> None:
         positional["return_diagnostics"] = False
     actual = parameters_of(shell_class(1).forward, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     assert list(actual.items()) == list(positional.items())
-    assert parameters_of(shell_class.forward, inspect.Parameter.KEYWORD_ONLY) == {"sample_weight": None}
+    assert parameters_of(shell_class.forward, inspect.Parameter.KEYWORD_ONLY) == {
+        "sample_weight": None,
+        "update_queue": True,
+    }
 
 
 @every_class

@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, stack_module_state, vmap
 
-from imbalanced_losses import SmoothAPLoss
+from imbalanced_losses import SmoothAPLoss, schedule
 from tests.modules.recorders import bits, make, save_and_load, train
 
 # --- checkpoints and copies -------------------------------------------------------------------------------------------
@@ -146,16 +146,23 @@ def test_neither_hooks_nor_forward_read_from_the_device(mode: str) -> None:
         assert (phases.index((False, True)), phases.index((False, False))) == {"epochs": (6, 12), "steps": (5, 9)}[mode]
 
 
+def told_on_the_host(wrapper: Any) -> tuple[float, float]:
+    state = wrapper._host_state
+    return float(schedule.temperature(state, wrapper.config)), float(schedule.main_weight(state, wrapper.config))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_no_synchronisation_on_a_gpu() -> None:
     main_loss = SmoothAPLoss(num_classes=1, queue_size=8, validate_targets=False)
     wrapper = make(nn.BCEWithLogitsLoss(), main_loss, **SETTINGS["epochs"], **DECAY).cuda()
     logits, targets = torch.randn(4, device="cuda"), torch.tensor([1.0, 0.0, 1.0, 0.0], device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for step in range(TOTAL_STEPS):
+    for step in range(TOTAL_STEPS):
+        wrapper.on_train_epoch_start(step // 3)  # asks, once an epoch, whether any class was valid
+        torch.cuda.set_sync_debug_mode("error")
+        try:
             wrapper.on_train_epoch_start(step // 3)
             wrapper.on_train_batch_start(step)
+            assert (wrapper.current_temperature, wrapper.main_weight) == told_on_the_host(wrapper)
             wrapper(logits, targets)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,31 @@
+"""What begins with a run and ends with an epoch, for every loss in a module at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from imbalanced_losses.modules._ranking import RankingLoss
+
+__all__ = ["empty_queues", "warn_of_invalid_epoch"]
+
+
+def empty_queues(loss: Callable[..., Any]) -> None:
+    """Empty the queue of everything in a loss that has one."""
+    for part in _parts(loss):
+        reset_queue = getattr(part, "reset_queue", None)
+        if reset_queue is not None:
+            reset_queue()
+
+
+def warn_of_invalid_epoch(loss: Callable[..., Any]) -> None:
+    """Call at an epoch's end: one warning of each ranking loss that had no valid class in any step of it."""
+    for part in _parts(loss):
+        if isinstance(part, RankingLoss):
+            part.warn_of_invalid_epoch()
+
+
+def _parts(loss: Callable[..., Any]) -> Iterator[object]:
+    return loss.modules() if isinstance(loss, nn.Module) else iter([loss])

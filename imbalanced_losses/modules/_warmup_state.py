@@ -1,0 +1,249 @@
+"""The warm-up wrapper's parameters, read and assigned, and the schedule's state, in buffers and on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imbalanced_losses import schedule
+from imbalanced_losses.checks import check_callable, check_config
+from imbalanced_losses.execution import is_plain_eager
+from imbalanced_losses.modules._base import field_property
+from imbalanced_losses.modules._callables import (
+    Loss,
+    has_temperature,
+    keeps_temperature,
+    override_gather,
+    set_temperature,
+    takes,
+    warn_of_missing_hooks,
+)
+from imbalanced_losses.modules._loading import LoadableModule
+from imbalanced_losses.modules._runs import empty_queues
+from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
+
+__all__ = ["WarmupState"]
+
+SCHEDULE_FIELDS = ("epoch", "step", "switch_step")
+
+
+class WarmupState(LoadableModule, ABC):
+    """Parameters and schedule of :class:`~imbalanced_losses.LossWarmupWrapper`, which adds hooks and forward."""
+
+    warmup_loss: Any  # a Loss; for mypy a callable attribute would be a method
+    main_loss: Any
+    # the schedule's parameters: properties, made below the class
+    warmup_epochs: int
+    temp_start: float
+    temp_end: float
+    temp_decay_steps: int
+    blend_epochs: int
+    warmup_steps: int | None
+    blend_steps: int | None
+    final_main_weight: float
+    # the schedule's state
+    epoch: Tensor
+    step: Tensor
+    switch_step: Tensor
+    _versions: tuple[tuple[int, int] | None, ...] | None = None
+    _epoch_is_told = False
+    _written: tuple[int, int] | None = None  # of the temperature, when the schedule last set it
+
+    def __init__(
+        self,
+        warmup_loss: Loss,
+        main_loss: Loss,
+        config: ScheduleConfig,
+        gather_distributed: bool | None,
+        auto_step: bool,
+    ) -> None:
+        super().__init__()
+        self._auto_step = auto_step
+        self._gather_distributed = gather_distributed
+        self.config = config
+        self.warmup_loss = warmup_loss
+        self.main_loss = main_loss
+        self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
+        state = self._first_state()
+        for field in SCHEDULE_FIELDS:
+            self.register_buffer(field, torch.tensor(int(getattr(state, field))))
+        self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
+        self._follow(state)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A loss may be any callable. A new main loss takes on the schedule's temperature at its next use."""
+        if name not in ("warmup_loss", "main_loss"):
+            super().__setattr__(name, value)
+            return
+        check_callable(name, value)
+        override_gather(self._gather_distributed, value)
+        if not isinstance(value, nn.Module):
+            self._modules.pop(name, None)  # torch refuses to put a function in a module's place
+        super().__setattr__(name, value)
+        if name == "warmup_loss":
+            self._weights_warmup = takes(value, "sample_weight")
+        elif self._is_complete:
+            warn_of_missing_hooks(value)
+            self._versions = None
+
+    @property
+    def _is_complete(self) -> bool:
+        return "epoch" in self._buffers
+
+    @property
+    def config(self) -> ScheduleConfig:
+        """The schedule's parameters."""
+        return self._config
+
+    @config.setter
+    def config(self, config: ScheduleConfig) -> None:
+        check_config(config, ScheduleConfig)
+        _check_auto_step(self._auto_step, config)
+        if self._is_complete:
+            self._catch_up()
+        self._config = config
+        if self._is_complete:
+            self._advance(self._host_state)
+
+    @property
+    def auto_step(self) -> bool:
+        """Whether calls in training mode are steps."""
+        return self._auto_step
+
+    @auto_step.setter
+    def auto_step(self, auto_step: bool) -> None:
+        _check_auto_step(auto_step, self.config)
+        self._catch_up()
+        has_begun = int(self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
+        self._auto_step = auto_step
+        if not has_begun:
+            self._advance(dataclasses.replace(self._host_state, step=self._first_state().step))
+
+    @property
+    def gather_distributed(self) -> bool | None:
+        """What overrides the losses' attribute of that name; ``None`` leaves it as it is."""
+        return self._gather_distributed
+
+    @gather_distributed.setter
+    def gather_distributed(self, gather_distributed: bool | None) -> None:
+        self._gather_distributed = gather_distributed
+        override_gather(gather_distributed, self.warmup_loss, self.main_loss)
+
+    def _first_state(self) -> ScheduleState:
+        state = schedule.init_schedule(self.config, device="cpu")
+        # the first call of auto_step moves on to step 0
+        return dataclasses.replace(state, step=state.step - 1) if self.auto_step else state
+
+    def reset_parameters(self) -> None:
+        """Bring back the schedule's state after construction; the losses bring back their own."""
+        self._fill_buffers(self._first_state())
+        self._versions = None  # the main loss may be reset after this: its temperature is set at the next use
+
+    def start_new_run(self) -> None:
+        """Go back to the schedule's start, with empty queues. The hooks call it at epoch 0 and step 0 of a new run."""
+        self._fill_buffers(self._first_state())
+        empty_queues(self.warmup_loss)
+        empty_queues(self.main_loss)
+
+    @property
+    def schedule_state(self) -> ScheduleState:
+        """The buffers as the state that the pure functions take (not a copy)."""
+        return ScheduleState(epoch=self.epoch, step=self.step, switch_step=self.switch_step)
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether only the warm-up loss runs."""
+        self._catch_up()
+        return self._phase == "warmup"
+
+    @property
+    def in_blend(self) -> bool:
+        """Whether the main loss's weight is rising."""
+        self._catch_up()
+        return self._phase == "blend"
+
+    @property
+    def main_weight(self) -> float:
+        """Weight of the main loss, in [0, 1]."""
+        self._catch_up()
+        return float(schedule.main_weight(self._host_state, self.config))
+
+    @property
+    def ap_weight(self) -> float:
+        """Another name of :attr:`main_weight`, from the library's predecessor."""
+        return self.main_weight
+
+    @property
+    def current_temperature(self) -> float | None:
+        """The main loss's temperature; ``None`` if it has none."""
+        self._catch_up()
+        if not has_temperature(self.main_loss):
+            return None
+        held = self.main_loss.temperature
+        if isinstance(held, Tensor) and not held.is_cpu and self._written == _version(held):
+            return self._written_temperature  # nobody else has set it since: the device is not waited for
+        return float(held)
+
+    def _advance(self, state: ScheduleState, reset: bool = False) -> None:
+        """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
+        was_in_warmup = self._phase == "warmup"
+        self._fill_buffers(state)
+        if self._phase != "warmup" and (was_in_warmup or reset):
+            empty_queues(self.main_loss)
+
+    def _fill_buffers(self, state: ScheduleState) -> None:
+        for field in SCHEDULE_FIELDS:
+            # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
+            getattr(self, field).fill_(int(getattr(state, field)))
+        self._follow(state)
+
+    def _catch_up(self) -> None:
+        """Follow the buffers, if something else has filled them: a loader, an average of models, a broadcast.
+
+        Their version counters tell, so that a device is waited for only then. So was a temperature in a buffer.
+        """
+        if is_plain_eager() and not self.epoch.is_meta and self._versions != self._buffer_versions():
+            temperature = self._versions is None or not keeps_temperature(self.main_loss)
+            self._follow(self._read_buffers(), temperature=temperature)
+
+    def _read_buffers(self) -> ScheduleState:
+        return ScheduleState(**{field: getattr(self, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS})
+
+    def _buffer_versions(self) -> tuple[tuple[int, int] | None, ...]:
+        return tuple(_version(getattr(self, field)) for field in SCHEDULE_FIELDS)
+
+    def _follow(self, state: ScheduleState, *, temperature: bool = True) -> None:
+        """Set what lives on the host, and the main loss's temperature, to a state on the host."""
+        self._versions = self._buffer_versions()
+        self._host_state = state
+        self._phase = schedule.PHASES[int(schedule.phase(state, self.config))]
+        if temperature and has_temperature(self.main_loss):
+            self._written_temperature = float(schedule.temperature(state, self.config))
+            set_temperature(self.main_loss, self._written_temperature)
+            self._written = _version(self.main_loss.temperature)
+
+
+def _follow_loaded_state(wrapper: WarmupState, _: object) -> None:
+    """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
+    wrapper._follow(wrapper._read_buffers())
+    wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
+
+
+def _check_auto_step(auto_step: bool, config: ScheduleConfig) -> None:
+    if auto_step and config.counts_epochs:
+        raise ValueError("expected auto_step with warmup_steps and blend_steps, got phases counted in epochs")
+
+
+def _version(value: object) -> tuple[int, int] | None:
+    """What tells whether a tensor was changed or replaced; inference tensors do not count their changes."""
+    if not isinstance(value, Tensor):
+        return None
+    return id(value), 0 if value.is_inference() else value._version
+
+
+for _name in ScheduleConfig.__dataclass_fields__:
+    setattr(WarmupState, _name, field_property(_name))

@@ -1,0 +1,200 @@
+"""The arguments of a loss's constructor as its attributes: read, assigned with effect, or refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imbalanced_losses import (
+    PAUCAtBudgetLoss,
+    RecallAtQuantileLoss,
+    SigmoidFocalConfig,
+    SigmoidFocalLoss,
+    SmoothAPConfig,
+    SmoothAPLoss,
+    SoftmaxFocalLoss,
+)
+
+RANKING = (SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss)
+FOCAL = (SigmoidFocalLoss, SoftmaxFocalLoss)
+# Not the defaults. The queue's shape and its mark of ignored rows cannot change.
+FIXED = {"num_classes": 4, "queue_size": 9, "multilabel": True, "ignore_index": -1}
+OTHERS: dict[str, Any] = {
+    "alpha": 0.1,
+    "background_class": 1,
+    "beta": 0.5,
+    "budget_basis": "population",
+    "gamma": 0.0,
+    "gather_distributed": False,
+    "grad_reduction": "sum",
+    "ignore_index": 1,
+    "label_smoothing": 0.3,
+    "max_pool_size": 4,
+    "n_knots": 5,
+    "pos_numerator": "live",
+    "quantile": 0.4,
+    "quantile_interpolation": "linear",
+    "reduction": "sum",
+    "surrogate": "pairwise",
+    "tau_scale": "band",
+    "temperature": 0.7,
+    "threshold_gradient": "implicit",
+    "update_queue_in_eval": True,
+    "validate_targets": False,
+}
+
+
+def make(loss: type[nn.Module], **settings: Any) -> Any:
+    required = {"num_classes": 3, "queue_size": 8} if loss in RANKING else {}
+    band = {"beta": 0.4} if loss is PAUCAtBudgetLoss else {}
+    return loss(**{**required, **band, **settings})
+
+
+def rows(loss: type[nn.Module]) -> tuple[Tensor, Tensor]:
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 2, 0, 0, 1, 0, 0])
+    return logits, nn.functional.one_hot(targets).float() if loss is SigmoidFocalLoss else targets
+
+
+SETTINGS = [
+    (loss, name)
+    for loss in (*RANKING, *FOCAL)
+    for name in inspect.signature(loss).parameters
+    if name != "group" and not (loss is SoftmaxFocalLoss and name == "alpha")
+]
+
+
+@pytest.mark.parametrize(("loss", "name"), SETTINGS)
+def test_an_argument_is_an_attribute(loss: type[nn.Module], name: str) -> None:
+    value = FIXED[name] if loss in RANKING and name in FIXED else OTHERS[name]
+    assert getattr(make(loss, **{name: value}), name) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("loss", "name"), SETTINGS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compiled: bool) -> None:
+    """As if the loss had been made with it, also where a call was compiled before."""
+    loss_fn = make(loss)
+    if loss in RANKING and name in FIXED:
+        setattr(loss_fn, name, getattr(loss_fn, name))  # no change
+        with pytest.raises(AttributeError, match=f"expected no change of {name}, .* make a new {loss.__name__}"):
+            setattr(loss_fn, name, FIXED[name])
+        return
+    if compiled:
+        loss_fn.compile(backend="eager")
+    before = loss_fn(*rows(loss)) if name != "max_pool_size" else None
+    if loss in RANKING:
+        loss_fn.reset_queue()
+    setattr(loss_fn, name, OTHERS[name])
+    assert getattr(loss_fn, name) == pytest.approx(OTHERS[name])
+    expected = make(loss, **{name: OTHERS[name]})
+    assert loss_fn.config == dataclasses.replace(expected.config, **_kept(loss_fn, name))
+    if name == "max_pool_size":
+        return  # draws rows, and warns
+    torch.testing.assert_close(loss_fn(*rows(loss)), expected(*rows(loss)))
+    changes_nothing = name in ("gather_distributed", "grad_reduction", "update_queue_in_eval", "validate_targets")
+    changes_nothing |= name in ("background_class", "pos_numerator", "threshold_gradient", "ignore_index")
+    changes_nothing |= name in ("quantile_interpolation", "tau_scale", "n_knots", "budget_basis")
+    assert changes_nothing or not torch.equal(before, loss_fn(*rows(loss)))
+
+
+def _kept(loss_fn: Any, name: str) -> dict[str, Any]:
+    """The temperature of a configuration is that of construction: the buffer's is what counts."""
+    return {"temperature": loss_fn.config.temperature} if name == "temperature" else {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "value", "message"),
+    [
+        (SigmoidFocalLoss, "gamma", -1.0, "expected gamma"),
+        (SigmoidFocalLoss, "reduction", "max", "expected reduction to be one of"),
+        (SigmoidFocalLoss, "grad_reduction", "max", "expected grad_reduction to be one of"),
+        (SoftmaxFocalLoss, "alpha", [-1.0, 1.0], "expected every weight in alpha"),
+        (SoftmaxFocalLoss, "label_smoothing", 2.0, "expected label_smoothing"),
+        (SmoothAPLoss, "temperature", 0.0, "expected temperature"),
+        (RecallAtQuantileLoss, "quantile", 1.5, "expected quantile"),
+        (PAUCAtBudgetLoss, "alpha", 0.5, "expected alpha < beta"),
+    ],
+)
+def test_a_wrong_assignment_changes_nothing(loss: type[nn.Module], name: str, value: Any, message: str) -> None:
+    loss_fn = make(loss, **({"alpha": [0.5, 1.0]} if loss is SoftmaxFocalLoss else {}))
+    config, buffers = loss_fn.config, copy.deepcopy(loss_fn.state_dict())
+    with pytest.raises(ValueError, match=message):
+        setattr(loss_fn, name, value)
+    assert loss_fn.config == config
+    torch.testing.assert_close(loss_fn.state_dict(), buffers, rtol=0, atol=0)
+
+
+def test_a_configuration_can_be_assigned() -> None:
+    loss_fn = SmoothAPLoss(num_classes=1, queue_size=4)
+    loss_fn.temperature = 0.3
+    loss_fn.config = SmoothAPConfig(num_classes=1, reduction="none")
+    assert (loss_fn.reduction, float(loss_fn.temperature)) == ("none", pytest.approx(0.3))  # what did not change stays
+    loss_fn.config = SmoothAPConfig(num_classes=1, temperature=0.5)
+    assert float(loss_fn.temperature) == 0.5
+    with pytest.raises(AttributeError, match="expected no change of num_classes"):
+        loss_fn.config = SmoothAPConfig(num_classes=2)
+    with pytest.raises(TypeError, match="expected config to be a SmoothAPConfig, got SigmoidFocalConfig"):
+        loss_fn.config = SigmoidFocalConfig()  # type: ignore[assignment]
+    assert loss_fn.num_classes == 1
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copy_has_settings_of_its_own(twin: Any) -> None:
+    loss_fn = SigmoidFocalLoss()
+    loss_fn.gamma = 0.0
+    other = twin(loss_fn)
+    other.gamma = 1.0
+    assert (loss_fn.gamma, other.gamma) == (0.0, 1.0)
+
+
+# --- settings that are buffers ----------------------------------------------------------------------------------------
+
+
+def test_class_weights_can_be_set_changed_and_removed() -> None:
+    logits, targets = rows(SoftmaxFocalLoss)
+    loss_fn = SoftmaxFocalLoss()
+    for alpha in ([1.0, 2.0, 3.0], torch.tensor([3.0, 2.0, 1.0]), None):
+        loss_fn.alpha = alpha
+        assert loss_fn.config == SoftmaxFocalLoss(alpha).config
+        assert torch.equal(loss_fn(logits, targets), SoftmaxFocalLoss(alpha)(logits, targets))
+        assert set(loss_fn.state_dict()) == ({"alpha"} if alpha is not None else set())
+    loss_fn = SoftmaxFocalLoss([1.0, 2.0, 3.0]).double()
+    loss_fn.alpha = [3.0, 2.0, 1.0]
+    assert loss_fn.alpha.dtype == torch.float64
+    loss_fn.alpha.zero_()
+    loss_fn.reset_parameters()
+    assert loss_fn.alpha.tolist() == [3.0, 2.0, 1.0]
+    assert "alpha=" in repr(loss_fn.to("meta"))
+
+
+def test_assigning_load_reaches_the_class_weights() -> None:
+    with torch.device("meta"):
+        loss_fn = SoftmaxFocalLoss([0.0, 0.0])
+    loss_fn.load_state_dict(SoftmaxFocalLoss([1.0, 2.0]).state_dict(), assign=True)
+    assert loss_fn.config.alpha == (1.0, 2.0)
+
+
+def test_what_is_to_be_trained_is_refused() -> None:
+    parameter = nn.Parameter(torch.tensor(0.5))
+    loss_fn = SmoothAPLoss(num_classes=1)
+    with pytest.raises(TypeError, match=r"expected temperature that needs no gradient .*: detach\(\) it"):
+        loss_fn.temperature = parameter
+    with pytest.raises(TypeError, match="expected temperature that needs no gradient"):
+        loss_fn.temperature = parameter * 2
+    loss_fn.temperature = parameter.detach()
+    assert loss_fn.temperature == 0.5
+    assert not list(loss_fn.parameters())
+    weights = nn.Parameter(torch.ones(3))
+    with pytest.raises(TypeError, match="expected alpha that needs no gradient"):
+        SoftmaxFocalLoss(weights)
+    focal = SoftmaxFocalLoss([1.0, 1.0, 1.0])
+    with pytest.raises(TypeError, match="expected alpha that needs no gradient"):
+        focal.alpha = weights
