@@ -108,7 +108,7 @@ def find_ranks(gather_distributed: bool | None, group: dist.ProcessGroup | None)
     ``gather_distributed`` is ``None`` to gather where there is a group of several ranks, ``False`` never, ``True`` for
     an error where there is no group.
     """
-    if gather_distributed is False or (gather_distributed is None and not _is_initialised()):
+    if not (_is_initialised() if gather_distributed is None else gather_distributed):
         return None
     ranks = _ranks_of(group)
     return ranks if ranks.size > 1 else None

@@ -53,7 +53,7 @@ def average_precision(
         Targets are ``[N, C]`` labels in {0, 1}.
     ignore_index : int
         Rows (multi-label: elements) with this target take no part.
-    sample_weight : Tensor [N], optional
+    sample_weight : Tensor [N], or [N, 1] for one column of scores, optional
         Non-negative, finite. Weighs the terms of the positives; ranks stay counts.
 
     Returns
@@ -127,7 +127,7 @@ def recall_at_quantile(
     >>> recall_at_quantile(scores, targets, quantile=0.25)  # the threshold is 0.8
     tensor(0.5000)
     """
-    check_fraction("quantile", quantile)
+    quantile = check_fraction("quantile", quantile)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
     threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
@@ -176,8 +176,7 @@ def partial_auc(
     >>> partial_auc(scores, targets, beta=0.5)  # the first negative comes after one of the two positives
     tensor(0.5000)
     """
-    check_number("alpha", alpha)
-    check_number("beta", beta)
+    alpha, beta = check_number("alpha", alpha), check_number("beta", beta)
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
@@ -242,7 +241,7 @@ def coverage_at_budget(
     >>> coverage_at_budget(scores, targets, budget=0.5)  # two alerts: 0.9 and 0.8
     tensor(0.5000)
     """
-    check_fraction("budget", budget)
+    budget = check_fraction("budget", budget)
     check_choice("budget_basis", budget_basis, ("population", "fpr"))
     pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
     paid = pool.valid if budget_basis == "population" else pool.negative

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.checks import check_number, check_target_values, check_targets, check_tensor
+from imbalanced_losses.checks import check_number, check_targets, check_tensor
+from imbalanced_losses.label_values import check_target_values
 from imbalanced_losses.metrics import average_precision
 from imbalanced_losses.schedule import PHASES, Preview
 

@@ -7,15 +7,17 @@ losses see scores and masks.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from imbalanced_losses import remedies
 from imbalanced_losses.checks import (
     check_choice,
+    check_flag,
     check_integer,
     check_logits,
     check_row_flags,
@@ -29,6 +31,7 @@ from imbalanced_losses.precision import widest_dtype, working_dtype
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, Rows
 from imbalanced_losses.reductions import Reduction, reduce_classes
+from imbalanced_losses.settings import check_fields, optional
 
 __all__ = [
     "PerClass",
@@ -55,12 +58,15 @@ class RankingConfig:
     multilabel: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("num_classes", self.num_classes, minimum=1)
-        check_temperature_number("temperature", self.temperature)
-        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
-        check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
-        if self.max_pool_size is not None:
-            check_integer("max_pool_size", self.max_pool_size, minimum=2)
+        check_fields(
+            self,
+            num_classes=partial(check_integer, minimum=1),
+            temperature=check_temperature_number,
+            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            ignore_index=partial(check_integer, minimum=-(2**63)),
+            max_pool_size=optional(partial(check_integer, minimum=2)),
+            multilabel=check_flag,
+        )
 
 
 @state_dataclass
@@ -244,7 +250,9 @@ def check_queue(state: QueueState, live: Rows, cfg: RankingConfig) -> None:
         shapes = f"logits {list(state.logits.shape)} and targets {list(state.targets.shape)}"
         raise ValueError(f"expected a {kind} queue of {cfg.num_classes} classes, got one with {shapes}")
     if state.logits.device != live.logits.device:
-        raise ValueError(f"expected a queue on {live.logits.device} like the logits, got {state.logits.device}")
+        device = live.logits.device
+        remedy = f"{remedies.for_loss_elsewhere(device)}, init_queue(..., device=...)"
+        raise ValueError(f"expected a queue on {device} like the logits, got {state.logits.device}{remedy}")
 
 
 def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
@@ -299,7 +307,7 @@ def _subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generat
     quota = size // (2 * groups.any(-1).sum().clamp_min(1))
     shape = (len(groups) + 1 if multilabel else 2, groups.shape[1])
     # the compiler does not take a generator=None beside a size that varies
-    random = torch.rand if generator is None else functools.partial(torch.rand, generator=generator)
+    random = torch.rand if generator is None else partial(torch.rand, generator=generator)
     noise = random(shape, device=groups.device)
     shuffled = noise[1:].argsort(-1).expand_as(groups)
     members = groups.gather(-1, shuffled)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_integer
+from imbalanced_losses.checks import check_flag, check_integer
 from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.pytree import state_dataclass
 
@@ -109,7 +109,7 @@ def init_queue(
     Raises
     ------
     TypeError, ValueError
-        If a size is not an int or too small, or ``dtype`` is not a floating-point type.
+        If a size is not an integer or too small, or ``dtype`` is not a floating-point type.
 
     Examples
     --------
@@ -117,8 +117,10 @@ def init_queue(
     >>> state.logits.shape, state.targets
     (torch.Size([4, 1]), tensor([-100, -100, -100, -100]))
     """
-    check_integer("queue_size", queue_size, minimum=0)
-    check_integer("num_classes", num_classes, minimum=1)
+    queue_size = check_integer("queue_size", queue_size, minimum=0)
+    num_classes = check_integer("num_classes", num_classes, minimum=1)
+    ignore_index = check_integer("ignore_index", ignore_index, minimum=-(2**63))
+    multilabel = check_flag("multilabel", multilabel)
     if not dtype.is_floating_point:
         raise TypeError(f"expected a floating-point queue dtype, got {dtype}")
     shape = (queue_size, num_classes) if multilabel else (queue_size,)

@@ -62,7 +62,7 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     loss : Tensor [N, ...]
     counted : Tensor [N, ...], bool, optional
         The elements whose number or mass ``"mean"`` divides by; all of them if left out.
-    weights : Tensor [N] or [N, ...], optional
+    weights : Tensor [N], or one that broadcasts to [N, ...] with a first axis of N, optional
         Non-negative. Left out is the same as ones, to the last bit: both divide a sum by a mass.
     reduction : {"mean", "sum", "none"}
         ``"none"`` gives the weighted loss ``[N, ...]``.
@@ -81,10 +81,11 @@ def sum_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -
     if weights is None:
         return loss.sum(), torch.full((), loss.numel(), device=loss.device) if counted is None else counted.sum()
     weights = _of_elements(weights, loss)
-    mass = weights.expand_as(loss) if counted is None else torch.where(counted, weights, 0)
+    # laid out as the loss, so that weights that broadcast add up in the same order as expanded ones
+    mass = weights.expand_as(loss).contiguous() if counted is None else torch.where(counted, weights, 0)
     return (loss * weights).sum(), mass.sum()
 
 
 def _of_elements(weights: Tensor, loss: Tensor) -> Tensor:
-    """Weights ``[N]`` or ``[N, ...]`` beside a loss ``[N, ...]``."""
+    """Weights of rows ``[N]``, or of elements, as they broadcast to a loss ``[N, ...]``."""
     return weights.reshape(weights.shape + (1,) * (loss.dim() - weights.dim())).to(loss.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from imbalanced_losses.checks import (
     check_temperature_number,
 )
 from imbalanced_losses.pytree import state_dataclass
+from imbalanced_losses.settings import check_fields, optional
 
 __all__ = [
     "PHASES",
@@ -90,16 +92,21 @@ class ScheduleConfig:
     final_main_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        length = partial(check_integer, minimum=0)
+        check_fields(
+            self,
+            warmup_epochs=length,
+            blend_epochs=length,
+            warmup_steps=optional(length),
+            blend_steps=optional(length),
+            temp_decay_steps=partial(check_integer, minimum=1),
+            temp_start=check_temperature_number,
+            temp_end=check_temperature_number,
+            final_main_weight=lambda name, value: check_fraction(name, check_positive(name, value)),
+        )
         in_steps = {name: getattr(self, name) for name in ("warmup_steps", "blend_steps")}
         in_steps = {name: value for name, value in in_steps.items() if value is not None}
         in_epochs = {"warmup_epochs": self.warmup_epochs, "blend_epochs": self.blend_epochs}
-        for name, length in (in_epochs | in_steps).items():
-            check_integer(name, length, minimum=0)
-        check_integer("temp_decay_steps", self.temp_decay_steps, minimum=1)
-        check_temperature_number("temp_start", self.temp_start)
-        check_temperature_number("temp_end", self.temp_end)
-        check_positive("final_main_weight", self.final_main_weight)
-        check_fraction("final_main_weight", self.final_main_weight)
         if in_steps and any(in_epochs.values()):
             epochs, steps = (", ".join(f"{k}={v}" for k, v in mode.items()) for mode in (in_epochs, in_steps))
             raise ValueError(f"expected phases in epochs or in steps, got {epochs} with {steps}")
@@ -399,9 +406,9 @@ def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = No
            4      2  main           1.000       0.0158
            5      2  main           1.000      0.00889
     """
-    check_integer("steps", steps, minimum=1)
+    steps = check_integer("steps", steps, minimum=1)
     if steps_per_epoch is not None:
-        check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
+        steps_per_epoch = check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
     elif cfg.counts_epochs:
         raise ValueError("expected steps_per_epoch for a schedule that counts its phases in epochs, got None")
     step = torch.arange(steps)
@@ -414,9 +421,8 @@ def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = No
 
 
 def _counter(name: str, value: int | Tensor, like: Tensor) -> Tensor:
-    check_counter(name, value)
     # a sum is a new tensor: a caller who counts in place must not change our state
-    return torch.zeros_like(like) + value
+    return torch.zeros_like(like) + check_counter(name, value)
 
 
 def _blend_count(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:

@@ -196,7 +196,7 @@ def options(loss: str) -> st.SearchStrategy[dict[str, Any]]:
     choices: Mapping[str, list[Any]] = {"temperature": [0.05, 0.5, 2.0]}
     thresholds = {"quantile_interpolation": list(INTERPOLATIONS), "threshold_gradient": ["stop", "implicit"]}
     if loss == "recall":
-        choices = {**choices, **thresholds, "quantile": [0.0, 0.1237, 0.4871, 0.9013, 1.0]}
+        choices = {**choices, **thresholds, "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897]}
     if loss == "pauc":
         choices = {
             **choices,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbalanced_losses.execution import can_overwrite, reads_freely
 from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, lowest_base, softplus
-from imbalanced_losses.precision import working_dtype
+from imbalanced_losses.precision import label_slack, working_dtype
 
 __all__ = ["SigmoidFocal"]
 
@@ -33,7 +33,8 @@ class _SigmoidTerms(NamedTuple):
 class SigmoidFocal(Focal):
     """``alpha_t (1 - p_t)^gamma CE`` for logits of any shape and labels in [0, 1].
 
-    In terms of the probability of the side that the label is not on, every digit of a small loss is kept.
+    In terms of the probability of the side that the label is not on, every digit of a small loss is kept. A label that
+    rounding took out of [0, 1] counts as 0 or 1.
     """
 
     balance: float
@@ -56,12 +57,14 @@ class SigmoidFocal(Focal):
         dtype, reads = working_dtype(logits), reads_freely(logits, targets)
 
         def of_block(z: Tensor, y: Tensor, grad: Tensor | None = None) -> Tensor:
+            slack = label_slack(y.dtype)
             ignored = None if (counted := self.counted(y)) is None else ~counted
             z, y = z.to(dtype), y.to(dtype)
             if ignored is not None:
                 z, y = z.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
             terms = _hard_terms(z, y, self.balance, self.gamma) if reads else None
             if terms is None:
+                y = y if reads and _in_bounds(y) else _unrounded(y, slack)
                 block = _soft_block(z, y, grad, self.balance, self.gamma)
             else:
                 block = terms.loss() if grad is None else terms.gradient(grad)
@@ -90,7 +93,7 @@ class SigmoidFocal(Focal):
     def _terms(self, logits: Tensor, targets: Tensor) -> _SigmoidTerms:
         dtype = working_dtype(logits)
         z = self._unless_ignored(logits.to(dtype), targets)
-        half = 0.5 - self._unless_ignored(targets.to(dtype), targets)
+        half = 0.5 - _unrounded(self._unless_ignored(targets.to(dtype), targets), label_slack(targets.dtype))
         away = half.new_ones(()).copysign(half)
         hardness = away * half
         if not can_overwrite(logits):  # autograd of the formula would give a finite gradient where the loss is not
@@ -138,6 +141,20 @@ def _hard_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _HardTerm
     miss = x.sigmoid_()
     weight = torch.rsub(y, 1, alpha=2) if balance == -1 else torch.rsub(y, 1 - balance)
     return _HardTerms(miss, cross_entropy, miss.pow(gamma).mul_(weight), gamma)
+
+
+def _in_bounds(y: Tensor) -> bool:
+    """Whether all labels are in [0, 1], in one step for the four of :func:`_unrounded`. It reads them."""
+    lowest, highest = torch.aminmax(y)
+    return lowest.item() >= 0 and highest.item() <= 1
+
+
+def _unrounded(y: Tensor, slack: float) -> Tensor:
+    """The labels, 0 or 1 in place of those that are less than ``slack`` out of [0, 1]; others stay as they are."""
+    if slack == 0:
+        return y
+    bounded = y.clamp(0, 1)
+    return bounded + torch.nn.functional.hardshrink(y - bounded, slack)
 
 
 def _soft_block(z: Tensor, y: Tensor, grad: Tensor | None, balance: float, gamma: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import can_overwrite, reads_freely
+from imbalanced_losses.execution import can_overwrite, is_traced, reads_freely
 from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, softplus
 from imbalanced_losses.precision import working_dtype
 
@@ -24,6 +24,9 @@ FEW_CLASSES = 16
 
 # Up to so many powers, one call of exp costs less than the two that exp2 takes; of more, twice as much.
 FEW_POWERS = 1 << 12
+
+# A sigmoid of so much is 1, also in float64.
+CERTAIN = 100.0
 
 # In absolute value, up to which no sum, product or quotient of two exponentials leaves float32.
 LARGEST_LOGIT = 30.0
@@ -46,8 +49,7 @@ class SoftmaxFocal(Focal):
 
     It is the binary loss of the target against all the others, by how far their ``logsumexp`` is above the target's
     logit: so ``1 - p_y`` and ``-log p_y`` keep their digits near 0. Every term is ``[N, 1, ...]`` or ``[N, C, ...]``.
-    A logit that is not finite counts as 0, and the loss and gradient of its position are multiplied by nan: softmax
-    alone would not tell of ``-inf``.
+    A logit of ``-inf`` rules its class out; ``inf`` and nan make the loss and gradient of their position nan.
     """
 
     gamma: float
@@ -91,7 +93,10 @@ class SoftmaxFocal(Focal):
         base = floored(miss, self.gamma)
         by_focus = 1 - miss if base is miss else (1 - miss) * (miss / base)
         by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
-        by_margin = torch.addcmul(by_margin, by_focus, cross_entropy, value=self.gamma)
+        if self.gamma > 0:
+            # the limit where the target is ruled out: 1 - miss is 0 and the cross-entropy infinite
+            bounded = torch.where(by_focus == 0, 0, cross_entropy)
+            by_margin = torch.addcmul(by_margin, by_focus, bounded, value=self.gamma)
         grad = grad.unsqueeze(1) * focus
         by_others = (grad * by_margin / rest).masked_fill(ignored, 0)
         if can_overwrite(grad, logits):
@@ -114,17 +119,17 @@ class SoftmaxFocal(Focal):
         own_class = targets.masked_fill(ignored, 0)
         if can_overwrite(logits) and z.shape[1] > 1:
             others, highest = self._others_at_once(z, own_class)
-            broken = z.amin(1, keepdim=True) * 0
+            broken = highest * 0
         else:
-            values = z.detach()
-            intact = (values.amax(1, keepdim=True) < torch.inf) & (values.amin(1, keepdim=True) > -torch.inf)
+            intact = z.detach().amax(1, keepdim=True).abs() < torch.inf  # -inf if all classes are ruled out
             broken = torch.where(intact | ignored, 0.0, torch.nan)  # not 0 * z, which a compiler may take for 0
-            z = torch.where(z.abs() < torch.inf, z, 0)  # a compiler has no fast isfinite
+            z = torch.where(z < torch.inf, z, 0)
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
         own, log_rest = z.gather(1, own_class) - highest, rest.log()
+        rest = rest.clamp_min(torch.finfo(z.dtype).tiny)  # to divide by
         lead = log_rest - own + broken
-        miss, cross_entropy = lead.sigmoid(), softplus(lead)
+        miss, cross_entropy = self._miss(lead), softplus(lead)
         focus = floored(miss, self.gamma).pow(self.gamma)
         if alpha is not None or self.label_smoothing > 0:
             cross_entropy = cross_entropy * self._target_weight(alpha, own_class)
@@ -139,14 +144,25 @@ class SoftmaxFocal(Focal):
         others = torch.where(number == own_class, torch.finfo(z.dtype).min, z)  # which a compiler fuses, not a scatter
         highest = others.detach().amax(1, keepdim=True)
         # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
-        return (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_(), highest
+        powers = (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_()
+        return torch.where(others > -torch.inf, powers, 0), highest
 
     def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """``_others`` by the highest logit of all, in the fewest passes over ``z``; finite also where ``z`` is not."""
         highest = z.amax(1, keepdim=True)
         least = math.log2(torch.finfo(z.dtype).tiny)
         powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
-        return powers.exp2_().scatter_(1, own_class, 0), highest
+        others = powers.exp2_().scatter_(1, own_class, 0)
+        if not (z.numel() and reads_freely(z) and z.amin().item() > -torch.inf):  # spares two slower passes
+            others.masked_fill_(z == -torch.inf, 0)
+        return others, highest
+
+    def _miss(self, lead: Tensor) -> Tensor:
+        """``1 - p_y``; a constant 1 where the target is ruled out.
+
+        Its derivative is 0 there, which the compiler would multiply by an infinite cross-entropy.
+        """
+        return (torch.where(lead == torch.inf, CERTAIN, lead) if is_traced() else lead).sigmoid()
 
     def _target_weight(self, alpha: Tensor | None, own_class: Tensor) -> Tensor | float:
         """Weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
@@ -229,6 +245,6 @@ def _largest(z: Tensor) -> float:
 
 
 def _with_broken_rows(z: Tensor, ignored: Tensor | None) -> Tensor:
-    """Logits that are nan at every position where one is not finite, and 0 where that is ignored."""
-    z = z + (z.amin(1, keepdim=True) * 0 + z.amax(1, keepdim=True) * 0)
+    """Logits that are nan at every position where one is nan or inf, or all are -inf, and 0 where that is ignored."""
+    z = z + z.amax(1, keepdim=True) * 0
     return z if ignored is None else z.masked_fill(ignored.unsqueeze(1), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -25,6 +26,7 @@ from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
 from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
 from imbalanced_losses.precision import working_dtype
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
+from imbalanced_losses.settings import check_fields, optional
 
 __all__ = [
     "SigmoidFocalConfig",
@@ -62,13 +64,15 @@ class SigmoidFocalConfig:
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha)
+        check_fields(
+            self,
+            alpha=check_number,
+            gamma=check_nonnegative,
+            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            ignore_index=optional(partial(check_integer, minimum=-(2**63))),
+        )
         if not (self.alpha == -1 or 0 <= self.alpha <= 1):
             raise ValueError(f"expected alpha in [0, 1], or -1 to switch it off, got {self.alpha}")
-        check_nonnegative("gamma", self.gamma)
-        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
-        if self.ignore_index is not None:
-            check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
 
 
 @final
@@ -101,13 +105,15 @@ class SoftmaxFocalConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.alpha is not None:
-            object.__setattr__(self, "alpha", check_weight_sequence("alpha", self.alpha))
-        check_nonnegative("gamma", self.gamma)
-        check_choice("reduction", self.reduction, ("mean", "sum", "none", "mean_positive"))
-        check_integer("ignore_index", self.ignore_index, minimum=-(2**63))
-        check_integer("background_class", self.background_class, minimum=0)
-        check_fraction("label_smoothing", self.label_smoothing)
+        check_fields(
+            self,
+            alpha=optional(check_weight_sequence),
+            gamma=check_nonnegative,
+            reduction=partial(check_choice, choices=("mean", "sum", "none", "mean_positive")),
+            ignore_index=partial(check_integer, minimum=-(2**63)),
+            background_class=partial(check_integer, minimum=0),
+            label_smoothing=check_fraction,
+        )
 
 
 def sigmoid_focal(
@@ -130,10 +136,12 @@ def sigmoid_focal(
     logits : Tensor of any shape [N, ...], any floating dtype
         Raw scores. Arithmetic runs in float32 (float64 for float64 logits), also under autocast.
     targets : Tensor of the logits' shape, any real dtype
-        Labels in [0, 1], or ``cfg.ignore_index``. They carry no gradient.
+        Labels in [0, 1], or ``cfg.ignore_index``. What rounding takes a little out of [0, 1] counts as 0 or 1. They
+        carry no gradient.
     cfg : SigmoidFocalConfig
-    sample_weight : Tensor [N] or of the logits' shape, optional
-        Non-negative, finite. It carries no gradient.
+    sample_weight : Tensor [N], or one that broadcasts to the targets' shape with a first axis of N, optional
+        Weights of rows or of elements, such as [N, 1] beside [N, 4]: non-negative, finite. Means divide by what each
+        counted element weighs. It carries no gradient.
 
     Returns
     -------
@@ -218,14 +226,16 @@ def softmax_focal(
     cfg : SoftmaxFocalConfig
     alpha : Tensor [C], optional
         Overrides ``cfg.alpha``: weights that already are on the device need no copy each step. It carries no gradient.
-    sample_weight : Tensor [N] or [N, ...], optional
-        Non-negative, finite. It carries no gradient.
+    sample_weight : Tensor [N], or one that broadcasts to the targets' shape with a first axis of N, optional
+        Weights of rows or of positions, such as [N, 1, 1] beside [N, H, W]: non-negative, finite. Means divide by what
+        each counted position weighs. It carries no gradient.
 
     Returns
     -------
     Tensor [] or, with ``reduction="none"``, [N, ...]
-        Not finite if a logit (of any class) is not, unless its position is ignored: to rule a class out give it a large
-        negative logit instead of ``-inf``. 0 if there is nothing to count.
+        As in ``torch.nn.functional.cross_entropy``, a logit of ``-inf`` rules its class out: it gets no gradient, and
+        the loss is ``inf`` where it is the target's or, with label smoothing, any. A logit that is ``inf`` or nan shows
+        as nan, unless its position is ignored. 0 if there is nothing to count.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -16,6 +17,7 @@ from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import weighted_mean
+from imbalanced_losses.settings import check_fields
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 
@@ -66,17 +68,20 @@ class PAUCAtBudgetConfig(RankingConfig):
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
-        check_fraction("alpha", self.alpha)
-        check_fraction("beta", self.beta)
+        check_fields(
+            self,
+            alpha=check_fraction,
+            beta=check_fraction,
+            surrogate=partial(check_choice, choices=("trapezoid", "pairwise")),
+            n_knots=partial(check_integer, minimum=2),
+            tau_scale=partial(check_choice, choices=("iqr", "band")),
+            pos_numerator=partial(check_choice, choices=("pool", "live")),
+            budget_basis=partial(check_choice, choices=("fpr", "population")),
+            quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
+            threshold_gradient=partial(check_choice, choices=("stop", "implicit")),
+        )
         if not self.alpha < self.beta:
             raise ValueError(f"expected alpha < beta, got alpha={self.alpha} and beta={self.beta}")
-        check_choice("surrogate", self.surrogate, ("trapezoid", "pairwise"))
-        check_integer("n_knots", self.n_knots, minimum=2)
-        check_choice("tau_scale", self.tau_scale, ("iqr", "band"))
-        check_choice("pos_numerator", self.pos_numerator, ("pool", "live"))
-        check_choice("budget_basis", self.budget_basis, ("fpr", "population"))
-        check_choice("quantile_interpolation", self.quantile_interpolation, INTERPOLATIONS)
-        check_choice("threshold_gradient", self.threshold_gradient, ("stop", "implicit"))
 
 
 def pauc_at_budget(
@@ -114,7 +119,7 @@ def pauc_at_budget(
     cfg : PAUCAtBudgetConfig
     temperature : float or Tensor [], optional
         Overrides ``cfg.temperature``, in units of the scale.
-    iid_mask : Tensor [N], bool, optional
+    iid_mask : Tensor [N], or [N, 1] for one class, bool, optional
         False for rows not drawn from the deployment distribution, such as oversampled or mined ones: they never shape
         the reference, its thresholds and its scale. Default: all True.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_config, check_fraction
+from imbalanced_losses.checks import check_choice, check_config, check_open_fraction
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
 from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.settings import check_fields
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
 
@@ -25,7 +27,7 @@ class RecallAtQuantileConfig(RankingConfig):
     Parameters
     ----------
     quantile : float
-        Alert budget in [0, 1]: the share of rows above the threshold.
+        Alert budget, strictly between 0 and 1: the share of rows above the threshold.
     quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         As in ``torch.quantile``. ``"higher"`` keeps the alerts within the budget.
     threshold_gradient : {"stop", "implicit"}
@@ -41,9 +43,12 @@ class RecallAtQuantileConfig(RankingConfig):
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
-        check_fraction("quantile", self.quantile)
-        check_choice("quantile_interpolation", self.quantile_interpolation, INTERPOLATIONS)
-        check_choice("threshold_gradient", self.threshold_gradient, ("stop", "implicit"))
+        check_fields(
+            self,
+            quantile=partial(check_open_fraction, remedy="use the share of rows that may be alerts, such as 0.005"),
+            quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
+            threshold_gradient=partial(check_choice, choices=("stop", "implicit")),
+        )
 
 
 def recall_at_quantile(

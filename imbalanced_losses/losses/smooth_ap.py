@@ -73,9 +73,9 @@ def smooth_ap(
     cfg : SmoothAPConfig
     temperature : float or Tensor [], optional
         Overrides ``cfg.temperature``. As a tensor it costs no compilation when it changes. It carries no gradient.
-    iid_mask : Tensor [N], bool, optional
+    iid_mask : Tensor [N], or [N, 1] for one class, bool, optional
         Stored with the rows; Smooth-AP itself does not look at it.
-    sample_weight : Tensor [N], optional
+    sample_weight : Tensor [N], or [N, 1] for one class, optional
         Non-negative, finite. Weighs the terms of the positives; ranks stay counts.
     update_queue : bool
         Whether the live rows enter the new state.

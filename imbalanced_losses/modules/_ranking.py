@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import (
+    check_integer,
     check_logits,
     check_row_weights,
-    check_target_values,
     check_targets,
     check_temperature,
     check_temperature_number,
-    check_weight_values,
 )
 from imbalanced_losses.diagnostics import LastPass, describe
 from imbalanced_losses.distributed import GradReduction, stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
+from imbalanced_losses.label_values import check_target_values, check_weight_values
 from imbalanced_losses.modules._base import LossModule, fixed_setting, refuse_gradient, refuse_second_pass
 from imbalanced_losses.modules._gathering import Batch, gather_batch
 from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
@@ -58,7 +58,7 @@ class RankingLoss(LossModule[Config], ABC):
         group: ProcessGroup | None,
     ) -> None:
         super().__init__(config, gather_distributed, validate_targets, grad_reduction, group)
-        self._queue_size = queue_size
+        self._queue_size = check_integer("queue_size", queue_size, minimum=0)
         self.update_queue_in_eval = update_queue_in_eval
         self._warned_of_subsampling = False
         self._last_pass: LastPass | None = None

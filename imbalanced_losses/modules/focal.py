@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import (
-    check_class_id_values,
     check_class_ids,
     check_element_targets,
     check_element_weights,
-    check_probability_values,
     check_weight_sequence,
-    check_weight_values,
 )
 from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.execution import can_read_values, is_traced
+from imbalanced_losses.label_values import check_class_id_values, check_probability_values, check_weight_values
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
     SoftmaxFocalConfig,

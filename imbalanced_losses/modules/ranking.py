@@ -150,7 +150,7 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
     max_pool_size, multilabel, validate_targets, grad_reduction, group
         As in :class:`SmoothAPLoss`.
     quantile : float
-        Alert budget in [0, 1]: the share of rows above the threshold.
+        Alert budget, strictly between 0 and 1: the share of rows above the threshold.
     quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         As in ``torch.quantile``.
     threshold_gradient : {"stop", "implicit"}

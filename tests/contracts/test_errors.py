@@ -92,9 +92,21 @@ STRUCTURE: list[Mistake] = [
     ("binary", changed("iid_mask", lambda x: x[:3]), ValueError, r"expected iid_mask of shape \[14\], got \[3\]"),
     (
         "binary",
+        changed("iid_mask", lambda x: x[None]),
+        ValueError,
+        r"expected iid_mask of shape \[14\], got \[1, 14\]",
+    ),
+    (
+        "multiclass",
         changed("iid_mask", lambda x: x[:, None]),
         ValueError,
         r"expected iid_mask of shape \[14\], got \[14, 1\]",
+    ),
+    (
+        "multilabel",
+        changed("sample_weight", lambda x: x[:, None]),
+        ValueError,
+        r"expected sample_weight of shape \[14\], got \[14, 1\]",
     ),
     ("binary", changed("iid_mask", lambda x: x.long()), TypeError, r"expected iid_mask .*torch.bool, got torch.int64"),
     ("binary", changed("iid_mask", lambda x: x.to("meta")), ValueError, r"expected iid_mask on cpu.*, got meta"),
@@ -283,6 +295,8 @@ BAD_THRESHOLD: list[tuple[str, Any, type[Exception]]] = [
 ]
 BAD_RECALL: list[tuple[str, Any, type[Exception]]] = [
     ("quantile", -0.1, ValueError),
+    ("quantile", 0.0, ValueError),
+    ("quantile", 1.0, ValueError),
     ("quantile", 1.1, ValueError),
     ("quantile", float("nan"), ValueError),
 ]

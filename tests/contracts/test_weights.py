@@ -144,3 +144,45 @@ def test_weights_carry_no_gradient(case: Case) -> None:
     assert weight.grad is None
     assert logits.grad is not None
     assert not state.sample_weight.requires_grad
+
+
+@over["cases"]
+@over["queue"]
+def test_a_column_of_weights_and_flags(case: Case, with_queue: bool) -> None:
+    """``[N, 1]``, as data often comes beside logits ``[N, 1]``, is ``[N]``: function, compiled and module."""
+    problem = example("binary", with_queue)
+    assert problem.sample_weight is not None
+    column = replace(problem, sample_weight=problem.sample_weight[:, None], iid_mask=problem.iid_mask[:, None])
+    expected, result = case.run(problem), case.run(column)
+    assert torch.equal(result.loss, expected.loss)
+    assert torch.equal(result.gradient, expected.gradient)
+    assert_same_state(result.state, expected.state)
+    cfg = case.config(problem)
+    arguments = {"iid_mask": column.iid_mask, "sample_weight": column.sample_weight}
+    of_row, of_column = ({**arguments, **more} for more in (problem.extras, {}))
+    compiled = torch.compile(case.loss.function, fullgraph=True, backend="eager")
+    loss, state = compiled(problem.logits, problem.targets, problem.state, cfg, **of_column)
+    assert_close(loss, expected.loss)
+    assert_same_state(state, expected.state)
+    shells = [case.shell(problem) for _ in range(2)]
+    losses = [
+        shell(problem.logits, problem.targets, **more) for shell, more in zip(shells, (of_row, of_column), strict=True)
+    ]
+    assert torch.equal(*losses)
+    assert_same_state(shells[0].queue_state, shells[1].queue_state)
+
+
+@over["cases"]
+def test_a_row_of_logits_with_a_column_of_weights(case: Case) -> None:
+    problem = example("binary")
+    assert problem.sample_weight is not None
+    cfg = case.config(problem)
+    shapes = {"iid_mask": problem.iid_mask[:, None], "sample_weight": problem.sample_weight[:, None]}
+    loss, _ = case.loss.function(problem.logits[:, 0], problem.targets[:, None], problem.state, cfg, **shapes)
+    assert torch.equal(loss, case.run(problem).loss)
+    weights = shapes.pop("sample_weight")
+
+    def mapped(logits: Tensor, weight: Tensor) -> Tensor:
+        return case.loss.function(logits, problem.targets, problem.state, cfg, sample_weight=weight, **shapes)[0]
+
+    assert_close(torch.func.vmap(mapped)(problem.logits[None], weights[None])[0], loss)

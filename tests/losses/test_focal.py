@@ -219,6 +219,8 @@ def test_autocast_changes_nothing(case: Case) -> None:
 @every_gamma
 @every_case
 def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) -> None:
+    if case.is_softmax and bad == -torch.inf:
+        return  # it rules a class out: tests/losses/test_ruled_out_classes.py
     logits, targets = case.inputs(dtype=torch.float32)
     expected, expected_gradient = gradient_of(case, logits, targets, gamma=gamma, reduction="none")
     logits[-1].view(-1)[:1] = bad
@@ -410,7 +412,7 @@ def test_a_second_backward_gives_the_same(case: Case, reduction: str) -> None:
     assert_close(double, 2 * first, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_classes_at_every_place_show_that_they_are_not_finite(bad: float) -> None:
     """Also among ignored positions, which do not."""
     for shape in SHAPES:

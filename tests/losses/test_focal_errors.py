@@ -48,7 +48,7 @@ def test_alpha_becomes_a_hashable_tuple() -> None:
         (SigmoidFocalConfig, {"alpha": torch.nan}, ValueError, "got nan"),
         *[
             (cls, {"alpha": alpha}, TypeError, r"expected alpha to be a number, got ")
-            for alpha in (None, "x", [0.2, 0.8], True, torch.tensor(0.3))
+            for alpha in (None, "x", [0.2, 0.8], True, torch.tensor([0.3]))
             for cls in (SigmoidFocalConfig, SigmoidFocalLoss)
         ],
         *[
@@ -92,8 +92,10 @@ def test_settings_out_of_range(config: Any, settings: dict[str, Any], error: typ
         ({"targets": torch.zeros(2)}, ValueError, r"expected targets of shape \[2, 3\] like the logits, got \[2\]"),
         ({"targets": torch.zeros(2, 3) * 1j}, TypeError, "expected targets of a real dtype, got torch.complex64"),
         ({"targets": torch.zeros(2, 3, device="meta")}, ValueError, "targets on cpu like the logits, got meta"),
-        ({"sample_weight": torch.ones(3)}, ValueError, r"sample_weight of shape \[2\] or \[2, 3\], got \[3\]"),
-        ({"sample_weight": torch.ones(2, 1)}, ValueError, r"got \[2, 1\]"),
+        ({"sample_weight": torch.ones(3)}, ValueError, r"sample_weight of shape \[2\] or \[2, 3\] .*, got \[3\]"),
+        ({"sample_weight": torch.ones(1, 3)}, ValueError, r"got \[1, 3\]"),
+        ({"sample_weight": torch.ones(2, 2)}, ValueError, r"got \[2, 2\]"),
+        ({"sample_weight": torch.ones(2, 3, 1)}, ValueError, r"got \[2, 3, 1\]"),
         ({"sample_weight": torch.ones(2) > 0}, TypeError, "expected sample_weight of a real dtype, got torch.bool"),
         ({"sample_weight": torch.ones(2, device="meta")}, ValueError, "expected sample_weight on cpu .*, got meta"),
     ],

@@ -158,7 +158,7 @@ def test_bad_weights_are_refused_and_leave_the_state(case: Case, bad: float) -> 
         ({"targets": torch.zeros(4).long()}, ValueError, r"expected targets of shape \[6.*\], got \[4\]"),
         ({"iid_mask": torch.zeros(6)}, TypeError, "iid_mask.*bool.*float32"),
         ({"iid_mask": torch.zeros(5).bool()}, ValueError, r"iid_mask.*\[6\].*\[5\]"),
-        ({"sample_weight": torch.zeros(6, 1)}, ValueError, r"sample_weight.*\[6\].*\[6, 1\]"),
+        ({"sample_weight": torch.zeros(6, 2)}, ValueError, r"sample_weight.*\[6\].*\[6, 2\]"),
         ({"targets": torch.zeros(6, 3, 2).long()}, ValueError, "targets"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
