@@ -19,33 +19,33 @@ from imbalanced_losses.losses.pauc_at_budget import (
 )
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, alert_threshold
 from imbalanced_losses.metrics import average_precision_of, partial_auc_of, share_of_positives
-from imbalanced_losses.pool import PerClass, Pool
+from imbalanced_losses.pool import PerClass, Pool, mark_invalid
 from imbalanced_losses.queue import QueueState
 
 __all__ = ["LastPass", "describe", "look_at_average_precision", "look_at_partial_auc", "look_at_recall"]
 
 
 class LastPass(NamedTuple):
-    """A pass's pool, per-class losses ``[C]`` and valid classes ``[C]``, without gradient."""
+    """A pass's pool and what ``measure_*`` gave, without gradient."""
 
     pool: Pool
-    loss: Tensor
-    valid: Tensor
+    result: PerClass
 
     @classmethod
     def keep(cls, pool: Pool, result: PerClass) -> LastPass:
         """Cut the graph off; the pool's memory is its own."""
         pool = dataclasses.replace(pool, scores=pool.scores.detach())
-        return cls(pool, result.loss.detach(), result.valid)
+        return cls(pool, PerClass(loss=result.loss.detach(), valid=result.valid, diagnostics={}))
 
 
 def describe(last: LastPass, queue: QueueState, exact: Tensor, details: dict[str, Tensor]) -> dict[str, Tensor]:
     """What all ranking losses tell, and the ``details`` of one; ``exact [C]`` is the metric that it stands in for."""
-    pool, loss, valid = last
+    pool, result = last.pool, mark_invalid(last.result)
+    loss = result.loss
     held = queue.valid if queue.valid.dim() == 1 else queue.valid.any(1)
     return {
         "loss": loss,
-        "valid": valid,
+        "valid": result.valid,
         "gap": loss - (1 - exact) if pool.kept is None else torch.full_like(loss, torch.nan),
         "live_positives": (pool.positive & pool.live).sum(-1),
         "queue_fill": held.sum() / max(len(held), 1),
