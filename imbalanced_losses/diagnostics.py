@@ -19,7 +19,7 @@ from imbalanced_losses.losses.pauc_at_budget import (
 )
 from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, alert_threshold
 from imbalanced_losses.metrics import average_precision_of, partial_auc_of, share_of_positives
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, join_rows
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, join_rows, mark_invalid
 from imbalanced_losses.queue import QueueState, Rows, Slots, next_slots, with_slots
 
 __all__ = ["LastPass", "describe", "look_at_average_precision", "look_at_partial_auc", "look_at_recall"]
@@ -37,19 +37,18 @@ class LastPass(NamedTuple):
     """
 
     config: RankingConfig
-    loss: Tensor
-    valid: Tensor
+    result: PerClass
     pool: Pool | None
     parts: tuple[Rows, Slots, Tensor] | None
 
     @classmethod
     def keep(cls, config: RankingConfig, result: PerClass, pool: Pool, live: Rows, queue: QueueState) -> LastPass:
         """``queue`` is as it is before the push."""
-        loss, valid = result.loss.detach(), result.valid
+        result = PerClass(loss=result.loss.detach(), valid=result.valid, diagnostics={})
         if pool.kept is not None or pool.scores.numel() <= KEPT_WHOLE:
-            return cls(config, loss, valid, dataclasses.replace(pool, scores=pool.scores.detach()), None)
+            return cls(config, result, dataclasses.replace(pool, scores=pool.scores.detach()), None)
         rows = Rows(*(values.detach().clone() for values in live))
-        return cls(config, loss, valid, None, (rows, next_slots(queue, len(rows.logits)), pool.temperature))
+        return cls(config, result, None, (rows, next_slots(queue, len(rows.logits)), pool.temperature))
 
     def find_pool(self, queue: QueueState) -> Pool:
         """The pool of the pass, which left ``queue`` behind."""
@@ -64,11 +63,12 @@ def describe(
     last: LastPass, pool: Pool, queue: QueueState, exact: Tensor, details: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """What all ranking losses tell, and the ``details`` of one; ``exact [C]`` is the metric that it stands in for."""
-    loss, valid = last.loss, last.valid
+    result = mark_invalid(last.result)
+    loss = result.loss
     held = queue.valid if queue.valid.dim() == 1 else queue.valid.any(1)
     return {
         "loss": loss,
-        "valid": valid,
+        "valid": result.valid,
         "gap": loss - (1 - exact) if pool.kept is None else torch.full_like(loss, torch.nan),
         "live_positives": (pool.positive & pool.live).sum(-1),
         "queue_fill": held.sum() / max(len(held), 1),

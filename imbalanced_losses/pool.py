@@ -41,7 +41,7 @@ __all__ = [
     "check_queue",
     "check_rows",
     "join_rows",
-    "per_class_result",
+    "mark_invalid",
     "reduce",
 ]
 
@@ -189,16 +189,19 @@ def build_pool(
     return pool, live
 
 
-def per_class_result(pool: Pool, loss: Tensor, valid: Tensor, diagnostics: dict[str, Tensor] | None = None) -> PerClass:
-    """The loss of each class, ``nan`` where invalid or where a logit was not finite (then the class is valid)."""
-    if not (reads_freely(valid) and valid.all()):
-        valid = valid | loss.isnan()
-        loss = torch.where(valid, loss, torch.nan)
-    return PerClass(loss=loss, valid=valid, diagnostics=diagnostics or {})
+def mark_invalid(result: PerClass) -> PerClass:
+    """What ``measure_*`` gave, which is 0 at invalid classes, as users see it: ``nan`` there.
+
+    A class with a logit that is not finite is valid, and ``nan``, too.
+    """
+    if reads_freely(result.valid) and result.valid.all():
+        return result
+    valid = result.valid | result.loss.isnan()
+    return dataclasses.replace(result, loss=torch.where(valid, result.loss, torch.nan), valid=valid)
 
 
 def reduce(result: PerClass, cfg: RankingConfig) -> Tensor:
-    """The loss: the per-class losses under ``cfg.reduction``."""
+    """The loss: what ``measure_*`` gave, under ``cfg.reduction``."""
     return reduce_classes(result.loss, result.valid, cfg.reduction)
 
 
@@ -267,8 +270,8 @@ def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Te
     logits, targets, iid, sample_weight, valid = map(torch.cat, zip(*parts, strict=True))
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = logits.to(dtype).mT.contiguous()
-    if not (reads_freely(valid) and valid.all()):  # spares two operators, and two in the backward
-        scores = torch.where(valid, scores, 0)
+    if not (reads_freely(valid) and valid.all()):  # spares two operators, and one in the backward
+        scores = scores.masked_fill(~valid, 0)
     return Pool(
         scores=scores,
         valid=valid,

@@ -186,7 +186,7 @@ def push(
     valid = torch.ones_like(targets, dtype=torch.bool) if valid is None else valid
     slots, cursor, values = _to_store(state, Rows(logits, targets, iid, sample_weight, valid))
     fields = {name: getattr(state, name).index_copy(0, slots, own) for name, own in values.items()}
-    return QueueState(**fields, cursor=cursor, ignore_index=state.ignore_index)
+    return QueueState(**fields, cursor=cursor.clone(), ignore_index=state.ignore_index)  # memory of its own
 
 
 def push_in_place(state: QueueState, rows: Rows) -> None:
@@ -223,14 +223,15 @@ def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, 
     if len(rows.logits) > capacity:  # repeated indices in index_copy are undefined
         rows = Rows(*(values[-capacity:] for values in rows))
     n, logits, stored = len(rows.logits), rows.logits.detach().to(state.logits.dtype), rows.valid
-    if not (reads_freely(logits) and math.isfinite(logits.sum())):  # spares five operators
-        stored = stored & ((logits - logits).sum(-1, keepdim=stored.dim() == 2) == 0)  # inf - inf is nan
-        logits = logits.nan_to_num(0, 0, 0)
-    slots = _ring(state, n)
+    if not (reads_freely(logits) and math.isfinite(logits.sum())):  # spares four operators
+        finite = logits.nan_to_num(0, 0, 0)
+        stored = stored & (finite == logits).all(-1, keepdim=stored.dim() == 2)
+        logits = finite
+    slots = _ring(state, n + 1)
     values = {
         "logits": logits,
         "targets": torch.where(stored, rows.targets, state.ignore_index),
         "iid": rows.iid,
         "sample_weight": rows.sample_weight.detach().to(state.sample_weight.dtype),
     }
-    return slots, (state.cursor + n) % capacity, values
+    return slots[:n], slots[n], values

@@ -32,26 +32,24 @@ def mean_over_mass(total: Tensor, mass: Tensor) -> Tensor:
     return total / (mass + (mass == 0))
 
 
-def weighted_mean(values: Tensor, weights: Tensor, mass: Tensor | None = None) -> Tensor:
-    """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0.
-
-    ``mass [...]`` spares their sum.
-    """
-    return mean_over_mass((values * weights).sum(-1), weights.sum(-1) if mass is None else mass)
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0."""
+    return mean_over_mass((values * weights).sum(-1), weights.sum(-1))
 
 
 def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
-    """Reduce per-class losses ``[C]`` over the valid classes.
+    """Reduce per-class losses ``[C]``, which are 0 where invalid, over the valid classes.
 
     ``"mean"`` and ``"sum"`` give a 0-dim tensor (0 if no class is valid), ``"none"`` gives ``[C]`` with ``nan`` at each
     invalid class.
     """
     if reduction == "none":
         return torch.where(valid, loss, torch.nan)
-    if reads_freely(valid) and valid.all():  # one operator for five, and for as many in the backward
-        return loss.mean() if reduction == "mean" and loss.numel() > 1 else loss.sum()
-    total = torch.where(valid, loss, 0).sum(-1)
-    return mean_over_mass(total, valid.sum(-1, dtype=total.dtype)) if reduction == "mean" else total
+    if reduction == "sum" or len(loss) == 1:
+        return loss.sum()
+    if reads_freely(valid) and valid.all():  # one operator for four
+        return loss.mean()
+    return loss.sum() / valid.sum().clamp_min(1)
 
 
 def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None, reduction: Reduction) -> Tensor:

@@ -223,6 +223,23 @@ def test_reads_of_the_device_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> 
     assert reads(lambda: x.masked_fill(mask, 0.0).to(torch.float64)) == 0
 
 
+@pytest.mark.parametrize(
+    ("loss", "most"), [("SmoothAP", 85), ("recall", 71), ("pAUC, trapezoid", 99), ("pAUC, pairwise", 113)]
+)
+def test_an_accelerators_step_stays_as_short_as_it_is(loss: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound on our own step: each operator costs an accelerator's host about as much as a small kernel takes."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cells
+    import operators
+    import steps
+
+    step = steps.build(cells.Cell(loss, batch=32, queue=1024).work("ours"), "meta")
+    step()
+    counted, host_reads = operators.count_operators(step)
+    assert counted.total() <= most
+    assert host_reads.total() == 0
+
+
 def test_ensemble_takes_the_same_steps_mapped_and_looped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import cells

@@ -245,6 +245,13 @@ def test_queue_of_size_zero_keeps_nothing() -> None:
     assert new.cursor == 0
 
 
+def test_fields_own_their_memory() -> None:
+    """A field that is a view would keep a larger tensor alive, and change with it."""
+    state = push(init_queue(5, NUM_CLASSES), *make_rows(3, seed=0))
+    fields = (state.logits, state.targets, state.iid, state.sample_weight, state.cursor)
+    assert all(field.untyped_storage().nbytes() == field.nbytes for field in fields)
+
+
 def test_cursor_stays_inside_the_ring() -> None:
     """It grows with neither the steps nor the rows, so that it never overflows."""
     state = init_queue(5, NUM_CLASSES)

@@ -1,30 +1,33 @@
 r"""One minus a soft recall at thresholds: what recall at a quantile and the trapezoid of the partial AUC average.
 
-An expression: there is nothing in it that a compiler should not see. Thresholds can follow the scores: a soft quantile
-solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`, and implicit differentiation gives
+Two evaluators: in plain eager mode the gradient in closed form along with the value, on the CPU of the positives alone;
+else an expression, as there is nothing in it that a compiler should not see.
+
+Thresholds can follow the scores: a soft quantile solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`, and
+implicit differentiation gives
 
 .. math:: \partial\theta / \partial s_j = k_j / \textstyle\sum_l k_l, \qquad k_j = \sigma'((s_j - \theta)/\tau)
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from imbalanced_losses.execution import has_tangent, reads_freely
-from imbalanced_losses.kernels.operators import with_gradient
-from imbalanced_losses.kernels.packing import shares
+from imbalanced_losses.execution import has_tangent, is_plain_eager, may_read
+from imbalanced_losses.kernels.operators import propagate_nonfinite, with_gradient
+from imbalanced_losses.kernels.packing import Unpacked, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 
 __all__ = ["missed_recall"]
 
-# Scores on the CPU, from which on classes are taken some at a time: as many as stay in a core's share of the cache.
-BLOCKS_FROM = 1 << 17
+# Scores of the classes that are taken at a time on the CPU: as many as stay in a core's share of the cache.
+CHUNK = 1 << 17
+# Scores on the CPU, from which on the positives are worth finding.
+PACKED_FROM = 1 << 14
 
 
 def missed_recall(
@@ -68,14 +71,56 @@ def missed_recall(
 
     Notes
     -----
-    Cost: O(C K M) time. O(C M) memory for large pools in eager mode on the CPU, else O(C K M).
+    Cost: O(C K M) time and memory; in eager mode on the CPU O(K) for each positive, beside O(C M).
     """
     constants = thresholds.detach(), positive, weight, temperature.detach(), reference, counts
-    if reads_freely(scores) and scores.numel() >= BLOCKS_FROM and not has_tangent(scores):
-        mean, squares, mass = with_gradient(_in_blocks, _gradient, scores, *constants)
+    if is_plain_eager() and not has_tangent(scores):
+        mean, squares, mass = with_gradient(_kernel, _gradient, scores, *constants)
     else:
         mean, squares, mass = _missed_recall(scores, *constants)
     return mean, squares, mass
+
+
+@propagate_nonfinite
+def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
+    """Value, statistics and gradient ``[C, M]``; on the CPU of the positives alone, some classes at a time."""
+    step = max(1, CHUNK // scores.shape[1]) if may_read(scores) else len(scores)
+    if step >= len(scores):
+        return _with_gradient(scores, *constants)
+    each = []
+    for start in range(0, len(scores), step):
+        part = slice(start, start + step)
+        own: list[Any] = [t[part] if isinstance(t, Tensor) else t for t in constants]
+        each.append(_with_gradient(scores[part], *own))
+    return tuple(map(torch.cat, zip(*each, strict=True)))
+
+
+def _with_gradient(
+    scores: Tensor,
+    thresholds: Tensor,
+    positive: Tensor,
+    weight: Tensor,
+    temperature: Tensor,
+    reference: Tensor | None,
+    counts: Tensor | None,
+    differentiate: bool,
+) -> tuple[Tensor, ...]:
+    rows = pack(positive) if may_read(scores) and scores.numel() >= PACKED_FROM else Unpacked(positive)
+    share, mass = rows.shares(weight)
+    scale = rows.by_row(temperature)
+    misses = wide_sigmoid((rows.by_row(thresholds.mT) - rows.gather(scores)) / scale)  # [K, P] or [K, C, M]
+    miss = _trapezoid(misses)
+    weighted = miss * share
+    statistics = rows.sum_by_row(weighted).to(scores.dtype), rows.sum_by_row(weighted * miss), mass
+    if not differentiate:
+        return *statistics, scores.new_empty(0)
+    slopes = misses.square().sub_(misses).mul_(share / scale)
+    gradient = rows.scatter(_trapezoid(slopes).to(scores.dtype))
+    if reference is not None:
+        by_thresholds = torch.stack([rows.sum_by_row(slope) for slope in slopes]).to(scores.dtype)
+        share_of_row = _shares_in_threshold(scores, thresholds, reference, temperature, counts)
+        gradient = gradient - _trapezoid(by_thresholds[..., None] * share_of_row.transpose(0, 1))
+    return *statistics, gradient
 
 
 def _missed_recall(
@@ -100,8 +145,6 @@ def _missed_recall(
 
 def _guard(mean: Tensor, scores: Tensor) -> Tensor:
     """``mean [C]``, which a score that is not finite makes ``nan``, with its gradient: a GradScaler skips the step."""
-    if reads_freely(scores) and math.isfinite(scores.detach().sum()):
-        return mean
     zero_or_nan = (scores - scores).sum(-1)  # not times 0, which a compiler takes for 0
     return mean * (1 + zero_or_nan * zero_or_nan)
 
@@ -111,7 +154,7 @@ def _trapezoid(values: Tensor) -> Tensor:
     k = len(values)
     if k == 1:
         return values[0]
-    return values.mean(0) if k == 2 else (values.sum(0) - (values[0] + values[-1]) / 2) / (k - 1)
+    return values[0].lerp(values[1], 0.5) if k == 2 else (values.sum(0) - (values[0] + values[-1]) / 2) / (k - 1)
 
 
 def _follow_scores(
@@ -133,27 +176,6 @@ def _shares_in_threshold(
         log_density = log_density + counts.log()[:, None]
     lowest, inside = torch.finfo(tail.dtype).min, reference[:, None]
     return torch.where(inside, torch.where(inside, log_density, lowest).softmax(-1), 0)
-
-
-def _in_blocks(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
-    """Value, statistics and gradient ``[C, M]``, some classes at a time: no graph and no temporary of all classes."""
-    differentiate: bool = constants[-1]
-    step = max(1, BLOCKS_FROM // scores.shape[1])
-    parts = []
-    for start in range(0, len(scores), step):
-        part = slice(start, start + step)
-        own: Any = [tensor if tensor is None else tensor[part] for tensor in constants[:-1]]
-        # hooks on saved tensors (offloading, activation checkpoints) are for the graph outside
-        with torch.set_grad_enabled(differentiate), saved_tensors_hooks(_as_it_is, _as_it_is):
-            leaf = scores[part].detach().requires_grad_(differentiate)
-            mean, *statistics = _missed_recall(leaf, *own)
-            gradient = torch.autograd.grad(mean.sum(), leaf)[0] if differentiate else leaf.new_empty(0)
-        parts.append((mean.detach(), *statistics, gradient))
-    return tuple(map(torch.cat, zip(*parts, strict=True)))
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _gradient(scores: Tensor, *constants: Any) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
     "in_graph",
     "make_mean",
     "make_operator",
+    "propagate_nonfinite",
     "refuse_forward_over_forward",
     "rows_of_batch",
     "with_gradient",
@@ -146,7 +147,7 @@ def make_mean(
         statistics = (scores.new_empty(size, dtype=wide) for _ in range(n_statistics))
         return scores.new_empty(size), *statistics, scores.new_empty(scores.shape if rest[-1] else 0)
 
-    kernel = full_precision(_propagate_nonfinite(kernel))
+    kernel = full_precision(propagate_nonfinite(kernel))
     results = ", ".join(["Tensor"] * (2 + n_statistics))
     schema = f"{name}(Tensor scores, {constants}, bool differentiate) -> ({results})"
     operator = make_operator(schema, kernel, fake)
@@ -173,7 +174,9 @@ def with_gradient(
     return _Eager.apply(kernel, gradient, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
+def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """Keep scores that are not finite from a kernel as :func:`make_mean` takes it, and give their problems ``nan``."""
+
     @functools.wraps(kernel)
     def wrapped(scores: Tensor, *constants: Any) -> Outputs:
         if may_read(scores):

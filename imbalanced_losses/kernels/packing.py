@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = ["Packed", "pack", "shares"]
+__all__ = ["Packed", "Unpacked", "pack", "shares"]
 
 
 class Packed(NamedTuple):
@@ -84,15 +84,41 @@ class Packed(NamedTuple):
         return values.new_zeros(len(self.counts), *values.shape[1:]).index_add_(0, self.row, values)
 
     def by_row(self, values: Tensor) -> Tensor:
-        """``[P, ...]``, or ``[1, ...]`` of one problem, of ``values [R, ...]``."""
-        return values if len(values) == 1 else values.index_select(0, self.row)
+        """``[..., P]``, or ``[..., 1]`` of one problem, of ``values [..., R]``."""
+        return values if len(self.counts) == 1 else values.index_select(-1, self.row)
+
+
+class Unpacked(NamedTuple):
+    """What :class:`Packed` offers, of all elements in place: for devices whose masks are not to be read."""
+
+    mask: Tensor
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``values [R, M]``."""
+        return values
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """``values [R, M]``, which are 0 where the mask is not set."""
+        return values
+
+    def shares(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What each element adds to its row's mean under ``weight [R, M]``: ``[R, M]``, and the sum of weights."""
+        return shares(self.mask, weight)
+
+    def sum_by_row(self, values: Tensor) -> Tensor:
+        """``[R]`` of ``values [R, M]``."""
+        return values.sum(-1)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """``[..., R, 1]`` of ``values [..., R]``."""
+        return values[..., None]
 
 
 def shares(mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """:meth:`Packed.shares` without packing: what each set element of ``mask [R, M]`` adds to a mean, 0 elsewhere."""
-    weight = torch.where(mask, weight, 0).to(widest_dtype(weight.device))
-    mass = weight.sum(-1)
-    return weight / (mass + (mass == 0))[:, None], mass
+    """What each set element of ``mask [R, M]`` adds to a mean under ``weight``, 0 elsewhere; the sums of weights."""
+    weight = torch.where(mask, weight, 0)
+    mass = weight.sum(-1, dtype=widest_dtype(weight.device))
+    return weight / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None], mass
 
 
 def pack(mask: Tensor) -> Packed:

@@ -128,17 +128,17 @@ def _quantiles_by_static_shapes(
     """On accelerators, and of few values where a compiler fuses it: reads nothing."""
     if counts is not None:
         return _counted_quantile(values, mask * counts, levels, interpolation)
-    count = mask.sum(-1, keepdim=True)
+    count = mask.sum(-1, keepdim=True, dtype=widest_dtype(values.device))
     kept = torch.where(mask, values.to(working_dtype(values)), -torch.inf)
-    descending = _argsort_largest(kept, min(levels))
-    last = (count - 1).clamp_min(0).to(widest_dtype(values.device))
+    descending = _largest(kept, min(levels))
+    last = (count - 1).clamp_min(0)
     position = last * levels[0] if len(levels) == 1 else torch.cat([last * level for level in levels], -1)
 
     def element(position: Tensor) -> Tensor:
-        return kept.gather(-1, descending.gather(-1, (last - position).long()))
+        return descending.gather(-1, (last - position).long())
 
     quantiles = _interpolate(element, position, interpolation)
-    return torch.where(count > 0, quantiles, 0).to(values.dtype)
+    return quantiles.masked_fill(count == 0, 0).to(values.dtype)
 
 
 def _quantiles_of_read_counts(
@@ -154,17 +154,14 @@ def _quantiles_of_read_counts(
     elements.at_once = is_small or (min(levels) < 1 - LARGE_SHARE and sorts_by_integers(elements.values))
     if max(elements.counts, default=0) == 0:
         return values.new_zeros(len(values), len(levels))
-    columns = []
-    for level in levels:
-        positions = [level * max(n - 1, 0) for n in elements.counts]
-        rounding = ROUNDINGS_OF_NUMBERS.get(interpolation)
-        if rounding is not None:
-            columns.append(elements.at([rounding(position) for position in positions]))
-            continue
-        below, above = elements.at(list(map(math.floor, positions))), elements.at(list(map(math.ceil, positions)))
-        fraction = [0.5 if interpolation == "midpoint" else position % 1 for position in positions]
-        columns.append(torch.lerp(below, above, below.new_tensor(fraction)))
-    quantiles = columns[0][:, None] if len(columns) == 1 else torch.stack(columns, 1)
+    positions = [[level * max(n - 1, 0) for level in levels] for n in elements.counts]
+    rounding = ROUNDINGS_OF_NUMBERS.get(interpolation)
+    if rounding is not None:
+        quantiles = elements.at([list(map(rounding, row)) for row in positions])
+    else:
+        below, above = (elements.at([list(map(f, row)) for row in positions]) for f in (math.floor, math.ceil))
+        fraction = [[0.5 if interpolation == "midpoint" else position % 1 for position in row] for row in positions]
+        quantiles = torch.lerp(below, above, below.new_tensor(fraction))
     return quantiles if min(elements.counts) > 0 else torch.where(mask.any(1, keepdim=True), quantiles, 0)
 
 
@@ -175,24 +172,23 @@ class _Elements:
         self.values, self.mask, self.counts, self.at_once = values, mask, counts, False
         self.filled: dict[float, Tensor] = {}
 
-    def at(self, places: list[int]) -> Tensor:
-        """``[R]``: of each row the element at its place."""
+    def at(self, places: list[list[int]]) -> Tensor:
+        """``[R, K]``: of each row the elements at its places."""
         if self.at_once:
-            return self._pick(self._ascending, places)
-        from_top = [max(n - 1, 0) - place for n, place in zip(self.counts, places, strict=True)]
-        size = self.values.shape[1]
-        if max(from_top) < LARGE_SHARE * size:
-            largest = self._filled(-torch.inf).topk(max(from_top) + 1).values
-            return self._pick(largest, from_top)
-        rows = self._filled(torch.inf).unbind()
-        found = [row.kthvalue(place + 1).values for row, place in zip(rows, places, strict=True)]
-        return found[0][None] if len(found) == 1 else torch.stack(found)
+            return self._ascending.gather(1, torch.tensor(places))
+        columns = [self._column(list(column)) for column in zip(*places, strict=True)]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
-    @staticmethod
-    def _pick(ordered: Tensor, columns: list[int]) -> Tensor:
-        if len(columns) == 1:
-            return ordered[0].narrow(0, columns[0], 1)
-        return ordered.gather(1, torch.tensor(columns, device=ordered.device)[:, None])[:, 0]
+    def _column(self, places: list[int]) -> Tensor:
+        """``[R, 1]``: of each row the element at its place."""
+        from_top = [max(n - 1, 0) - place for n, place in zip(self.counts, places, strict=True)]
+        if max(from_top) < LARGE_SHARE * self.values.shape[1]:
+            largest = self._filled(-torch.inf).topk(max(from_top) + 1).values
+            if len(from_top) == 1:
+                return largest[:, from_top[0], None]
+            return largest.gather(1, torch.tensor(from_top)[:, None])
+        rows = self._filled(torch.inf).unbind()
+        return torch.stack([row.kthvalue(place + 1).values for row, place in zip(rows, places, strict=True)])[:, None]
 
     def _filled(self, fill: float) -> Tensor:
         if self.mask is None:
@@ -204,7 +200,7 @@ class _Elements:
     @functools.cached_property
     def _ascending(self) -> Tensor:
         kept = self._filled(torch.inf)
-        return kept.gather(1, argsort_rows(kept))
+        return kept.gather(1, argsort_rows(kept)) if sorts_by_integers(kept) else kept.sort(-1).values
 
 
 def _counted_quantile(values: Tensor, counts: Tensor, levels: Sequence[float], interpolation: Interpolation) -> Tensor:
@@ -223,14 +219,14 @@ def _counted_quantile(values: Tensor, counts: Tensor, levels: Sequence[float], i
     return torch.where(total > 0, quantiles, 0).to(values.dtype)
 
 
-def _argsort_largest(values: Tensor, level: float) -> Tensor:
-    """Indices of each row in descending order, down to its quantile at ``level`` however many -inf it ends with.
+def _largest(values: Tensor, level: float) -> Tensor:
+    """Each row in descending order, down to its quantile at ``level`` however many -inf it ends with.
 
     Of n <= M elements at most ``ceil((1 - level) * (n - 1))`` lie above that quantile: M gives a static bound.
     """
     size = values.shape[1]
     needed = min(size, math.ceil((1 - level) * (size - 1)) + 2)  # one for the element itself, one for rounding
-    return values.topk(needed, -1).indices
+    return values.topk(needed, -1).values
 
 
 def _interpolate(element: Callable[[Tensor], Tensor], position: Tensor, interpolation: Interpolation) -> Tensor:

@@ -14,9 +14,8 @@ from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
 from imbalanced_losses.queue import QueueState, push
-from imbalanced_losses.reductions import weighted_mean
 from imbalanced_losses.settings import check_fields
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
@@ -153,7 +152,8 @@ def pauc_at_budget(
     >>> round(loss.item(), 4)  # one positive beats the whole band, the other nothing
     0.5
     """
-    result, new_state = pauc_at_budget_per_class(
+    check_config(cfg, PAUCAtBudgetConfig)
+    pool, live = build_pool(
         logits,
         targets,
         queue_state,
@@ -161,11 +161,10 @@ def pauc_at_budget(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
-        update_queue=update_queue,
         generator=generator,
-        diagnose=False,
     )
-    return reduce(result, cfg), new_state
+    loss = reduce(measure_pauc_at_budget(pool, cfg, diagnose=False), cfg)
+    return loss, push(queue_state, *live) if update_queue else queue_state
 
 
 def pauc_at_budget_per_class(
@@ -200,15 +199,14 @@ def pauc_at_budget_per_class(
         sample_weight=sample_weight,
         generator=generator,
     )
-    result = measure_pauc_at_budget(pool, cfg, diagnose)
+    result = mark_invalid(measure_pauc_at_budget(pool, cfg, diagnose))
     return result, push(queue_state, *live) if update_queue else queue_state
 
 
 def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) -> PerClass:
-    """The loss of a pool."""
+    """The loss of a pool, 0 at invalid classes."""
     budget = _measure_budget(pool, cfg)
-    numerator = numerator_rows(pool, cfg)
-    valid = budget.measurable
+    numerator = numerator_rows(pool, cfg) & budget.measurable[:, None]
     if cfg.surrogate == "pairwise":
         band = _negatives_in_band(pool, budget)
         counts = None if pool.stands_for is None else pool.count(band)
@@ -218,12 +216,11 @@ def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) 
         loss, squares, mass = missed_recall(
             pool.scores, budget.thresholds, numerator, pool.row_weight, budget.tau, reference, pool.row_count
         )
-    valid = valid & (mass > 0)
-    diagnostics = {}
+    valid, diagnostics = mass > 0, {}
     if diagnose:
         variance = (squares - loss.detach().to(squares.dtype).square()).clamp_min(0)
         diagnostics = _diagnose(pool, budget, variance.to(loss.dtype), valid)
-    return per_class_result(pool, loss, valid, diagnostics)
+    return PerClass(loss=loss, valid=valid, diagnostics=diagnostics)
 
 
 def numerator_rows(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
@@ -268,24 +265,25 @@ def _first_of_some_size(scale: Tensor, pool: Pool, reference: Tensor, origin: Te
 
     A head that starts at zero, or scores that are mostly equal, must get a gradient.
     """
-    if reads_freely(scale) and (scale > SMALLEST_SCALE).all():
+    if reads_freely(scale) and float(scale.amin()) > SMALLEST_SCALE:
         return scale
     # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
     deviation = _standard_deviation(pool.scores.detach() - origin, pool.count(reference))
-    fallback = torch.where(deviation > SMALLEST_SCALE, deviation, 1)
+    fallback = deviation.masked_fill(deviation <= SMALLEST_SCALE, 1)
     return torch.where(scale > SMALLEST_SCALE, scale, fallback)
 
 
-def _standard_deviation(values: Tensor, weights: Tensor) -> Tensor:
-    """Of the population ``values [C, M]`` under ``weights [C, M]``; 0 where there is no weight."""
-    deviation = values - weighted_mean(values, weights)[:, None]
-    return weighted_mean(deviation * deviation, weights).sqrt()
+def _standard_deviation(values: Tensor, counts: Tensor) -> Tensor:
+    """Of the population in which each of ``values [C, M]`` is there ``counts [C, M]`` times; 0 if it is empty."""
+    share = counts / counts.sum(-1, keepdim=True).clamp_min(1)  # no count is below 1
+    deviation = values - (values * share).sum(-1, keepdim=True)
+    return (deviation * deviation * share).sum(-1).sqrt()
 
 
 def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:
     """Bool [C, M]: ``t_beta <= s <= t_alpha``."""
     scores = pool.scores.detach()
-    return pool.negative & (scores >= budget.thresholds[:, -1:]) & (scores <= budget.thresholds[:, :1])
+    return pool.negative & (scores.clamp(budget.thresholds[:, -1:], budget.thresholds[:, :1]) == scores)
 
 
 def _diagnose(pool: Pool, budget: _Budget, variance: Tensor, valid: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from imbalanced_losses.checks import check_choice, check_config, check_open_fraction
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.settings import check_fields
 
@@ -112,7 +112,8 @@ def recall_at_quantile(
     >>> round(loss.item(), 4)  # one of two positives lies above the median
     0.5
     """
-    result, new_state = recall_at_quantile_per_class(
+    check_config(cfg, RecallAtQuantileConfig)
+    pool, live = build_pool(
         logits,
         targets,
         queue_state,
@@ -120,10 +121,10 @@ def recall_at_quantile(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
-        update_queue=update_queue,
         generator=generator,
     )
-    return reduce(result, cfg), new_state
+    loss = reduce(measure_recall_at_quantile(pool, cfg), cfg)
+    return loss, push(queue_state, *live) if update_queue else queue_state
 
 
 def recall_at_quantile_per_class(
@@ -150,12 +151,12 @@ def recall_at_quantile_per_class(
         sample_weight=sample_weight,
         generator=generator,
     )
-    result = measure_recall_at_quantile(pool, cfg)
+    result = mark_invalid(measure_recall_at_quantile(pool, cfg))
     return result, push(queue_state, *live) if update_queue else queue_state
 
 
 def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:
-    """The loss of a pool."""
+    """The loss of a pool, 0 at invalid classes."""
     missed, _, mass = missed_recall(
         pool.scores,
         alert_threshold(pool, cfg),
@@ -165,7 +166,7 @@ def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerCl
         pool.valid if cfg.threshold_gradient == "implicit" else None,
         pool.row_count,
     )
-    return per_class_result(pool, missed, mass > 0)
+    return PerClass(loss=missed, valid=mass > 0, diagnostics={})
 
 
 def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbalanced_losses.checks import check_config
 from imbalanced_losses.kernels.ranks import missed_precision
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, per_class_result, reduce
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
 from imbalanced_losses.queue import QueueState, push
 
 __all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
@@ -111,7 +111,8 @@ def smooth_ap(
     >>> round(loss.item(), 4)  # the positives have ranks 1 and 3: AP = (1/1 + 2/3) / 2
     0.1667
     """
-    result, new_state = smooth_ap_per_class(
+    check_config(cfg, SmoothAPConfig)
+    pool, live = build_pool(
         logits,
         targets,
         queue_state,
@@ -119,10 +120,10 @@ def smooth_ap(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
-        update_queue=update_queue,
         generator=generator,
     )
-    return reduce(result, cfg), new_state
+    loss = reduce(measure_smooth_ap(pool, cfg), cfg)
+    return loss, push(queue_state, *live) if update_queue else queue_state
 
 
 def smooth_ap_per_class(
@@ -149,14 +150,15 @@ def smooth_ap_per_class(
         sample_weight=sample_weight,
         generator=generator,
     )
-    result = measure_smooth_ap(pool, cfg)
+    result = mark_invalid(measure_smooth_ap(pool, cfg))
     return result, push(queue_state, *live) if update_queue else queue_state
 
 
 def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
-    """The loss of a pool."""
+    """The loss of a pool, 0 at invalid classes."""
     negative = pool.negative
+    positive = pool.positive & negative.any(-1, keepdim=True)
     missed, mass = missed_precision(
-        pool.scores, pool.positive, negative, pool.row_weight, pool.temperature, pool.rank_counts(negative)
+        pool.scores, positive, negative, pool.row_weight, pool.temperature, pool.rank_counts(negative)
     )
-    return per_class_result(pool, missed, (mass > 0) & negative.any(-1))
+    return PerClass(loss=missed, valid=mass > 0, diagnostics={})

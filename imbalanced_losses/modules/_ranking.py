@@ -26,7 +26,7 @@ from imbalanced_losses.execution import can_read_values, is_traced, is_transform
 from imbalanced_losses.label_values import check_target_values, check_weight_values
 from imbalanced_losses.modules._base import LossModule, fixed_setting, refuse_gradient, refuse_second_pass
 from imbalanced_losses.modules._gathering import Batch, gather_batch
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, reduce
+from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
 from imbalanced_losses.queue import QueueState, Rows, init_queue, push, push_in_place
 
 if TYPE_CHECKING:
@@ -215,10 +215,11 @@ class RankingLoss(LossModule[Config], ABC):
             self._check_values(batch)
         if not is_traced():
             self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
+        queue = self.queue_state
         pool, live = build_pool(
             batch.logits,
             batch.targets,
-            self.queue_state,
+            queue,
             self._config,
             temperature=self.temperature,
             iid_mask=batch.iid_mask,
@@ -229,10 +230,10 @@ class RankingLoss(LossModule[Config], ABC):
         if is_transformed():  # what it wraps is dead after it
             self._last_pass = None
         else:
-            self._last_pass = LastPass.keep(self._config, result, pool, live, self.queue_state)
+            self._last_pass = LastPass.keep(self._config, result, pool, live, queue)
             self._note_validity(result.valid)
         if update_queue:
-            self._push(live)
+            self._push(queue, live)
         if ranks is None:
             return result
         loss = stand_for_all(result.loss, result.loss, ranks, self.grad_reduction)
@@ -280,12 +281,12 @@ class RankingLoss(LossModule[Config], ABC):
                 stacklevel=4,
             )
 
-    def _push(self, rows: Rows) -> None:
+    def _push(self, queue: QueueState, rows: Rows) -> None:
         if is_transformed():  # vmap has no rule for index_copy_
-            self._store(push(self.queue_state, *rows))
+            self._store(push(queue, *rows))
             return
         with torch.no_grad():
-            push_in_place(self.queue_state, rows)
+            push_in_place(queue, rows)
 
     def _store(self, state: QueueState) -> None:
         """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
@@ -297,7 +298,10 @@ class RankingLoss(LossModule[Config], ABC):
 
     def _outputs(self, result: PerClass, return_per_class: bool) -> tuple[Tensor, ...]:
         loss = reduce(result, self._config)
-        return (loss, result.loss, result.valid) if return_per_class else (loss,)
+        if not return_per_class:
+            return (loss,)
+        result = mark_invalid(result)
+        return loss, result.loss, result.valid
 
 
 def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

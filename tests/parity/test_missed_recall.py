@@ -11,13 +11,17 @@ from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import masked_quantile
 
 
-@pytest.fixture(params=["expression", "blocks", "as on an accelerator"])
+@pytest.fixture(params=["eager", "positives alone", "blocks", "as on an accelerator", "expression"])
 def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
+    if name in ("positives alone", "blocks"):
+        monkeypatch.setattr(module, "PACKED_FROM", 1)
     if name == "blocks":
-        monkeypatch.setattr(module, "BLOCKS_FROM", 1)
+        monkeypatch.setattr(module, "CHUNK", 1)
     if name == "as on an accelerator":
         monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
+    if name == "expression":
+        monkeypatch.setattr(module, "is_plain_eager", lambda: False)
     return name
 
 
@@ -85,18 +89,34 @@ def test_thresholds_follow_by_the_share_of_the_density(scale: float, counted: bo
     torch.testing.assert_close(actual, by_scores + (by_thresholds[:, :, None] * share).sum(1))
 
 
+@pytest.mark.usefixtures("evaluator")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("is_positive", [False, True])
+def test_a_score_that_is_not_finite_spoils_its_class_alone(bad: float, is_positive: bool) -> None:
+    scores, thresholds, positive, weight, temperature = inputs()
+    expected = missed_recall(scores, thresholds, positive, weight, temperature)[0]
+    scores[2, int((positive[2] == is_positive).nonzero()[0])] = bad
+    scores.requires_grad_()
+    value = missed_recall(scores, thresholds, positive, weight, temperature)[0]
+    torch.testing.assert_close(value[:2], expected[:2])
+    assert value[2].isnan()
+    (gradient,) = torch.autograd.grad(value.sum(), scores)
+    assert gradient[:2].isfinite().all()
+    assert gradient[2].isnan().all()
+
+
 def test_blocks_of_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large pools take some classes at a time, small ones none."""
+    """Large pools take some classes at a time, small ones all of them."""
     sizes: list[int] = []
-    whole = module._missed_recall
+    whole = module._with_gradient
 
     def recorded(scores: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         sizes.append(scores.numel())
         return whole(scores, *rest)
 
-    monkeypatch.setattr(module, "_missed_recall", recorded)
-    for blocks_from, expected in ((91, [90]), (70, [60, 30]), (1, [30, 30, 30])):
-        monkeypatch.setattr(module, "BLOCKS_FROM", blocks_from)
+    monkeypatch.setattr(module, "_with_gradient", recorded)
+    for chunk, expected in ((91, [90]), (70, [60, 30]), (1, [30, 30, 30])):
+        monkeypatch.setattr(module, "CHUNK", chunk)
         sizes.clear()
         missed_recall(inputs()[0].requires_grad_(), *inputs()[1:])
         assert sizes == expected

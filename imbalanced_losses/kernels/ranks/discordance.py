@@ -99,7 +99,7 @@ def _by_pairs(
         torch.sum(sigmoids, 1, out=above[block.rows])
         if differentiate:
             slopes = odds.mul_(sigmoids).mul_(sigmoids)
-            pairs.add_gradient(block, slopes, cotangents[block.rows], by_own, by_table[:, : block.width])
+            pairs.add_gradient(block, slopes, [(slice(None), cotangents[block.rows])], by_own, by_table)
     weighted = above * share_of_pair
     mean = rows.sum_by_row(weighted).to(scores.dtype)
     squares = rows.sum_by_row(weighted * above) / size.clamp_min(1)
@@ -140,12 +140,13 @@ def _by_ranks(
     differentiate: bool,
 ) -> tuple[Tensor, ...]:
     counts = _counts(scores, negative, counts)
-    (share, mass), size = shares(positive, weight), counts.sum(-1, dtype=widest_dtype(scores.device))[:, 0]
-    share_of_pair = share / size.clamp_min(1)[:, None]
-    sums = PairSums(scores, temperature, positive)
+    share, mass = shares(positive, weight)
+    size = counts.sum(-1, dtype=widest_dtype(scores.device))[:, 0].clamp_min(1)
+    share_of_pair = share / size[:, None]
+    sums = PairSums(scores, temperature)
     above = sums(counts, counts[:, :0], 0)[0][:, 0]
     weighted = above * share_of_pair
-    squares = (weighted * above).sum(-1) / size.clamp_min(1)
+    squares = (weighted * above).sum(-1) / size
     statistics = weighted.sum(-1).to(scores.dtype), squares, mass
     if not differentiate:
         return *statistics, scores.new_empty(0)

@@ -6,7 +6,7 @@ Reads values: which scores take part decides what is evaluated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -26,10 +26,15 @@ class Block(NamedTuple):
     """Consecutive rows of one problem, or of several that share the block, and how many columns they use."""
 
     rows: slice
-    problem: int | None
+    problems: slice
     width: int
     is_whole: bool
     """Whether all rows of its problems are in it."""
+
+    @property
+    def problem(self) -> int | None:
+        """Its only one, if there are not several."""
+        return self.problems.start if self.problems.stop - self.problems.start == 1 else None
 
 
 @final
@@ -100,39 +105,47 @@ class PairBlocks:
         else:
             odds.scatter_(1, self.rows.slot[block.rows, None], torch.inf)
 
-    def add_gradient(self, block: Block, slopes: Tensor, cotangents: Tensor, by_own: Tensor, by_table: Tensor) -> None:
+    def add_gradient(
+        self, block: Block, slopes: Tensor, parts: Sequence[tuple[slice, Tensor]], by_own: Tensor, by_table: Tensor
+    ) -> None:
         """Add the gradient of ``(cotangents [rows] * sums of the sigmoids).sum()``, times tau; overwrites ``slopes``.
 
-        ``slopes [rows, w]``, the sigmoids' derivatives, and ``by_table [R, w]`` are of the same columns of the table;
-        ``by_own [P]`` is of the rows.
+        ``parts`` are columns, each once, and the cotangents of the sums over them; ``slopes [rows, width]`` are the
+        sigmoids' derivatives, ``by_own [P]`` is of the rows, ``by_table [R, W]`` of the table.
         """
+        own, table = by_own[block.rows], by_table[block.problems, : block.width]
         if block.problem is not None:
-            by_own[block.rows].addcmul_(slopes.sum(1), cotangents, value=-1)
-            by_table[block.problem].addmv_(slopes.mT, cotangents)
+            for columns, cotangents in parts:
+                slopes_of_part = slopes[:, columns]
+                own.addcmul_(slopes_of_part.sum(1), cotangents, value=-1)
+                table[0, columns].addmv_(slopes_of_part.mT, cotangents)
             return
-        slopes.mul_(cotangents[:, None])
-        by_own[block.rows].sub_(slopes.sum(1))
-        # a matrix product takes three times as long
-        by_table.index_add_(0, self.rows.row[block.rows], slopes)
+        for columns, cotangents in parts:
+            slopes[:, columns].mul_(cotangents[:, None])
+        own.sub_(slopes.sum(1))
+        # a matrix product takes three times as long, and index_add_ fifteen times if one side is not contiguous
+        sums = slopes.new_zeros(table.shape)
+        table.add_(sums.index_add_(0, self.rows.row[block.rows] - block.problems.start, slopes))
 
 
 def _blocks(counts: list[int], widths: list[int]) -> Iterator[Block]:
     """Of ``counts`` rows and ``widths`` columns a problem. Large problems go alone, small ones share blocks."""
     alone_from = min(OWN_BLOCK_PAIRS, CHUNK_PAIRS)
-    start = first = shared_width = 0  # rows of this problem; rows and columns of the block that is shared
+    start = first = first_problem = shared_width = 0  # rows of this problem; what the block that is shared begins with
     for problem, (n, width) in enumerate(zip(counts, widths, strict=True)):
         alone = n * width >= alone_from or n * width == 0 or len(counts) == 1
         if first < start and (alone or (start + n - first) * max(shared_width, width) > CHUNK_PAIRS):
-            yield Block(slice(first, start), None, shared_width, is_whole=True)
-            first, shared_width = start, 0
+            yield Block(slice(first, start), slice(first_problem, problem), shared_width, is_whole=True)
+            first, first_problem, shared_width = start, problem, 0
         if not alone:
             shared_width = max(shared_width, width)
         else:
             step = max(1, CHUNK_PAIRS // max(1, width))
             pieces = range(start, start + n if width else start, step)
             for piece in pieces:
-                yield Block(slice(piece, min(piece + step, start + n)), problem, width, is_whole=len(pieces) == 1)
-            first = start + n
+                rows, problems = slice(piece, min(piece + step, start + n)), slice(problem, problem + 1)
+                yield Block(rows, problems, width, is_whole=len(pieces) == 1)
+            first, first_problem = start + n, problem + 1
         start += n
     if first < start:
-        yield Block(slice(first, start), None, shared_width, is_whole=True)
+        yield Block(slice(first, start), slice(first_problem, len(counts)), shared_width, is_whole=True)

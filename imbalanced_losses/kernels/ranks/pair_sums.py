@@ -28,7 +28,7 @@ from imbalanced_losses.kernels.operators import (
 )
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.ranks.exponential_sums import sorted_sums
-from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
+from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative, stop_underflow
 
 __all__ = ["Method", "PairSums", "gradient_by_scores", "pair_sums", "soft_counts"]
 
@@ -80,18 +80,22 @@ def soft_counts(
 
 @final
 class PairSums:
-    """Evaluates the bilinear form of some scores, for several orders; sorts at most once.
+    """Evaluates the bilinear form of some scores, for several orders; sorts once, or keeps few pairs from 0 to 1.
 
     Parameters
     ----------
     scores : Tensor [R, M]
     temperature : Tensor [R]
-    queries : Tensor [R, M], bool
+    queries : Tensor [R, M], bool, optional
+        The rows whose counts are of use, to give 0 for the others. Not needed where those meet cotangents of 0.
     method : {"auto", "all_pairs", "near_linear"}
     """
 
-    def __init__(self, scores: Tensor, temperature: Tensor, queries: Tensor, method: Method = "auto") -> None:
+    def __init__(
+        self, scores: Tensor, temperature: Tensor, queries: Tensor | None = None, method: Method = "auto"
+    ) -> None:
         self.scores, self.temperature, self.queries = scores, temperature, queries
+        self._held: tuple[Tensor, Tensor] | None = None
         if method == "auto":
             method = "all_pairs" if scores.shape[1] < NEAR_LINEAR_FROM else "near_linear"
         self.ranking = argsort_rows(scores) if method == "near_linear" else None
@@ -99,16 +103,18 @@ class PairSums:
 
     def __call__(self, weights: Tensor, cotangents: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """``counts [R, K, M]`` of weights ``[R, K, M]``, and ``weight_grads [R, L, M]`` of cotangents ``[R, L, M]``."""
+        evaluate = self._all_pairs if self.ranking is None else self._near_linear
+        if self.queries is None:
+            return evaluate(weights, cotangents, order)
         queries = self.queries[:, None]
         cotangents = cotangents * queries if cotangents.shape[1] else cotangents
-        evaluate = self._all_pairs if self.ranking is None else self._near_linear
         counts, weight_grads = evaluate(weights, cotangents, order)
         return counts * queries, weight_grads
 
     def gradient(self, weights: Tensor, cotangents: Tensor) -> Tensor:
         """By the scores ``[R, M]``, of ``B_0(weights, cotangents)`` summed over K: ``[R, K, M]`` both."""
         counts, weight_grads = self(weights, cotangents, 1)
-        gradient = (weights * weight_grads - cotangents * counts).sum(1)
+        gradient = torch.addcmul(weights * weight_grads, cotangents, counts, value=-1).sum(1)
         return gradient / self.temperature[:, None]
 
     def _all_pairs(self, weights: Tensor, cotangents: Tensor, order: int) -> tuple[Tensor, Tensor]:
@@ -117,16 +123,29 @@ class PairSums:
         r, m = scores.shape
         rows = max(1, CHUNK_PAIRS.get(scores.device.type, CHUNK_PAIRS_ELSEWHERE) // max(1, r * m))
         # written in place: small results between large temporaries fragment the heap
-        counts, weight_grads = torch.empty_like(weights), torch.zeros_like(cotangents)
+        counts, weight_grads = torch.empty_like(weights), torch.empty_like(cotangents)
         for start in range(0, m, rows):
             block = slice(start, start + rows)
-            pairs = scores[:, None, :] - scores[:, block, None]
-            pairs = sigmoid_derivative(pairs.div_(self.temperature[:, None, None]), order)
-            pairs.diagonal(start, 1, 2).zero_()
+            pairs = self._pairs(block, order)
             torch.matmul(weights, pairs.mT, out=counts[..., block])
             if cotangents.shape[1]:
-                weight_grads.baddbmm_(cotangents[..., block], pairs)
+                weight_grads.baddbmm_(cotangents[..., block], pairs, beta=min(start, 1))
         return counts, weight_grads
+
+    def _pairs(self, block: slice, order: int) -> Tensor:
+        """``sigmoid^(n)((s_j - s_i)/tau) [R, B, M]`` of the queries i in a block; 0 for ``j = i``."""
+        if order == 1 and self._held is not None:  # sigmoid'(x) = sigmoid(x) sigmoid(-x)
+            (differences, sigmoids), self._held = self._held, None
+            return differences.neg_().sigmoid_().mul_(sigmoids)
+        differences = self.scores[:, None, :] - self.scores[:, block, None]
+        differences.div_(self.temperature[:, None, None])
+        if order == 0 and block.stop >= self.scores.shape[1] and block.start == 0:
+            stop_underflow(differences).diagonal(0, 1, 2).fill_(-torch.inf)
+            self._held = differences, differences.sigmoid()
+            return self._held[1]
+        pairs = sigmoid_derivative(differences, order)
+        pairs.diagonal(block.start, 1, 2).zero_()
+        return pairs
 
     def _near_linear(self, weights: Tensor, cotangents: Tensor, order: int) -> tuple[Tensor, Tensor]:
         assert self.ranking is not None

@@ -91,29 +91,29 @@ def _by_pairs(
     table = torch.cat([rows.table(own), others], 1)
     pairs = PairBlocks(rows, own, table, [table.shape[1]] * len(table), temperature, skip_self=True)
     share, mass = rows.shares(weight)
-    missed, scaled = torch.zeros_like(share), torch.zeros_like(share)
+    missed, by_plus = torch.zeros_like(share), torch.zeros_like(share)  # R^-/R, and the derivative of its mean by R^+
     by_own, by_table = torch.zeros_like(own), table.new_zeros(table.shape)
     for block, sigmoids, odds in pairs.evaluate(pairs.blocks):
         part = block.rows
         minus = sigmoids[:, n:].sum(1).double()
         total = sigmoids[:, :n].sum(1).double().add_(1).add_(minus)
         torch.div(minus, total, out=missed[part])  # 1 - R^+/R would lose a small loss
-        torch.div(share[part], total, out=scaled[part])
         if differentiate:
             slopes = odds.mul_(sigmoids).mul_(sigmoids)
-            against_negatives = ((1 - missed[part]) * scaled[part]).to(own.dtype)
-            pairs.add_gradient(block, slopes[:, n:], against_negatives, by_own, by_table[:, n:])
+            scaled = share[part] / total
+            of_block = torch.mul(missed[part], scaled, out=by_plus[part]).neg_()
+            parts = [(slice(n, None), (scaled + of_block).to(own.dtype))]
             if block.is_whole:  # less a mean that positives exchange to no effect but rounding
-                among = rows.centred(missed[part] * -scaled[part], block.problem, part).to(own.dtype)
-                pairs.add_gradient(block, slopes[:, :n], among, by_own, by_table[:, :n])
+                parts.append((slice(n), rows.centred(of_block, block.problem, part).to(own.dtype)))
+            pairs.add_gradient(block, slopes, parts, by_own, by_table)
     mean = rows.sum_by_row(missed * share).to(own.dtype)
     if not differentiate:
         return mean, mass, scores.new_empty(0)
     if divided := [block._replace(width=n) for block in pairs.blocks if not block.is_whole]:
-        among = rows.centred(missed * -scaled).to(own.dtype)
+        among = rows.centred(by_plus).to(own.dtype)
         for block, sigmoids, odds in pairs.evaluate(divided):
             slopes = odds.mul_(sigmoids).mul_(sigmoids)
-            pairs.add_gradient(block, slopes, among[block.rows], by_own, by_table[:, :n])
+            pairs.add_gradient(block, slopes, [(slice(None), among[block.rows])], by_own, by_table)
     by_own += rows.untable(by_table[:, :n])
     gradient = by_table[:, n:].contiguous() if columns is None else columns.scatter(by_table[0, n:])
     gradient.view(-1).index_copy_(0, rows.place, by_own)
@@ -131,7 +131,7 @@ def _by_ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     counts = _counts(scores, positive, negative, counts)
     share, mass = shares(positive, weight)
-    sums = PairSums(scores, temperature, positive)
+    sums = PairSums(scores, temperature)
     missed, cotangents = _missed_and_cotangents(sums(counts, counts[:, :0], 0)[0], share)
     mean = (missed * share).sum(-1).to(scores.dtype)
     if not differentiate:
@@ -139,7 +139,8 @@ def _by_ranks(
     # less the share along the positives' counts, which they exchange to no effect but rounding
     plus, of_positives = counts[:, 0], cotangents[:, 0]
     norm = (plus * plus).sum(-1, keepdim=True)
-    of_positives -= plus * ((of_positives * plus).sum(-1, keepdim=True) / (norm + (norm == 0)))
+    along = (of_positives * plus).sum(-1, keepdim=True) / norm.clamp_min(1)
+    of_positives.addcmul_(plus, along, value=-1)
     return mean, mass, sums.gradient(counts, cotangents)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imbalanced_losses.precision import widest_dtype
 
-__all__ = ["sigmoid_derivative", "wide_sigmoid"]
+__all__ = ["sigmoid_derivative", "stop_underflow", "wide_sigmoid"]
 
 
 def wide_sigmoid(x: Tensor) -> Tensor:
@@ -20,16 +20,19 @@ def wide_sigmoid(x: Tensor) -> Tensor:
     return x.to(widest_dtype(x.device)).sigmoid()
 
 
-def sigmoid_derivative(x: Tensor, order: int) -> Tensor:
-    """The n-th derivative of the sigmoid, accurate in both tails; overwrites ``x``.
-
-    A sigmoid stops at the smallest normal number: on a CPU it takes twice as long where it underflows.
-    """
+def stop_underflow(x: Tensor) -> Tensor:
+    """Overwrite ``x``, so that its sigmoid stops at the smallest normal number: below, a CPU takes twice as long."""
     limit = math.floor(-math.log(torch.finfo(x.dtype).tiny))
+    return x.clamp_(-limit, limit)
+
+
+def sigmoid_derivative(x: Tensor, order: int) -> Tensor:
+    """The n-th derivative of the sigmoid, accurate in both tails; overwrites ``x``."""
+    x = stop_underflow(x)
     if order == 0:
-        return x.clamp_(-limit, limit).sigmoid_()
+        return x.sigmoid_()
     sign = torch.sign(x) if order == 2 else None
-    tail = x.abs_().neg_().clamp_min_(-limit).sigmoid_()
+    tail = x.abs_().neg_().sigmoid_()
     if order == 1:
         return tail.addcmul_(tail, tail, value=-1)
     bell = tail * (1 - tail)
