@@ -270,8 +270,8 @@ def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Te
     logits, targets, iid, sample_weight, valid = map(torch.cat, zip(*parts, strict=True))
     valid, positive = _one_vs_rest(targets, valid, cfg)
     scores = logits.to(dtype).mT.contiguous()
-    if not (reads_freely(valid) and valid.all()):  # spares two operators, and one in the backward
-        scores = scores.masked_fill(~valid, 0)
+    if not (reads_freely(valid) and valid.all()):  # spares two operators, and two in the backward
+        scores = torch.where(valid, scores, 0)  # not masked_fill: the default backend wrote wrong gradients for it
     return Pool(
         scores=scores,
         valid=valid,

@@ -175,7 +175,7 @@ class _Elements:
     def at(self, places: list[list[int]]) -> Tensor:
         """``[R, K]``: of each row the elements at its places."""
         if self.at_once:
-            return self._ascending.gather(1, torch.tensor(places))
+            return self._ascending.gather(1, torch.tensor(places, device=self.values.device))
         columns = [self._column(list(column)) for column in zip(*places, strict=True)]
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
@@ -186,7 +186,7 @@ class _Elements:
             largest = self._filled(-torch.inf).topk(max(from_top) + 1).values
             if len(from_top) == 1:
                 return largest[:, from_top[0], None]
-            return largest.gather(1, torch.tensor(from_top)[:, None])
+            return largest.gather(1, torch.tensor(from_top, device=largest.device)[:, None])
         rows = self._filled(torch.inf).unbind()
         return torch.stack([row.kthvalue(place + 1).values for row, place in zip(rows, places, strict=True)])[:, None]
 
