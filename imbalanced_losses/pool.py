@@ -267,11 +267,15 @@ def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Te
         parts.append(Rows(queue.logits, queue.targets, queue.iid, weights, queue.valid))
     elif live.logits.shape[0] == 0:
         parts.append(Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
-    logits, targets, iid, sample_weight, valid = map(torch.cat, zip(*parts, strict=True))
+    # transposed before they are joined: of [C, M] intermediates in two layouts the default backend makes wrong code
+    logits, targets, iid, sample_weight, valid = (
+        torch.cat([values.mT if values.dim() == 2 else values for values in field], -1)
+        for field in zip(*parts, strict=True)
+    )
     valid, positive = _one_vs_rest(targets, valid, cfg)
-    scores = logits.to(dtype).mT.contiguous()
+    scores = logits.to(dtype)
     if not (reads_freely(valid) and valid.all()):  # spares two operators, and two in the backward
-        scores = torch.where(valid, scores, 0)  # not masked_fill: the default backend wrote wrong gradients for it
+        scores = torch.where(valid, scores, 0)
     return Pool(
         scores=scores,
         valid=valid,
@@ -284,14 +288,14 @@ def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Te
 
 
 def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Tensor, Tensor]:
-    """Masks ``[C, M]`` of valid rows and positives.
+    """Masks ``[C, M]`` of valid rows and positives; ``targets`` and ``valid`` are ``[M]`` or, of labels, ``[C, M]``.
 
     What is no label never counts: one out of range that nobody checked, or what averaging made of a queue's labels.
     """
     highest = 1 if cfg.multilabel or cfg.num_classes == 1 else cfg.num_classes - 1
     valid = valid & (targets.clamp(0, highest) == targets)
     if cfg.multilabel:
-        return valid.mT, (valid & (targets == 1)).mT
+        return valid, valid & (targets == 1)
     if cfg.num_classes == 1:
         return valid[None], (valid & (targets == 1))[None]
     classes = torch.arange(cfg.num_classes, device=targets.device)
