@@ -7,6 +7,7 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 from importlib.metadata import PackageNotFoundError, version
 
 from imbalanced_losses import distributed, metrics, schedule
+from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import (
@@ -18,7 +19,6 @@ from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
-from imbalanced_losses.pool import PerClass
 from imbalanced_losses.pytree import stack_states, unstack_states
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState

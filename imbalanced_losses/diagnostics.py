@@ -11,25 +11,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.losses.pauc_at_budget import (
-    PAUCAtBudgetConfig,
-    measure_pauc_at_budget,
-    numerator_rows,
-    reference_population,
-)
-from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, alert_threshold
-from imbalanced_losses.metrics import average_precision_of, partial_auc_of, share_of_positives
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, join_rows, mark_invalid
-from imbalanced_losses.queue import QueueState, Rows, Slots, next_slots, with_slots
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, mark_invalid
+from imbalanced_losses.pool import Pool, join_rows
+from imbalanced_losses.queue import QueueState, Slots, next_slots, with_slots
+from imbalanced_losses.rows import Rows
 
-__all__ = ["LastPass", "describe", "look_at_average_precision", "look_at_partial_auc", "look_at_recall"]
+__all__ = ["StepRecord", "describe"]
 
 
 # Up to this many scores (0.4 MB) a pool is kept whole: to keep its parts takes ten operators a step.
 KEPT_WHOLE = 1 << 16
 
 
-class LastPass(NamedTuple):
+class StepRecord(NamedTuple):
     """A pass without its graph.
 
     Of a large pool only the live rows are kept, and those that they replace in the queue, which holds the others: this
@@ -42,7 +36,7 @@ class LastPass(NamedTuple):
     parts: tuple[Rows, Slots, Tensor] | None
 
     @classmethod
-    def keep(cls, config: RankingConfig, result: PerClass, pool: Pool, live: Rows, queue: QueueState) -> LastPass:
+    def keep(cls, config: RankingConfig, result: PerClass, pool: Pool, live: Rows, queue: QueueState) -> StepRecord:
         """``queue`` is as it is before the push."""
         result = PerClass(loss=result.loss.detach(), valid=result.valid, diagnostics={})
         if pool.kept is not None or pool.scores.numel() <= KEPT_WHOLE:
@@ -60,7 +54,7 @@ class LastPass(NamedTuple):
 
 
 def describe(
-    last: LastPass, pool: Pool, queue: QueueState, exact: Tensor, details: dict[str, Tensor]
+    last: StepRecord, pool: Pool, queue: QueueState, exact: Tensor, details: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """What all ranking losses tell, and the ``details`` of one; ``exact [C]`` is the metric that it stands in for."""
     result = mark_invalid(last.result)
@@ -83,21 +77,3 @@ def _age(held: Tensor, cursor: Tensor, n_live: int) -> Tensor:
     ages = torch.where(held, rows_ago, 0)
     oldest = torch.cat([ages, ages.new_zeros(1)]).amax()  # 0 for an empty queue
     return (oldest + max(n_live, 1) - 1) // max(n_live, 1)
-
-
-def look_at_average_precision(pool: Pool) -> tuple[Tensor, dict[str, Tensor]]:
-    """The exact metric of a pool, and no details."""
-    return average_precision_of(pool), {}
-
-
-def look_at_recall(pool: Pool, cfg: RecallAtQuantileConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The exact metric of a pool, and the threshold."""
-    threshold = alert_threshold(pool, cfg)
-    return share_of_positives(pool, pool.scores >= threshold), {"threshold": threshold[:, 0]}
-
-
-def look_at_partial_auc(pool: Pool, cfg: PAUCAtBudgetConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The exact metric of a pool, and its band."""
-    reference, weight = reference_population(pool, cfg), numerator_rows(pool, cfg) * pool.row_weight
-    exact = partial_auc_of(pool.scores, reference, weight, cfg.alpha, cfg.beta)
-    return exact, measure_pauc_at_budget(pool, cfg, diagnose=True).diagnostics

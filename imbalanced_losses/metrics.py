@@ -9,18 +9,19 @@ it leaves a constant of each row free, so that raw logits of a class do not comp
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.checks import check_choice, check_fraction, check_number, check_tensor
+from imbalanced_losses.checks import check_choice, check_flag, check_fraction, check_number, check_tensor
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
-from imbalanced_losses.pool import Pool, RankingConfig, build_pool
+from imbalanced_losses.pool import Pool, join_rows
 from imbalanced_losses.precision import widest_dtype
 from imbalanced_losses.queue import init_queue
 from imbalanced_losses.reductions import weighted_mean
+from imbalanced_losses.rows import parse_rows
 
 __all__ = ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"]
 
@@ -256,18 +257,16 @@ def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, 
     check_tensor("scores", scores)
     if scores.dim() not in (1, 2):
         raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
-    num_classes = 1 if scores.dim() == 1 else scores.shape[1]
-    pool, _ = build_pool(
-        scores.detach(),
-        targets,
-        init_queue(0, num_classes, multilabel=multilabel, ignore_index=ignore_index, device=scores.device),
-        RankingConfig(num_classes=num_classes, multilabel=multilabel, ignore_index=ignore_index),
-        temperature=None,
-        iid_mask=None,
-        sample_weight=sample_weight,
-        generator=None,
-    )
-    return pool
+    task = _Task(1 if scores.dim() == 1 else scores.shape[1], check_flag("multilabel", multilabel), ignore_index)
+    rows = parse_rows(scores.detach(), targets, task, sample_weight=sample_weight)
+    queue = init_queue(0, task.num_classes, multilabel=multilabel, ignore_index=ignore_index, device=scores.device)
+    return join_rows(rows, queue, task, temperature=1.0)
+
+
+class _Task(NamedTuple):
+    num_classes: int
+    multilabel: bool
+    ignore_index: int
 
 
 def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:

@@ -6,86 +6,19 @@ losses see scores and masks.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from imbalanced_losses import remedies
-from imbalanced_losses.checks import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_logits,
-    check_row_flags,
-    check_row_weights,
-    check_targets,
-    check_temperature,
-    check_temperature_number,
-)
+from imbalanced_losses.checks import check_temperature
 from imbalanced_losses.execution import reads_freely
-from imbalanced_losses.precision import widest_dtype, working_dtype
-from imbalanced_losses.pytree import state_dataclass
-from imbalanced_losses.queue import QueueState, Rows
-from imbalanced_losses.reductions import Reduction, reduce_classes
-from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.precision import working_dtype
+from imbalanced_losses.queue import QueueState
+from imbalanced_losses.rows import Rows, Task
 
-__all__ = [
-    "PerClass",
-    "Pool",
-    "RankingConfig",
-    "build_pool",
-    "check_queue",
-    "check_rows",
-    "join_rows",
-    "mark_invalid",
-    "reduce",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankingConfig:
-    """What every ranking loss can be told; see the losses' own configs."""
-
-    num_classes: int
-    temperature: float = 0.01
-    reduction: Reduction = "mean"
-    ignore_index: int = -100
-    max_pool_size: int | None = None
-    multilabel: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            num_classes=partial(check_integer, minimum=1),
-            temperature=check_temperature_number,
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
-            ignore_index=partial(check_integer, minimum=-(2**63)),
-            max_pool_size=optional(partial(check_integer, minimum=2)),
-            multilabel=check_flag,
-        )
-
-
-@state_dataclass
-class PerClass:
-    """A ranking loss before its reduction.
-
-    Attributes
-    ----------
-    loss : Tensor [C]
-        ``nan`` at each invalid class.
-    valid : Tensor [C], bool
-        Whether the class had what the loss needs (see there).
-    diagnostics : dict of Tensor [C]
-        Detached; empty but for pAUC.
-    """
-
-    loss: Tensor
-    valid: Tensor
-    diagnostics: dict[str, Tensor]
+__all__ = ["Pool", "check_queue", "join_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,100 +98,21 @@ class Pool:
         return torch.stack([self.positive * self.beside[:, None], self.count(negative)], 1)
 
 
-def build_pool(
-    logits: Tensor,
-    targets: Tensor,
-    queue_state: QueueState,
-    cfg: RankingConfig,
-    *,
-    temperature: Tensor | float | None,
-    iid_mask: Tensor | None,
-    sample_weight: Tensor | None,
-    generator: torch.Generator | None,
-) -> tuple[Pool, Rows]:
-    """Check the inputs and join them with the queue: the first half of every ranking loss.
-
-    The pool is a copy, so a queue buffer that is overwritten before the backward does no harm. Returned with it are the
-    live rows, which are pushed once the loss is there.
-    """
-    live = check_rows(logits, targets, cfg, iid_mask, sample_weight)
-    check_queue(queue_state, live, cfg)
-    pool = join_rows(live, queue_state, cfg, cfg.temperature if temperature is None else temperature)
-    if cfg.max_pool_size is not None and pool.scores.shape[1] > cfg.max_pool_size:
-        pool = _subsample(pool, cfg.max_pool_size, cfg.multilabel, generator)
-    return pool, live
-
-
-def mark_invalid(result: PerClass) -> PerClass:
-    """What ``measure_*`` gave, which is 0 at invalid classes, as users see it: ``nan`` there.
-
-    A class with a logit that is not finite is valid, and ``nan``, too.
-    """
-    if reads_freely(result.valid) and result.valid.all():
-        return result
-    valid = result.valid | result.loss.isnan()
-    return dataclasses.replace(result, loss=torch.where(valid, result.loss, torch.nan), valid=valid)
-
-
-def reduce(result: PerClass, cfg: RankingConfig) -> Tensor:
-    """The loss: what ``measure_*`` gave, under ``cfg.reduction``."""
-    return reduce_classes(result.loss, result.valid, cfg.reduction)
-
-
-def check_rows(
-    logits: Tensor, targets: Tensor, cfg: RankingConfig, iid_mask: Tensor | None, sample_weight: Tensor | None
-) -> Rows:
-    """The live rows, with ones for what is left out."""
-    logits = check_logits(logits, cfg.num_classes)
-    targets = check_targets(targets, logits, multilabel=cfg.multilabel)
-    n, device, dtype = logits.shape[0], logits.device, working_dtype(logits)
-    rows = Rows(
-        logits=logits,
-        targets=targets,
-        valid=targets != cfg.ignore_index,
-        iid=torch.ones(n, dtype=torch.bool, device=device)
-        if iid_mask is None
-        else check_row_flags("iid_mask", iid_mask, logits),
-        sample_weight=torch.ones(n, dtype=dtype, device=device)
-        if sample_weight is None
-        else check_row_weights("sample_weight", sample_weight, logits).to(dtype),
-    )
-    return rows if sample_weight is None else _with_finite_weights(rows)
-
-
-def _with_finite_weights(rows: Rows) -> Rows:
-    """Give rows whose weight is not finite ``nan`` logits, also ignored rows.
-
-    So the rules of such logits hold: this step's loss is not finite, and the row is stored as an ignored one.
-    """
-    weight = rows.sample_weight
-    if reads_freely(weight) and math.isfinite(weight.sum()):
-        return rows
-    finite = weight.isfinite()
-    of_row = finite[:, None] if rows.valid.dim() == 2 else finite
-    return rows._replace(
-        logits=torch.where(finite[:, None], rows.logits, torch.nan),
-        targets=torch.where(of_row, rows.targets, 0),
-        sample_weight=torch.where(finite, weight, 1),
-        valid=rows.valid | ~of_row,
-    )
-
-
-def check_queue(state: QueueState, live: Rows, cfg: RankingConfig) -> None:
+def check_queue(state: QueueState, live: Rows, task: Task) -> None:
     """The queue must be one that the live rows can be pushed to."""
     if not isinstance(state, QueueState):
         raise TypeError(f"expected queue_state to be a QueueState, got {type(state).__name__}")
-    kind = "multi-label" if cfg.multilabel else "single-label"
-    if state.logits.shape[1] != cfg.num_classes or state.targets.dim() != live.targets.dim():
+    kind = "multi-label" if task.multilabel else "single-label"
+    if state.logits.shape[1] != task.num_classes or state.targets.dim() != live.targets.dim():
         shapes = f"logits {list(state.logits.shape)} and targets {list(state.targets.shape)}"
-        raise ValueError(f"expected a {kind} queue of {cfg.num_classes} classes, got one with {shapes}")
+        raise ValueError(f"expected a {kind} queue of {task.num_classes} classes, got one with {shapes}")
     if state.logits.device != live.logits.device:
         device = live.logits.device
         remedy = f"{remedies.for_loss_elsewhere(device)}, init_queue(..., device=...)"
         raise ValueError(f"expected a queue on {device} like the logits, got {state.logits.device}{remedy}")
 
 
-def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Tensor | float) -> Pool:
+def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | float) -> Pool:
     """The pool of checked rows and a queue that fits. Without any row it gets an ignored one: nothing knows M = 0."""
     dtype = working_dtype(live.logits)
     parts = [live]
@@ -272,7 +126,7 @@ def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Te
         torch.cat([values.mT if values.dim() == 2 else values for values in field], -1)
         for field in zip(*parts, strict=True)
     )
-    valid, positive = _one_vs_rest(targets, valid, cfg)
+    valid, positive = _one_vs_rest(targets, valid, task)
     scores = logits.to(dtype)
     if not (reads_freely(valid) and valid.all()):  # spares two operators, and two in the backward
         scores = torch.where(valid, scores, 0)
@@ -287,52 +141,16 @@ def join_rows(live: Rows, queue: QueueState, cfg: RankingConfig, temperature: Te
     )
 
 
-def _one_vs_rest(targets: Tensor, valid: Tensor, cfg: RankingConfig) -> tuple[Tensor, Tensor]:
+def _one_vs_rest(targets: Tensor, valid: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     """Masks ``[C, M]`` of valid rows and positives; ``targets`` and ``valid`` are ``[M]`` or, of labels, ``[C, M]``.
 
     What is no label never counts: one out of range that nobody checked, or what averaging made of a queue's labels.
     """
-    highest = 1 if cfg.multilabel or cfg.num_classes == 1 else cfg.num_classes - 1
+    highest = 1 if task.multilabel or task.num_classes == 1 else task.num_classes - 1
     valid = valid & (targets.clamp(0, highest) == targets)
-    if cfg.multilabel:
+    if task.multilabel:
         return valid, valid & (targets == 1)
-    if cfg.num_classes == 1:
+    if task.num_classes == 1:
         return valid[None], (valid & (targets == 1))[None]
-    classes = torch.arange(cfg.num_classes, device=targets.device)
-    return valid.expand(cfg.num_classes, -1), valid & (targets == classes[:, None])
-
-
-def _subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generator | None) -> Pool:
-    """Keep ``size`` rows: up to ``size // (2 * observed classes)`` random ones of each class, the rest uniformly.
-
-    Rows are brought into random order, for each class anew if a row may have several; the first of each class are
-    protected and come first, then the others in another random order, and ignored rows last. Without ``generator``
-    torch's global one is used, as in ``functional.dropout``.
-    """
-    takes_part = pool.valid.any(0)
-    groups = torch.cat([pool.positive, (takes_part & ~pool.positive.any(0))[None]])  # [G = C + 1, M]: rest = label 0
-    quota = size // (2 * groups.any(-1).sum().clamp_min(1))
-    shape = (len(groups) + 1 if multilabel else 2, groups.shape[1])
-    # the compiler does not take a generator=None beside a size that varies
-    random = torch.rand if generator is None else partial(torch.rand, generator=generator)
-    noise = random(shape, device=groups.device)
-    shuffled = noise[1:].argsort(-1).expand_as(groups)
-    members = groups.gather(-1, shuffled)
-    first = members & (members.cumsum(-1) <= quota)
-    protected = torch.zeros_like(first).scatter(-1, shuffled, first).any(0)
-    kept = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
-    rows = {name: getattr(pool, name)[..., kept] for name in ("scores", "valid", "positive", "iid", "sample_weight")}
-    chance = _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
-    n, k = pool.positive.sum(-1), rows["positive"].sum(-1)
-    beside = (n - 1).to(chance.dtype) / (k - 1).clamp_min(1)  # one over the chance of another, given that one is kept
-    dtype = pool.scores.dtype
-    return dataclasses.replace(pool, kept=kept, stands_for=(1 / chance).to(dtype), beside=beside.to(dtype), **rows)
-
-
-def _chance_to_be_kept(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:
-    """``[M]``: of being among the protected of one of the row's classes, or else among those that fill up."""
-    dtype = widest_dtype(groups.device)
-    protection = (quota.to(dtype) / groups.sum(-1).clamp_min(1)).clamp_max(1)
-    unprotected = torch.where(groups, 1 - protection[:, None], 1).prod(0)
-    n_others = (takes_part.sum() - n_protected).clamp_min(1)
-    return 1 - unprotected * (1 - ((size - n_protected).to(dtype) / n_others).clamp_max(1))
+    classes = torch.arange(task.num_classes, device=targets.device)
+    return valid.expand(task.num_classes, -1), valid & (targets == classes[:, None])

@@ -15,10 +15,10 @@ from torch import Tensor
 from imbalanced_losses.checks import check_flag, check_integer
 from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.pytree import state_dataclass
+from imbalanced_losses.rows import Rows
 
 __all__ = [
     "QueueState",
-    "Rows",
     "Slots",
     "init_queue",
     "next_slots",
@@ -27,16 +27,6 @@ __all__ = [
     "reset_queue",
     "with_slots",
 ]
-
-
-class Rows(NamedTuple):
-    """Checked rows: logits [N, C], targets [N] or [N, C], iid [N], sample_weight [N], valid like targets."""
-
-    logits: Tensor
-    targets: Tensor
-    iid: Tensor
-    sample_weight: Tensor
-    valid: Tensor
 
 
 class Slots(NamedTuple):

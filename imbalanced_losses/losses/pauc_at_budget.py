@@ -9,13 +9,15 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_config, check_fraction, check_integer
+from imbalanced_losses.checks import check_choice, check_fraction, check_integer
 from imbalanced_losses.execution import reads_freely
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
-from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
+from imbalanced_losses.metrics import partial_auc_of
+from imbalanced_losses.pool import Pool
+from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
@@ -152,8 +154,9 @@ def pauc_at_budget(
     >>> round(loss.item(), 4)  # one positive beats the whole band, the other nothing
     0.5
     """
-    check_config(cfg, PAUCAtBudgetConfig)
-    pool, live = build_pool(
+    step = evaluate(
+        measure_pauc_at_budget,
+        PAUCAtBudgetConfig,
         logits,
         targets,
         queue_state,
@@ -161,10 +164,10 @@ def pauc_at_budget(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
+        update_queue=update_queue,
         generator=generator,
     )
-    loss = reduce(measure_pauc_at_budget(pool, cfg, diagnose=False), cfg)
-    return loss, push(queue_state, *live) if update_queue else queue_state
+    return reduced(step.result, cfg), step.queue
 
 
 def pauc_at_budget_per_class(
@@ -188,8 +191,9 @@ def pauc_at_budget_per_class(
     ``grad_pos_count``, the live positives (with ``max_pool_size`` both count kept rows). With ``diagnose=False`` it
     stays empty, which saves a fifth of a small step.
     """
-    check_config(cfg, PAUCAtBudgetConfig)
-    pool, live = build_pool(
+    step = evaluate(
+        partial(measure_pauc_at_budget, diagnose=diagnose),
+        PAUCAtBudgetConfig,
         logits,
         targets,
         queue_state,
@@ -197,13 +201,13 @@ def pauc_at_budget_per_class(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
+        update_queue=update_queue,
         generator=generator,
     )
-    result = mark_invalid(measure_pauc_at_budget(pool, cfg, diagnose))
-    return result, push(queue_state, *live) if update_queue else queue_state
+    return mark_invalid(step.result), step.queue
 
 
-def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) -> PerClass:
+def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool = False) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
     budget = _measure_budget(pool, cfg)
     numerator = numerator_rows(pool, cfg) & budget.measurable[:, None]
@@ -221,6 +225,13 @@ def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool) 
         variance = (squares - loss.detach().to(squares.dtype).square()).clamp_min(0)
         diagnostics = _diagnose(pool, budget, variance.to(loss.dtype), valid)
     return PerClass(loss=loss, valid=valid, diagnostics=diagnostics)
+
+
+def exact_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Partial AUC ``[C]``, the limit of one minus the loss; and the diagnostics of the band."""
+    reference, weight = reference_population(pool, cfg), numerator_rows(pool, cfg) * pool.row_weight
+    exact = partial_auc_of(pool.scores, reference, weight, cfg.alpha, cfg.beta)
+    return exact, measure_pauc_at_budget(pool, cfg, diagnose=True).diagnostics
 
 
 def numerator_rows(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:

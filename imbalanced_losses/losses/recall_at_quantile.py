@@ -9,11 +9,13 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_config, check_open_fraction
+from imbalanced_losses.checks import check_choice, check_open_fraction
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
-from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
+from imbalanced_losses.metrics import share_of_positives
+from imbalanced_losses.pool import Pool
+from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
@@ -112,8 +114,9 @@ def recall_at_quantile(
     >>> round(loss.item(), 4)  # one of two positives lies above the median
     0.5
     """
-    check_config(cfg, RecallAtQuantileConfig)
-    pool, live = build_pool(
+    step = evaluate(
+        measure_recall_at_quantile,
+        RecallAtQuantileConfig,
         logits,
         targets,
         queue_state,
@@ -121,10 +124,10 @@ def recall_at_quantile(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
+        update_queue=update_queue,
         generator=generator,
     )
-    loss = reduce(measure_recall_at_quantile(pool, cfg), cfg)
-    return loss, push(queue_state, *live) if update_queue else queue_state
+    return reduced(step.result, cfg), step.queue
 
 
 def recall_at_quantile_per_class(
@@ -140,8 +143,9 @@ def recall_at_quantile_per_class(
     generator: torch.Generator | None = None,
 ) -> tuple[PerClass, QueueState]:
     """:func:`recall_at_quantile` before its reduction: the loss and validity of each class."""
-    check_config(cfg, RecallAtQuantileConfig)
-    pool, live = build_pool(
+    step = evaluate(
+        measure_recall_at_quantile,
+        RecallAtQuantileConfig,
         logits,
         targets,
         queue_state,
@@ -149,10 +153,10 @@ def recall_at_quantile_per_class(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
+        update_queue=update_queue,
         generator=generator,
     )
-    result = mark_invalid(measure_recall_at_quantile(pool, cfg))
-    return result, push(queue_state, *live) if update_queue else queue_state
+    return mark_invalid(step.result), step.queue
 
 
 def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:
@@ -172,3 +176,9 @@ def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerCl
 def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
     """``theta [C, 1]``, without gradient."""
     return masked_quantile(pool.scores, pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation, pool.row_count)
+
+
+def exact_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Recall ``[C]`` at the threshold, the limit of one minus the loss; and the threshold."""
+    threshold = alert_threshold(pool, cfg)
+    return share_of_positives(pool, pool.scores >= threshold), {"threshold": threshold[:, 0]}

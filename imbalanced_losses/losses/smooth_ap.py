@@ -8,10 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_config
 from imbalanced_losses.kernels.ranks import missed_precision
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
-from imbalanced_losses.queue import QueueState, push
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
+from imbalanced_losses.metrics import average_precision_of
+from imbalanced_losses.pool import Pool
+from imbalanced_losses.queue import QueueState
 
 __all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
 
@@ -111,8 +112,9 @@ def smooth_ap(
     >>> round(loss.item(), 4)  # the positives have ranks 1 and 3: AP = (1/1 + 2/3) / 2
     0.1667
     """
-    check_config(cfg, SmoothAPConfig)
-    pool, live = build_pool(
+    step = evaluate(
+        measure_smooth_ap,
+        SmoothAPConfig,
         logits,
         targets,
         queue_state,
@@ -120,10 +122,10 @@ def smooth_ap(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
+        update_queue=update_queue,
         generator=generator,
     )
-    loss = reduce(measure_smooth_ap(pool, cfg), cfg)
-    return loss, push(queue_state, *live) if update_queue else queue_state
+    return reduced(step.result, cfg), step.queue
 
 
 def smooth_ap_per_class(
@@ -139,8 +141,9 @@ def smooth_ap_per_class(
     generator: torch.Generator | None = None,
 ) -> tuple[PerClass, QueueState]:
     """:func:`smooth_ap` before its reduction: the loss and validity of each class."""
-    check_config(cfg, SmoothAPConfig)
-    pool, live = build_pool(
+    step = evaluate(
+        measure_smooth_ap,
+        SmoothAPConfig,
         logits,
         targets,
         queue_state,
@@ -148,10 +151,10 @@ def smooth_ap_per_class(
         temperature=temperature,
         iid_mask=iid_mask,
         sample_weight=sample_weight,
+        update_queue=update_queue,
         generator=generator,
     )
-    result = mark_invalid(measure_smooth_ap(pool, cfg))
-    return result, push(queue_state, *live) if update_queue else queue_state
+    return mark_invalid(step.result), step.queue
 
 
 def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
@@ -162,3 +165,8 @@ def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
         pool.scores, positive, negative, pool.row_weight, pool.temperature, pool.rank_counts(negative)
     )
     return PerClass(loss=missed, valid=mass > 0, diagnostics={})
+
+
+def exact_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Average precision ``[C]``, the limit of one minus the loss as the temperature goes to 0; no details."""
+    return average_precision_of(pool), {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 
 from torch import Tensor, nn
@@ -50,28 +51,25 @@ class LossModule(LoadableModule, ABC, Generic[Config]):
     # Fields that shape the state: they cannot change.
     _fixed_fields: ClassVar[tuple[str, ...]] = ()
 
+    _config_class: ClassVar[type]
     _config: Config
 
     def __init_subclass__(cls, config: type | None = None) -> None:
         super().__init_subclass__()
-        for field in () if config is None else dataclasses.fields(config):
-            if field.name not in cls._buffer_fields:
-                setattr(cls, field.name, field_property(field.name))
+        if config is not None:
+            cls._config_class = config
+            for name in field_names(config):
+                if name not in cls._buffer_fields:
+                    setattr(cls, name, field_property(name))
 
-    def __init__(
-        self,
-        config: Config,
-        gather_distributed: bool | None,
-        validate_targets: bool,
-        grad_reduction: GradReduction,
-        group: ProcessGroup | None,
-    ) -> None:
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """``arguments`` are those of the class below, by name: the fields of its configuration among them."""
         super().__init__()
-        self._config = config
-        self.gather_distributed = gather_distributed
-        self.validate_targets = validate_targets
-        self.grad_reduction = grad_reduction
-        self.group = group
+        self._config = self._config_class(**{name: arguments[name] for name in field_names(self._config_class)})
+        self.gather_distributed = arguments["gather_distributed"]
+        self.validate_targets = arguments["validate_targets"]
+        self.grad_reduction = arguments["grad_reduction"]
+        self.group = arguments["group"]
 
     @property
     def config(self) -> Config:
@@ -117,6 +115,11 @@ class LossModule(LoadableModule, ABC, Generic[Config]):
     def _find_ranks(self) -> Ranks | None:
         """Whose rows count in this call, if not the own ones alone."""
         return find_ranks(self.gather_distributed, self.group)
+
+
+def field_names(config: type) -> tuple[str, ...]:
+    """Of a configuration's class."""
+    return tuple(field.name for field in dataclasses.fields(config))
 
 
 def refuse_gradient(name: str, value: object) -> None:

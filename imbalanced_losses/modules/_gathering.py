@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,44 +18,37 @@ from imbalanced_losses.distributed import (
     refuse_differences,
     stand_for_all,
 )
-from imbalanced_losses.pool import RankingConfig, check_queue, check_rows
-from imbalanced_losses.queue import QueueState, Rows
+from imbalanced_losses.losses._ranking import RankingConfig
+from imbalanced_losses.pool import check_queue
+from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
+from imbalanced_losses.rows import Rows
 
-__all__ = ["Batch", "gather_batch", "reduce_over_ranks"]
-
-
-class Batch(NamedTuple):
-    """What a ranking loss is called with; the generator draws what ``max_pool_size`` keeps."""
-
-    logits: Tensor
-    targets: Tensor
-    iid_mask: Tensor | None
-    sample_weight: Tensor | None
-    generator: torch.Generator | None = None
+__all__ = ["gather_rows", "reduce_over_ranks"]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def gather_batch(
+def gather_rows(
     ranks: Ranks,
-    batch: Batch,
+    parse: Callable[[], Rows],
     cfg: RankingConfig,
     queue: QueueState,
     update_queue: bool,
-    check: Callable[[], None],
-) -> Batch:
-    """Join the ranks' batches, in two collectives whatever optional arguments each rank was given.
+    *,
+    has_flags: bool,
+    has_weights: bool,
+) -> tuple[Rows, torch.Generator | None]:
+    """Join the ranks' rows, in two collectives whatever optional arguments each rank was given.
 
     The first tells the sizes, and whether a rank's input is wrong, the second brings the rows: logits, targets, and
-    flags and weights if some rank has any.
+    flags and weights if some rank has any. The generator draws what ``max_pool_size`` keeps.
     """
     error: Exception | None = None
     rows, facts, device = None, [0] * (5 + len(_SETTINGS)), queue.logits.device
     try:
-        check()
-        rows = check_rows(batch.logits, batch.targets, cfg, batch.iid_mask, batch.sample_weight)
+        rows = parse()
         check_queue(queue, rows, cfg)
-        facts = _describe(rows, batch, cfg, queue, update_queue)
+        facts = _describe(rows, cfg, queue, update_queue, has_flags, has_weights)
     except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
     everyones, _ = exchange_facts(ranks, "a ranking loss", device, facts, error)
@@ -65,49 +57,51 @@ def gather_batch(
     refuse_differences("the logits' dtype", [dtype_name(number) for number in dtypes])
     for what, of_ranks in zip(_SETTINGS, settings, strict=True):
         refuse_differences(what, of_ranks)
-    columns = {"logits": rows.logits, "targets": _encode(rows.targets, cfg)}
+    columns = {"logits": rows.logits, "targets": _encode(rows, cfg)}
     if any(flagged):
-        columns["iid_mask"] = rows.iid
+        columns["iid"] = rows.iid
     if any(weighted):
         columns["sample_weight"] = rows.sample_weight
     gathered = dict(zip(columns, gather_columns(ranks, list(columns.values()), counts), strict=True))
     generator = None if cfg.max_pool_size is None else torch.Generator(device).manual_seed(seeds[0])
-    return Batch(
-        gathered["logits"],
-        _decode(gathered["targets"], cfg),
-        gathered.get("iid_mask"),
-        gathered.get("sample_weight"),
-        generator,
-    )
+    return _decode(gathered, rows, cfg), generator
 
 
 # What all ranks must agree on.
 _SETTINGS = ("num_classes", "multilabel", "queue_size", "ignore_index", "whether the queue is updated")
 
 
-def _describe(rows: Rows, batch: Batch, cfg: RankingConfig, queue: QueueState, update_queue: bool) -> list[int]:
+def _describe(
+    rows: Rows, cfg: RankingConfig, queue: QueueState, update_queue: bool, has_flags: bool, has_weights: bool
+) -> list[int]:
     seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))  # all keep the same rows
-    return [
-        len(rows.logits),
-        dtype_number(rows.logits.dtype),
-        batch.iid_mask is not None,
-        batch.sample_weight is not None,
-        seed,
-        *(cfg.num_classes, cfg.multilabel, len(queue.targets), cfg.ignore_index, update_queue),
-    ]
+    settings = (cfg.num_classes, cfg.multilabel, len(queue.targets), cfg.ignore_index, update_queue)
+    return [len(rows.logits), dtype_number(rows.logits.dtype), has_flags, has_weights, seed, *settings]
 
 
-def _encode(targets: Tensor, cfg: RankingConfig) -> Tensor:
-    """Labels that are 0, 1 or ignored travel in a byte."""
+def _encode(rows: Rows, cfg: RankingConfig) -> Tensor:
+    """Labels that are 0, 1 or of no row that counts travel in a byte."""
     if cfg.num_classes > 1 and not cfg.multilabel:
-        return targets
-    return torch.where(targets == cfg.ignore_index, 2, targets == 1).to(torch.uint8)
+        return rows.targets
+    counts = rows.valid & (rows.targets.clamp(0, 1) == rows.targets)
+    return torch.where(counts, rows.targets, 2).to(torch.uint8)
 
 
-def _decode(targets: Tensor, cfg: RankingConfig) -> Tensor:
+def _decode(gathered: dict[str, Tensor], own: Rows, cfg: RankingConfig) -> Rows:
+    """Rows of all ranks; ones where no rank has flags or weights."""
+    targets = gathered["targets"]
     if cfg.num_classes > 1 and not cfg.multilabel:
-        return targets
-    return torch.where(targets == 2, cfg.ignore_index, targets.long())
+        valid = targets != cfg.ignore_index
+    else:
+        valid, targets = targets != 2, torch.where(targets == 2, cfg.ignore_index, targets.long())
+    n = len(targets)
+    return Rows(
+        logits=gathered["logits"],
+        targets=targets,
+        iid=gathered["iid"] if "iid" in gathered else own.iid.new_ones(n),
+        sample_weight=gathered["sample_weight"] if "sample_weight" in gathered else own.sample_weight.new_ones(n),
+        valid=valid,
+    )
 
 
 def reduce_over_ranks(

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import ABC
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import (
-    check_integer,
-    check_logits,
-    check_row_weights,
-    check_targets,
-    check_temperature,
-    check_temperature_number,
-)
-from imbalanced_losses.diagnostics import LastPass, describe
-from imbalanced_losses.distributed import GradReduction, stand_for_all
+from imbalanced_losses.checks import check_integer, check_temperature, check_temperature_number
+from imbalanced_losses.diagnostics import StepRecord, describe
+from imbalanced_losses.distributed import stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
-from imbalanced_losses.label_values import check_target_values, check_weight_values
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, RankingStep, mark_invalid, ranking_step, reduced
 from imbalanced_losses.modules._base import LossModule, fixed_setting, refuse_gradient, refuse_second_pass
-from imbalanced_losses.modules._gathering import Batch, gather_batch
-from imbalanced_losses.pool import PerClass, Pool, RankingConfig, build_pool, mark_invalid, reduce
-from imbalanced_losses.queue import QueueState, Rows, init_queue, push, push_in_place
+from imbalanced_losses.modules._gathering import gather_rows
+from imbalanced_losses.queue import QueueState, init_queue, push, push_in_place
+from imbalanced_losses.rows import Rows, parse_rows
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    pass
 
 __all__ = ["RankingLoss"]
 
@@ -45,32 +38,28 @@ class RankingLoss(LossModule[Config], ABC):
     _buffer_fields: ClassVar[tuple[str, ...]] = ("temperature",)
     _fixed_fields: ClassVar[tuple[str, ...]] = ("num_classes", "multilabel", "ignore_index")
 
+    # (pool, config) -> PerClass; and (pool, config) -> the metric that it tends to, and what else there is to tell
+    _objective: ClassVar[Any]
+    _exact: ClassVar[Any]
+
     temperature: Tensor
 
-    def __init__(
-        self,
-        config: Config,
-        queue_size: int,
-        update_queue_in_eval: bool,
-        gather_distributed: bool | None,
-        validate_targets: bool,
-        grad_reduction: GradReduction,
-        group: ProcessGroup | None,
-    ) -> None:
-        super().__init__(config, gather_distributed, validate_targets, grad_reduction, group)
-        self._queue_size = check_integer("queue_size", queue_size, minimum=0)
-        self.update_queue_in_eval = update_queue_in_eval
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """``arguments`` are those of the class below, by name."""
+        super().__init__(arguments)
+        self._queue_size = check_integer("queue_size", arguments["queue_size"], minimum=0)
+        self.update_queue_in_eval = arguments["update_queue_in_eval"]
         self._warned_of_subsampling = False
-        self._last_pass: LastPass | None = None
+        self._record: StepRecord | None = None
         queue = self._empty_queue()
         for field in QUEUE_FIELDS:
             self.register_buffer(f"queue_{field}", getattr(queue, field))
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
-        self.register_buffer("temperature", torch.tensor(config.temperature, dtype=dtype))
+        self.register_buffer("temperature", torch.tensor(self._config.temperature, dtype=dtype))
         self._warned_of_invalid_epoch = False
         # of each class since the last look of `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step;
         # no buffer, because it is no state
-        self._validity = torch.full((config.num_classes,), -1)
+        self._validity = torch.full((self._config.num_classes,), -1)
 
     @property
     def queue_size(self) -> int:
@@ -89,8 +78,8 @@ class RankingLoss(LossModule[Config], ABC):
 
     def reset_queue(self) -> None:
         """Empty the queue."""
-        if self._last_pass is not None:  # whose pool is in the queue in part
-            self._last_pass = self._last_pass._replace(pool=self._last_pass.find_pool(self.queue_state))
+        if self._record is not None:  # whose pool is in the queue in part
+            self._record = self._record._replace(pool=self._record.find_pool(self.queue_state))
         self._store(self._empty_queue(dtype=self.queue_logits.dtype, device=self.queue_logits.device))
 
     def reset_parameters(self) -> None:
@@ -98,7 +87,7 @@ class RankingLoss(LossModule[Config], ABC):
 
         For buffers that hold nothing yet: after ``to_empty()``, or where a loader made the module on ``meta``.
         """
-        self._last_pass = None
+        self._record = None
         self.reset_queue()
         with torch.no_grad():
             self.temperature.fill_(self._config.temperature)
@@ -114,18 +103,18 @@ class RankingLoss(LossModule[Config], ABC):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
-        self._last_pass = None
-        super()._apply(functools.partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        self._record = None
+        super()._apply(partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
         self._place_validity(self.temperature.device)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._last_pass = None
+        self._record = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is pickled, leaves the last pass behind."""
-        return {**super().__getstate__(), "_last_pass": None}  # type: ignore[no-untyped-call]
+        return {**super().__getstate__(), "_record": None}  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         settings = {name: getattr(self._config, name) for name in self._config.__dataclass_fields__}
@@ -177,21 +166,12 @@ class RankingLoss(LossModule[Config], ABC):
         >>> told["live_positives"], told["queue_fill"], told["queue_age"]
         (tensor([2]), tensor(0.5000), tensor(1))
         """
-        if self._last_pass is None:
+        if self._record is None:
             raise RuntimeError("expected a call of the loss before its diagnostics, got none outside torch.func")
-        last, queue = self._last_pass, self.queue_state
+        last, queue = self._record, self.queue_state
         with torch.no_grad():
             pool = last.find_pool(queue)
-            return describe(last, pool, queue, *self._look_at(pool, last.config))
-
-    @abstractmethod
-    def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        """The loss of a pool, by the pure function behind this module."""
-
-    @staticmethod
-    @abstractmethod
-    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The exact metric of a pool, and what else there is to tell."""
+            return describe(last, pool, queue, *self._exact(pool, last.config))
 
     def _step(
         self,
@@ -202,53 +182,39 @@ class RankingLoss(LossModule[Config], ABC):
         update_queue: bool,
         **options: bool,
     ) -> PerClass:
-        """Check, gather, compute, write the queue back."""
-        batch = Batch(logits, targets, iid_mask, sample_weight)
+        """Parse, gather, take the step of the pure functions, write the queue back."""
+        cfg, queue = self._config, self.queue_state
         update_queue = update_queue and (self.training or self.update_queue_in_eval)
         if update_queue and self.queue_size > 0:
             refuse_second_pass()
-        ranks = self._find_ranks()
-        if ranks is not None:
-            check = functools.partial(self._check_values, batch)
-            batch = gather_batch(ranks, batch, self._config, self.queue_state, update_queue, check)
-        elif not is_traced():
-            self._check_values(batch)
-        if not is_traced():
-            self._warn_of_subsampling(batch.logits.shape[0] + self.queue_size)
-        queue = self.queue_state
-        pool, live = build_pool(
-            batch.logits,
-            batch.targets,
-            queue,
-            self._config,
-            temperature=self.temperature,
-            iid_mask=batch.iid_mask,
-            sample_weight=batch.sample_weight,
-            generator=batch.generator,
-        )
-        result = self._measure(pool, **options)
-        if is_transformed():  # what it wraps is dead after it
-            self._last_pass = None
-        else:
-            self._last_pass = LastPass.keep(self._config, result, pool, live, queue)
-            self._note_validity(result.valid)
-        if update_queue:
-            self._push(queue, live)
+        parse = partial(parse_rows, logits, targets, cfg, iid_mask, sample_weight, check_values=self.validate_targets)
+        ranks, generator = self._find_ranks(), None
         if ranks is None:
-            return result
-        loss = stand_for_all(result.loss, result.loss, ranks, self.grad_reduction)
-        return dataclasses.replace(result, loss=loss)
+            rows = parse()
+        else:
+            given = {"has_flags": iid_mask is not None, "has_weights": sample_weight is not None}
+            rows, generator = gather_rows(ranks, parse, cfg, queue, update_queue, **given)
+        if not is_traced():
+            self._warn_of_subsampling(rows.logits.shape[0] + self.queue_size)
+        objective = partial(self._objective, **options)
+        step = ranking_step(
+            objective, rows, queue, cfg, temperature=self.temperature, update_queue=False, generator=generator
+        )
+        self._keep(step, rows)
+        if update_queue:
+            self._push(queue, rows)
+        if ranks is None:
+            return step.result
+        loss = stand_for_all(step.result.loss, step.result.loss, ranks, self.grad_reduction)
+        return dataclasses.replace(step.result, loss=loss)
 
-    def _check_values(self, batch: Batch) -> None:
-        cfg, logits, targets, sample_weight = self._config, batch.logits, batch.targets, batch.sample_weight
-        columns = check_logits(logits, cfg.num_classes)
-        if not self.validate_targets:
+    def _keep(self, step: RankingStep, rows: Rows) -> None:
+        """What :meth:`diagnostics` and :meth:`warn_of_invalid_epoch` tell of."""
+        if is_transformed():  # what it wraps is dead after it
+            self._record = None
             return
-        check_targets(targets, columns, multilabel=cfg.multilabel)
-        if can_read_values(targets):
-            check_target_values(targets, cfg.num_classes, cfg.ignore_index, multilabel=cfg.multilabel)
-        if sample_weight is not None and can_read_values(check_row_weights("sample_weight", sample_weight, columns)):
-            check_weight_values(sample_weight)
+        self._record = StepRecord.keep(self._config, step.result, step.pool, rows, step.queue)
+        self._note_validity(step.result.valid)
 
     def _warn_of_subsampling(self, pool_size: int) -> None:
         limit = self._config.max_pool_size
@@ -297,7 +263,7 @@ class RankingLoss(LossModule[Config], ABC):
                     buffer.copy_(value)
 
     def _outputs(self, result: PerClass, return_per_class: bool) -> tuple[Tensor, ...]:
-        loss = reduce(result, self._config)
+        loss = reduced(result, self._config)
         if not return_per_class:
             return (loss,)
         result = mark_invalid(result)

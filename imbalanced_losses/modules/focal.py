@@ -113,8 +113,7 @@ class SigmoidFocalLoss(_FocalLoss[SigmoidFocalConfig], config=SigmoidFocalConfig
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
-        config = SigmoidFocalConfig(alpha=alpha, gamma=gamma, reduction=reduction, ignore_index=ignore_index)
-        super().__init__(config, gather_distributed, validate_targets, grad_reduction, group)
+        super().__init__(locals())
 
     def _configuration(self) -> SigmoidFocalConfig:
         return self._config
@@ -193,16 +192,8 @@ class SoftmaxFocalLoss(_FocalLoss[SoftmaxFocalConfig], config=SoftmaxFocalConfig
         group: ProcessGroup | None = None,
     ) -> None:
         refuse_gradient("alpha", alpha)
-        config = SoftmaxFocalConfig(
-            alpha=_as_tuple(alpha),
-            gamma=gamma,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            background_class=background_class,
-            label_smoothing=label_smoothing,
-        )
-        super().__init__(config, gather_distributed, validate_targets, grad_reduction, group)
-        self.register_buffer("alpha", _as_buffer(alpha, config.alpha))
+        super().__init__(locals())
+        self.register_buffer("alpha", _as_buffer(alpha, self._config.alpha))
 
     def reset_parameters(self) -> None:
         """Bring back the class weights of the configuration."""

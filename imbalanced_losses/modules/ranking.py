@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 from torch import Tensor
 
-from imbalanced_losses.diagnostics import look_at_average_precision, look_at_partial_auc, look_at_recall
 from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.kernels.quantile import Interpolation
-from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, measure_pauc_at_budget
-from imbalanced_losses.losses.recall_at_quantile import RecallAtQuantileConfig, measure_recall_at_quantile
-from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, measure_smooth_ap
+from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, exact_pauc_at_budget, measure_pauc_at_budget
+from imbalanced_losses.losses.recall_at_quantile import (
+    RecallAtQuantileConfig,
+    exact_recall_at_quantile,
+    measure_recall_at_quantile,
+)
+from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, exact_smooth_ap, measure_smooth_ap
 from imbalanced_losses.modules._ranking import RankingLoss
-from imbalanced_losses.pool import PerClass, Pool
 from imbalanced_losses.reductions import Reduction
 
 if TYPE_CHECKING:
@@ -87,17 +89,7 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
-        config = SmoothAPConfig(
-            num_classes=num_classes,
-            temperature=temperature,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            max_pool_size=max_pool_size,
-            multilabel=multilabel,
-        )
-        super().__init__(
-            config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
-        )
+        super().__init__(locals())
 
     def forward(
         self,
@@ -131,12 +123,8 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
         outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight, update_queue), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
 
-    def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        return measure_smooth_ap(pool, self._config)
-
-    @staticmethod
-    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return look_at_average_precision(pool)
+    _objective = staticmethod(measure_smooth_ap)
+    _exact = staticmethod(exact_smooth_ap)
 
 
 @final
@@ -185,20 +173,7 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
-        config = RecallAtQuantileConfig(
-            num_classes=num_classes,
-            quantile=quantile,
-            temperature=temperature,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            quantile_interpolation=quantile_interpolation,
-            max_pool_size=max_pool_size,
-            multilabel=multilabel,
-            threshold_gradient=threshold_gradient,
-        )
-        super().__init__(
-            config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
-        )
+        super().__init__(locals())
 
     def forward(
         self,
@@ -214,12 +189,8 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
         outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight, update_queue), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
 
-    def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        return measure_recall_at_quantile(pool, self._config)
-
-    @staticmethod
-    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return look_at_recall(pool, config)
+    _objective = staticmethod(measure_recall_at_quantile)
+    _exact = staticmethod(exact_recall_at_quantile)
 
 
 @final
@@ -286,26 +257,7 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
     ) -> None:
-        config = PAUCAtBudgetConfig(
-            num_classes=num_classes,
-            alpha=alpha,
-            beta=beta,
-            surrogate=surrogate,
-            n_knots=n_knots,
-            tau_scale=tau_scale,
-            pos_numerator=pos_numerator,
-            budget_basis=budget_basis,
-            temperature=temperature,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            quantile_interpolation=quantile_interpolation,
-            max_pool_size=max_pool_size,
-            multilabel=multilabel,
-            threshold_gradient=threshold_gradient,
-        )
-        super().__init__(
-            config, queue_size, update_queue_in_eval, gather_distributed, validate_targets, grad_reduction, group
-        )
+        super().__init__(locals())
 
     def forward(
         self,
@@ -325,9 +277,5 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
             return (*outputs, result.diagnostics)
         return outputs if return_per_class else outputs[0]
 
-    def _measure(self, pool: Pool, **options: bool) -> PerClass:
-        return measure_pauc_at_budget(pool, self._config, **options)
-
-    @staticmethod
-    def _look_at(pool: Pool, config: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return look_at_partial_auc(pool, config)
+    _objective = staticmethod(measure_pauc_at_budget)
+    _exact = staticmethod(exact_pauc_at_budget)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import SigmoidFocalConfig, init_queue
-from imbalanced_losses.pool import RankingConfig
+from imbalanced_losses.losses._ranking import RankingConfig
 from tests.contracts.cases import Case, example, over
 from tests.strategies import KINDS, LOSSES
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from imbalanced_losses import init_queue
 from imbalanced_losses.kernels.ranks import soft_counts
-from imbalanced_losses.pool import Pool, build_pool
+from imbalanced_losses.losses._ranking import ranking_step
+from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import push
+from imbalanced_losses.rows import parse_rows
 from tests.contracts.cases import Case, assert_close, assert_same_state, case_named, example, over
 from tests.strategies import IGNORE, Problem
 
@@ -37,8 +39,8 @@ def tied_pool(class_sizes: Sequence[int], ignored: int = 0, n_live: int = 10) ->
 
 def sampled(problem: Problem, max_pool_size: int, seed: int = 0) -> Pool:
     config = SMOOTH_AP.config(problem, max_pool_size=max_pool_size)
-    arguments = {"temperature": None, "iid_mask": None, "sample_weight": None}
-    pool, _ = build_pool(problem.logits, problem.targets, problem.state, config, **arguments, **generator(seed))
+    rows = parse_rows(problem.logits, problem.targets, config)
+    pool = ranking_step(lambda pool, _: pool, rows, problem.state, config, **generator(seed)).pool
     assert pool.scores.shape[1] == max_pool_size
     return pool
 

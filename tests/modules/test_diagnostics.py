@@ -279,7 +279,7 @@ def test_between_steps_it_keeps_the_rows_of_a_batch_not_of_the_pool(name: str, c
     logits, targets = torch.randn(8, 100), torch.arange(8)
     loss_fn(logits, targets)
     buffers = {buffer.untyped_storage().data_ptr() for buffer in loss_fn.buffers()}
-    kept = [leaf for leaf in torch.utils._pytree.tree_leaves(loss_fn._last_pass) if isinstance(leaf, Tensor)]
+    kept = [leaf for leaf in torch.utils._pytree.tree_leaves(loss_fn._record) if isinstance(leaf, Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     assert sum(size for place, size in storages.items() if place not in buffers) < 20_000  # the pool: over 800,000
     assert loss_fn.diagnostics()["gap"].isfinite().any()

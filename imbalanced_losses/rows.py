@@ -1,0 +1,92 @@
+"""Parsed rows: the arguments of a ranking loss after the only checks that they go through."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import check_logits, check_row_flags, check_row_weights, check_targets
+from imbalanced_losses.execution import can_read_values, reads_freely
+from imbalanced_losses.label_values import check_target_values, check_weight_values
+from imbalanced_losses.precision import working_dtype
+
+__all__ = ["Rows", "Task", "parse_rows"]
+
+
+class Task(Protocol):
+    """What a configuration says of logits and targets."""
+
+    @property
+    def num_classes(self) -> int:
+        """Columns of the logits."""
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether targets are ``[N, C]`` labels."""
+
+    @property
+    def ignore_index(self) -> int:
+        """The target of what is ignored."""
+
+
+class Rows(NamedTuple):
+    """Parsed rows: logits [N, C], targets [N] or [N, C], iid [N], sample_weight [N], valid like targets."""
+
+    logits: Tensor
+    targets: Tensor
+    iid: Tensor
+    sample_weight: Tensor
+    valid: Tensor
+
+
+def parse_rows(
+    logits: Tensor,
+    targets: Tensor,
+    task: Task,
+    iid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    *,
+    check_values: bool = False,
+) -> Rows:
+    """Check the arguments of a ranking loss; ones stand for what is left out.
+
+    ``check_values`` also reads labels and weights, where they can be read.
+    """
+    logits = check_logits(logits, task.num_classes)
+    labels = check_targets(targets, logits, multilabel=task.multilabel)
+    if check_values and can_read_values(targets):
+        check_target_values(targets, task.num_classes, task.ignore_index, multilabel=task.multilabel)
+    n, device, dtype = logits.shape[0], logits.device, working_dtype(logits)
+    if iid_mask is None:
+        iid = torch.ones(n, dtype=torch.bool, device=device)
+    else:
+        iid = check_row_flags("iid_mask", iid_mask, logits)
+    if sample_weight is None:
+        weight = torch.ones(n, dtype=dtype, device=device)
+    else:
+        weight = check_row_weights("sample_weight", sample_weight, logits).to(dtype)
+        if check_values and can_read_values(sample_weight):
+            check_weight_values(sample_weight)
+    rows = Rows(logits=logits, targets=labels, iid=iid, sample_weight=weight, valid=labels != task.ignore_index)
+    return rows if sample_weight is None else _with_finite_weights(rows)
+
+
+def _with_finite_weights(rows: Rows) -> Rows:
+    """Give rows whose weight is not finite ``nan`` logits, also ignored rows.
+
+    So the rules of such logits hold: this step's loss is not finite, and the row is stored as an ignored one.
+    """
+    weight = rows.sample_weight
+    if reads_freely(weight) and math.isfinite(weight.sum()):
+        return rows
+    finite = weight.isfinite()
+    of_row = finite[:, None] if rows.valid.dim() == 2 else finite
+    return rows._replace(
+        logits=torch.where(finite[:, None], rows.logits, torch.nan),
+        targets=torch.where(of_row, rows.targets, 0),
+        sample_weight=torch.where(finite, weight, 1),
+        valid=rows.valid | ~of_row,
+    )
