@@ -180,7 +180,7 @@ def check_logits(logits: Tensor, num_classes: int) -> Tensor:
     return columns
 
 
-NO_LABEL = -1  # what a nan becomes, which is no label
+NO_LABEL = -1  # what a nan or a fraction becomes, which is no label
 
 
 def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tensor:
@@ -202,7 +202,8 @@ def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tenso
         remedy = remedies.for_ranking_targets(targets, num_classes, multilabel=multilabel)
         raise ValueError(f"expected targets of shape {expected}, got {list(targets.shape)}{remedy}")
     _check_device("targets", targets, logits)
-    return rows.nan_to_num(nan=NO_LABEL).long() if rows.is_floating_point() else rows.long()
+    labels = rows.long()
+    return torch.where(labels == rows, labels, NO_LABEL) if rows.is_floating_point() else labels
 
 
 def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:

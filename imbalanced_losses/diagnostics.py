@@ -6,17 +6,19 @@ Nothing here reads a tensor: logging waits for the device no sooner than its num
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.losses._ranking import PerClass, RankingConfig, mark_invalid
+from imbalanced_losses.execution import is_traced, version_of
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, RankingStep, mark_invalid
 from imbalanced_losses.pool import Pool, join_rows
 from imbalanced_losses.queue import QueueState, Slots, next_slots, with_slots
 from imbalanced_losses.rows import Rows
 
-__all__ = ["StepRecord", "describe"]
+__all__ = ["StepRecord", "describe_queue"]
 
 
 # Up to this many scores (0.4 MB) a pool is kept whole: to keep its parts takes ten operators a step.
@@ -24,51 +26,71 @@ KEPT_WHOLE = 1 << 16
 
 
 class StepRecord(NamedTuple):
-    """A pass without its graph.
+    """A step without its graph.
 
     Of a large pool only the live rows are kept, and those that they replace in the queue, which holds the others: this
-    takes memory for the rows of a batch. A sample of a pool (``max_pool_size``) is kept: it cannot be drawn again.
+    takes memory for the rows of a batch. ``versions`` tells whether the queue is still as the step left it. A sample of
+    a pool (``max_pool_size``) is kept: it cannot be drawn again. ``stats``, once they are there, need no pool.
     """
 
     config: RankingConfig
     result: PerClass
+    n_live: int
     pool: Pool | None
     parts: tuple[Rows, Slots, Tensor] | None
+    versions: tuple[object, ...] | None = None
+    stats: dict[str, Tensor] | None = None
 
     @classmethod
-    def keep(cls, config: RankingConfig, result: PerClass, pool: Pool, live: Rows, queue: QueueState) -> StepRecord:
-        """``queue`` is as it is before the push."""
-        result = PerClass(loss=result.loss.detach(), valid=result.valid, diagnostics={})
+    def keep(cls, config: RankingConfig, step: RankingStep, live: Rows) -> StepRecord:
+        """Before the push: ``step.queue`` still holds what it will overwrite."""
+        pool, n_live = step.pool, step.pool.n_live
+        result = PerClass(loss=step.result.loss.detach(), valid=step.result.valid, diagnostics={})
         if pool.kept is not None or pool.scores.numel() <= KEPT_WHOLE:
-            return cls(config, result, dataclasses.replace(pool, scores=pool.scores.detach()), None)
+            return cls(config, result, n_live, dataclasses.replace(pool, scores=pool.scores.detach()), None)
         rows = Rows(*(values.detach().clone() for values in live))
-        return cls(config, result, None, (rows, next_slots(queue, len(rows.logits)), pool.temperature))
+        return cls(config, result, n_live, None, (rows, next_slots(step.queue, n_live), pool.temperature))
 
-    def find_pool(self, queue: QueueState) -> Pool:
-        """The pool of the pass, which left ``queue`` behind."""
+    def after_push(self, queue: QueueState) -> StepRecord:
+        """With the versions of the queue that the pool is put together from, where they can be told."""
+        return self if self.parts is None or is_traced() else self._replace(versions=_versions(queue))
+
+    def settle(self, queue: QueueState, exact: Exact) -> StepRecord:
+        """With the statistics of the step's pool, and without the pool; ``queue`` is as the step left it."""
+        if self.stats is not None:
+            return self
+        pool, result = self._find_pool(queue), mark_invalid(self.result)
+        metric, details = exact(pool, self.config)
+        gap = result.loss - (1 - metric) if pool.kept is None else torch.full_like(result.loss, torch.nan)
+        live_positives = (pool.positive & pool.live).sum(-1)
+        stats = {"loss": result.loss, "valid": result.valid, "gap": gap, "live_positives": live_positives, **details}
+        return self._replace(pool=None, parts=None, stats=stats)
+
+    def _find_pool(self, queue: QueueState) -> Pool:
         if self.pool is not None:
             return self.pool
         assert self.parts is not None
+        if self.versions is not None and self.versions != _versions(queue):
+            raise RuntimeError(
+                "expected the queue as the last pass left it, got one that something else has filled since: call "
+                "diagnostics() before, or after the next pass"
+            )
         rows, slots, temperature = self.parts
         return join_rows(rows, with_slots(queue, slots), self.config, temperature)
 
 
-def describe(
-    last: StepRecord, pool: Pool, queue: QueueState, exact: Tensor, details: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """What all ranking losses tell, and the ``details`` of one; ``exact [C]`` is the metric that it stands in for."""
-    result = mark_invalid(last.result)
-    loss = result.loss
+Exact = Callable[[Pool, Any], tuple[Tensor, dict[str, Tensor]]]
+"""The metric of a pool ``[C]`` that a loss tends to, and what else there is to tell."""
+
+
+def describe_queue(queue: QueueState, n_live: int) -> dict[str, Tensor]:
+    """Fill and age of the queue as it now is, after batches of ``n_live`` rows."""
     held = queue.valid if queue.valid.dim() == 1 else queue.valid.any(1)
-    return {
-        "loss": loss,
-        "valid": result.valid,
-        "gap": loss - (1 - exact) if pool.kept is None else torch.full_like(loss, torch.nan),
-        "live_positives": (pool.positive & pool.live).sum(-1),
-        "queue_fill": held.sum() / max(len(held), 1),
-        "queue_age": _age(held, queue.cursor, pool.n_live),
-        **details,
-    }
+    return {"queue_fill": held.sum() / max(len(held), 1), "queue_age": _age(held, queue.cursor, n_live)}
+
+
+def _versions(queue: QueueState) -> tuple[object, ...]:
+    return tuple(map(version_of, (queue.logits, queue.targets, queue.iid, queue.sample_weight, queue.cursor)))
 
 
 def _age(held: Tensor, cursor: Tensor, n_live: int) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "may_read",
     "outside_modes",
     "reads_freely",
+    "version_of",
 ]
 
 T = TypeVar("T")
@@ -99,3 +100,10 @@ def outside_modes(function: Callable[..., T], *args: object) -> T:
         return function(*args)
     with _disable_current_modes():
         return function(*args)
+
+
+def version_of(value: object) -> tuple[int, int] | None:
+    """What tells whether a tensor was changed or replaced; inference tensors do not count their changes."""
+    if not isinstance(value, Tensor):
+        return None
+    return id(value), 0 if value.is_inference() else value._version

@@ -153,8 +153,9 @@ def push(
 ) -> QueueState:
     """Replace the oldest rows by new ones, detached and in the queue's dtypes.
 
-    A batch longer than the queue leaves its last ``Q`` rows. A row with a logit that is not finite in the queue's dtype
-    is stored as an ignored row, so that one overflowed batch cannot spoil the steps after it. Cost: O(Q C).
+    A batch longer than the queue leaves its last ``Q`` rows. A row with a logit or weight that is not finite in the
+    queue's dtype is stored as an ignored row, so that one overflowed batch cannot spoil the steps after it. Cost:
+    O(Q C).
 
     Parameters
     ----------
@@ -217,11 +218,16 @@ def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, 
         finite = logits.nan_to_num(0, 0, 0)
         stored = stored & (finite == logits).all(-1, keepdim=stored.dim() == 2)
         logits = finite
+    weight = rows.sample_weight.detach().to(state.sample_weight.dtype)
+    if weight.dtype != rows.sample_weight.dtype:  # it may overflow in a narrower one
+        finite = weight.isfinite()
+        stored = stored & (finite[:, None] if stored.dim() == 2 else finite)
+        weight = torch.where(finite, weight, 1)
     slots = _ring(state, n + 1)
     values = {
         "logits": logits,
         "targets": torch.where(stored, rows.targets, state.ignore_index),
         "iid": rows.iid,
-        "sample_weight": rows.sample_weight.detach().to(state.sample_weight.dtype),
+        "sample_weight": weight,
     }
     return slots[:n], slots[n], values

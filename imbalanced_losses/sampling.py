@@ -34,6 +34,8 @@ def subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generato
     protected = torch.zeros_like(first).scatter(-1, shuffled, first).any(0)
     kept = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
     rows = {name: getattr(pool, name)[..., kept] for name in ("scores", "valid", "positive", "iid", "sample_weight")}
+    # a score that is not finite shows, also where its row is left out: inf - inf is nan
+    rows["scores"] = rows["scores"] + (pool.scores - pool.scores).detach().sum(-1, keepdim=True)
     chance = _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
     n, k = pool.positive.sum(-1), rows["positive"].sum(-1)
     beside = (n - 1).to(chance.dtype) / (k - 1).clamp_min(1)  # one over the chance of another, given that one is kept

@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["check_fields", "described", "optional", "plain"]
 
-Check = Callable[[str, Any], object]
+Check = Callable[[str, Any], Any]
 """Takes a setting's name and its value, returns the value to keep or raises."""
 
 

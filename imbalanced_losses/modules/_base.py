@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 
 from torch import Tensor, nn
 
-from imbalanced_losses.checks import check_choice
+from imbalanced_losses.checks import check_choice, check_flag
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
-from imbalanced_losses.execution import is_in_backward, is_traced
-from imbalanced_losses.modules._loading import LoadableModule
+from imbalanced_losses.modules._lifecycle import StatefulModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["LossModule", "field_property", "fixed_setting", "refuse_gradient", "refuse_second_pass"]
+__all__ = ["LossModule", "at_least_float32", "field_property", "fixed_setting", "flag_property", "refuse_gradient"]
 
 Config = TypeVar("Config")
 
@@ -38,7 +38,31 @@ class _SharedGroup:
         return _SharedGroup, (None,)
 
 
-class LossModule(LoadableModule, ABC, Generic[Config]):
+def field_property(name: str) -> property:
+    """A field of ``module._config``, which an assignment replaces through ``module.config``."""
+
+    def read(module: Any) -> Any:
+        return getattr(module._config, name)
+
+    def assign(module: Any, value: Any) -> None:
+        module.config = dataclasses.replace(module._config, **{name: value})
+
+    return property(read, assign, doc=f"``config.{name}``.")
+
+
+def flag_property(name: str, *, optional: bool = False) -> Any:
+    """An attribute that is ``True`` or ``False``, or ``None`` if ``optional``."""
+
+    def read(module: Any) -> bool | None:
+        return getattr(module, f"_{name}")  # type: ignore[no-any-return]
+
+    def assign(module: Any, value: object) -> None:
+        setattr(module, f"_{name}", None if optional and value is None else check_flag(name, value))
+
+    return property(read, assign, doc=f"The constructor's ``{name}``.")
+
+
+class LossModule(StatefulModule, ABC, Generic[Config]):
     """The settings of a loss: the fields of its configuration, whether it reads values, and how it gathers.
 
     A class names its configuration, ``class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig)``, and has
@@ -50,6 +74,9 @@ class LossModule(LoadableModule, ABC, Generic[Config]):
     _buffer_fields: ClassVar[tuple[str, ...]] = ()
     # Fields that shape the state: they cannot change.
     _fixed_fields: ClassVar[tuple[str, ...]] = ()
+
+    validate_targets = flag_property("validate_targets")
+    gather_distributed = flag_property("gather_distributed", optional=True)
 
     _config_class: ClassVar[type]
     _config: Config
@@ -70,6 +97,21 @@ class LossModule(LoadableModule, ABC, Generic[Config]):
         self.validate_targets = arguments["validate_targets"]
         self.grad_reduction = arguments["grad_reduction"]
         self.group = arguments["group"]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A loss has no parameters to train."""
+        refuse_gradient(name, value)
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
+        return super()._apply(partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for name, buffer in self._buffers.items():  # which assign=True takes as they are
+            if buffer is not None and buffer.is_floating_point():
+                self._buffers[name] = at_least_float32(buffer)
 
     @property
     def config(self) -> Config:
@@ -124,29 +166,8 @@ def field_names(config: type) -> tuple[str, ...]:
 
 def refuse_gradient(name: str, value: object) -> None:
     """A setting that a user made trainable would be copied, and never trained."""
-    if isinstance(value, Tensor) and value.requires_grad:
+    if isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.requires_grad):
         raise TypeError(f"expected {name} that needs no gradient (no loss trains it), got one that does: detach() it")
-
-
-def refuse_second_pass() -> None:
-    """For a call that changes state. Activation checkpointing runs it once more in the backward: on changed state."""
-    if not is_traced() and is_in_backward():
-        raise RuntimeError(
-            "expected the loss outside activation checkpointing, got a second pass of it in the backward, which would "
-            "meet what the first has changed (queue, steps): checkpoint the model, and call the loss on its output"
-        )
-
-
-def field_property(name: str) -> property:
-    """A field of ``module._config``, which an assignment replaces through ``module.config``."""
-
-    def read(module: Any) -> Any:
-        return getattr(module._config, name)
-
-    def assign(module: Any, value: Any) -> None:
-        module.config = dataclasses.replace(module._config, **{name: value})
-
-    return property(read, assign, doc=f"``config.{name}``.")
 
 
 def fixed_setting(module: nn.Module, name: str) -> AttributeError:
@@ -154,3 +175,15 @@ def fixed_setting(module: nn.Module, name: str) -> AttributeError:
     return AttributeError(
         f"expected no change of {name}, which shapes the queue, got an assignment: make a new {type(module).__name__}"
     )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor``, in float32 if it is of a half type."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
+
+
+def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """What ``fn`` makes of a buffer, with the digits that the buffer has."""
+    moved = fn(tensor)
+    is_half = moved.is_floating_point() and moved.dtype.itemsize < 4
+    return at_least_float32(tensor).to(moved.device) if is_half else moved

@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_integer, check_temperature, check_temperature_number
-from imbalanced_losses.diagnostics import StepRecord, describe
+from imbalanced_losses.diagnostics import StepRecord, describe_queue
 from imbalanced_losses.distributed import stand_for_all
 from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
-from imbalanced_losses.losses._ranking import PerClass, RankingConfig, RankingStep, mark_invalid, ranking_step, reduced
-from imbalanced_losses.modules._base import LossModule, fixed_setting, refuse_gradient, refuse_second_pass
+from imbalanced_losses.losses._ranking import PerClass, RankingConfig, mark_invalid, ranking_step, reduced
+from imbalanced_losses.modules._base import LossModule, fixed_setting, flag_property, refuse_gradient
 from imbalanced_losses.modules._gathering import gather_rows
+from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.queue import QueueState, init_queue, push, push_in_place
 from imbalanced_losses.rows import Rows, parse_rows
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["RankingLoss"]
 
@@ -41,6 +39,8 @@ class RankingLoss(LossModule[Config], ABC):
     # (pool, config) -> PerClass; and (pool, config) -> the metric that it tends to, and what else there is to tell
     _objective: ClassVar[Any]
     _exact: ClassVar[Any]
+
+    update_queue_in_eval = flag_property("update_queue_in_eval")
 
     temperature: Tensor
 
@@ -78,8 +78,9 @@ class RankingLoss(LossModule[Config], ABC):
 
     def reset_queue(self) -> None:
         """Empty the queue."""
-        if self._record is not None:  # whose pool is in the queue in part
-            self._record = self._record._replace(pool=self._record.find_pool(self.queue_state))
+        if self._record is not None and self._record.parts is not None:  # the pool is in the queue in part
+            with torch.no_grad():
+                self._record = self._record.settle(self.queue_state, self._exact)
         self._store(self._empty_queue(dtype=self.queue_logits.dtype, device=self.queue_logits.device))
 
     def reset_parameters(self) -> None:
@@ -102,15 +103,21 @@ class RankingLoss(LossModule[Config], ABC):
         return init_queue(self.queue_size, cfg.num_classes, **settings)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
         self._record = None
-        super()._apply(partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._place_validity(self.temperature.device)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._record = None
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _before_compiled_call(self, *, update_queue: bool = True, **kwargs: Any) -> None:
+        if self._pushes(update_queue):
+            refuse_second_pass()
+
+    def _pushes(self, update_queue: bool) -> bool:
+        return update_queue and (self.training or self.update_queue_in_eval) and self.queue_size > 0
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what is pickled, leaves the last pass behind."""
@@ -124,7 +131,8 @@ class RankingLoss(LossModule[Config], ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """``loss.temperature = x`` fills the buffer: no compilation for a schedule, and ``state_dict`` sees it."""
-        if name != "temperature" or self.temperature.is_meta:  # load_state_dict(assign=True) fills a module on meta
+        # load_state_dict(assign=True) fills a module on meta
+        if name != "temperature" or (self.temperature.is_meta and isinstance(value, Tensor)):
             super().__setattr__(name, value)
             return
         refuse_gradient(name, value)
@@ -133,6 +141,8 @@ class RankingLoss(LossModule[Config], ABC):
             check_temperature_number("temperature", float(temperature))
         with torch.no_grad():
             self.temperature.copy_(temperature)
+        if not isinstance(value, Tensor) and not is_traced():
+            self._config = dataclasses.replace(self._config, temperature=value)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Tell what the last pass looked like.
@@ -168,10 +178,11 @@ class RankingLoss(LossModule[Config], ABC):
         """
         if self._record is None:
             raise RuntimeError("expected a call of the loss before its diagnostics, got none outside torch.func")
-        last, queue = self._record, self.queue_state
+        queue = self.queue_state
         with torch.no_grad():
-            pool = last.find_pool(queue)
-            return describe(last, pool, queue, *self._exact(pool, last.config))
+            stats = self._record.settle(queue, self._exact).stats
+            assert stats is not None
+            return {**stats, **describe_queue(queue, self._record.n_live)}
 
     def _step(
         self,
@@ -184,8 +195,8 @@ class RankingLoss(LossModule[Config], ABC):
     ) -> PerClass:
         """Parse, gather, take the step of the pure functions, write the queue back."""
         cfg, queue = self._config, self.queue_state
-        update_queue = update_queue and (self.training or self.update_queue_in_eval)
-        if update_queue and self.queue_size > 0:
+        update_queue = self._pushes(update_queue)
+        if update_queue:
             refuse_second_pass()
         parse = partial(parse_rows, logits, targets, cfg, iid_mask, sample_weight, check_values=self.validate_targets)
         ranks, generator = self._find_ranks(), None
@@ -200,21 +211,17 @@ class RankingLoss(LossModule[Config], ABC):
         step = ranking_step(
             objective, rows, queue, cfg, temperature=self.temperature, update_queue=False, generator=generator
         )
-        self._keep(step, rows)
+        # what a transform wraps is dead after it
+        self._record = None if is_transformed() else StepRecord.keep(cfg, step, rows)
         if update_queue:
             self._push(queue, rows)
+        if self._record is not None:
+            self._record = self._record.after_push(queue)
+            self._note_validity(step.result.valid)
         if ranks is None:
             return step.result
         loss = stand_for_all(step.result.loss, step.result.loss, ranks, self.grad_reduction)
         return dataclasses.replace(step.result, loss=loss)
-
-    def _keep(self, step: RankingStep, rows: Rows) -> None:
-        """What :meth:`diagnostics` and :meth:`warn_of_invalid_epoch` tell of."""
-        if is_transformed():  # what it wraps is dead after it
-            self._record = None
-            return
-        self._record = StepRecord.keep(self._config, step.result, step.pool, rows, step.queue)
-        self._note_validity(step.result.valid)
 
     def _warn_of_subsampling(self, pool_size: int) -> None:
         limit = self._config.max_pool_size
@@ -268,8 +275,3 @@ class RankingLoss(LossModule[Config], ABC):
             return (loss,)
         result = mark_invalid(result)
         return loss, result.loss, result.valid
-
-
-def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    moved = fn(tensor)
-    return tensor.to(moved.device) if moved.is_floating_point() and moved.dtype.itemsize < 4 else moved

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses import schedule
-from imbalanced_losses.checks import check_callable, check_config
-from imbalanced_losses.execution import is_plain_eager, outside_modes
+from imbalanced_losses.checks import check_callable, check_config, check_flag
+from imbalanced_losses.execution import can_read_values, is_plain_eager, outside_modes, version_of
 from imbalanced_losses.modules._base import field_property
 from imbalanced_losses.modules._callables import (
     Loss,
@@ -24,16 +24,17 @@ from imbalanced_losses.modules._callables import (
     takes,
     warn_of_missing_hooks,
 )
-from imbalanced_losses.modules._loading import LoadableModule
+from imbalanced_losses.modules._lifecycle import StatefulModule, refuse_second_pass
 from imbalanced_losses.modules._runs import empty_queues
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
+from imbalanced_losses.settings import optional
 
 __all__ = ["WarmupState"]
 
 SCHEDULE_FIELDS = ("epoch", "step", "switch_step")
 
 
-class WarmupState(LoadableModule, ABC):
+class WarmupState(StatefulModule, ABC):
     """Parameters and schedule of :class:`~imbalanced_losses.LossWarmupWrapper`, which adds hooks and forward."""
 
     warmup_loss: Any  # a Loss; for mypy a callable attribute would be a method
@@ -51,8 +52,11 @@ class WarmupState(LoadableModule, ABC):
     epoch: Tensor
     step: Tensor
     switch_step: Tensor
-    _versions: tuple[tuple[int, int] | None, ...] | None = None
+    _versions: tuple[object, ...] | None = None
     _epoch_is_told = False
+    _gather_distributed: bool | None
+    _weights_warmup: bool  # whether the warm-up loss takes sample_weight
+    _main_updates_queue: bool  # whether the main loss takes update_queue
     _written: tuple[int, int] | None = None  # of the temperature, when the schedule last set it
 
     def __init__(
@@ -64,12 +68,12 @@ class WarmupState(LoadableModule, ABC):
         auto_step: bool,
     ) -> None:
         super().__init__()
-        self._auto_step = auto_step
-        self._gather_distributed = gather_distributed
+        self._auto_step = check_flag("auto_step", auto_step)
+        self._gather_distributed = optional(check_flag)("gather_distributed", gather_distributed)
         self.config = config
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
-        self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
+        self._await_hooks()
         state = self._first_state()
         for field in SCHEDULE_FIELDS:
             self.register_buffer(field, torch.tensor(outside_modes(int, getattr(state, field))))
@@ -88,7 +92,11 @@ class WarmupState(LoadableModule, ABC):
         super().__setattr__(name, value)
         if name == "warmup_loss":
             self._weights_warmup = takes(value, "sample_weight")
-        elif self._is_complete:
+        else:
+            self._main_updates_queue = takes(value, "update_queue")
+        if name == "warmup_loss":
+            return
+        if self._is_complete:
             warn_of_missing_hooks(value)
             self._versions = None
 
@@ -109,7 +117,10 @@ class WarmupState(LoadableModule, ABC):
             self._catch_up()
         self._config = config
         if self._is_complete:
-            self._advance(self._host_state)
+            state = self._host_state
+            if outside_modes(int, schedule.phase(state, config)) == schedule.PHASES.index("warmup"):
+                state = dataclasses.replace(state, switch_step=self._first_state().switch_step)
+            self._advance(state)
 
     @property
     def auto_step(self) -> bool:
@@ -118,6 +129,7 @@ class WarmupState(LoadableModule, ABC):
 
     @auto_step.setter
     def auto_step(self, auto_step: bool) -> None:
+        auto_step = check_flag("auto_step", auto_step)
         _check_auto_step(auto_step, self.config)
         self._catch_up()
         has_begun = outside_modes(int, self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
@@ -132,7 +144,7 @@ class WarmupState(LoadableModule, ABC):
 
     @gather_distributed.setter
     def gather_distributed(self, gather_distributed: bool | None) -> None:
-        self._gather_distributed = gather_distributed
+        self._gather_distributed = optional(check_flag)("gather_distributed", gather_distributed)
         override_gather(gather_distributed, self.warmup_loss, self.main_loss)
 
     def _first_state(self) -> ScheduleState:
@@ -144,12 +156,32 @@ class WarmupState(LoadableModule, ABC):
         """Bring back the schedule's state after construction; the losses bring back their own."""
         self._fill_buffers(self._first_state())
         self._versions = None  # the main loss may be reset after this: its temperature is set at the next use
+        self._await_hooks()
 
     def start_new_run(self) -> None:
-        """Go back to the schedule's start, with empty queues. The hooks call it at epoch 0 and step 0 of a new run."""
+        """Go back to the schedule's start, with empty queues: what the hooks do at epoch 0 and step 0 of a new run."""
+        self._restart()
+        self._await_hooks()
+
+    def _restart(self) -> None:
         self._fill_buffers(self._first_state())
         empty_queues(self.warmup_loss)
         empty_queues(self.main_loss)
+
+    def _await_hooks(self) -> None:
+        self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
+        self._epoch_is_told = False
+
+    def _before_compiled_call(self, **kwargs: Any) -> None:
+        self._catch_up()
+        if self._takes_own_steps:
+            refuse_second_pass()
+        if self._phase != "warmup" and isinstance(self.main_loss, StatefulModule):
+            self.main_loss._before_compiled_call(**kwargs)
+
+    @property
+    def _takes_own_steps(self) -> bool:
+        return self.auto_step and self.training and "on_train_batch_start" in self._awaited_hooks
 
     @property
     def schedule_state(self) -> ScheduleState:
@@ -186,7 +218,7 @@ class WarmupState(LoadableModule, ABC):
         if not has_temperature(self.main_loss):
             return None
         held = self.main_loss.temperature
-        if isinstance(held, Tensor) and not held.is_cpu and self._written == _version(held):
+        if isinstance(held, Tensor) and not held.is_cpu and self._written == version_of(held):
             return self._written_temperature  # nobody else has set it since: the device is not waited for
         return float(held)
 
@@ -218,8 +250,9 @@ class WarmupState(LoadableModule, ABC):
     def _read_buffers(self) -> ScheduleState:
         return ScheduleState(**{field: getattr(self, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS})
 
-    def _buffer_versions(self) -> tuple[tuple[int, int] | None, ...]:
-        return tuple(_version(getattr(self, field)) for field in SCHEDULE_FIELDS)
+    def _buffer_versions(self) -> tuple[object, ...]:
+        """The values of the buffers on the CPU; elsewhere what changes with most that fills them, without a wait."""
+        return tuple(map(_value_or_version, (self.epoch, self.step, self.switch_step)))
 
     def _follow(self, state: ScheduleState, *, temperature: bool = True) -> None:
         """Set what lives on the host, and the main loss's temperature, to a state on the host."""
@@ -229,12 +262,13 @@ class WarmupState(LoadableModule, ABC):
         if temperature and has_temperature(self.main_loss):
             self._written_temperature = self._on_host(schedule.temperature)
             set_temperature(self.main_loss, self._written_temperature)
-            self._written = _version(self.main_loss.temperature)
+            self._written = version_of(self.main_loss.temperature)
 
 
 def _follow_loaded_state(wrapper: WarmupState, _: object) -> None:
     """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
-    wrapper._follow(wrapper._read_buffers())
+    # a temperature in a buffer was saved with its loss
+    wrapper._follow(wrapper._read_buffers(), temperature=not keeps_temperature(wrapper.main_loss))
     wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
 
 
@@ -243,11 +277,8 @@ def _check_auto_step(auto_step: bool, config: ScheduleConfig) -> None:
         raise ValueError("expected auto_step with warmup_steps and blend_steps, got phases counted in epochs")
 
 
-def _version(value: object) -> tuple[int, int] | None:
-    """What tells whether a tensor was changed or replaced; inference tensors do not count their changes."""
-    if not isinstance(value, Tensor):
-        return None
-    return id(value), 0 if value.is_inference() else value._version
+def _value_or_version(buffer: Tensor) -> object:
+    return int(buffer) if buffer.is_cpu and can_read_values(buffer) else version_of(buffer)
 
 
 for _name in ScheduleConfig.__dataclass_fields__:

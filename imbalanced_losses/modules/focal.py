@@ -14,7 +14,6 @@ from imbalanced_losses.checks import (
     check_class_ids,
     check_element_targets,
     check_element_weights,
-    check_weight_sequence,
 )
 from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.execution import can_read_values, is_traced
@@ -28,7 +27,7 @@ from imbalanced_losses.losses.focal import (
     softmax_focal,
     softmax_focal_elements,
 )
-from imbalanced_losses.modules._base import LossModule, refuse_gradient
+from imbalanced_losses.modules._base import LossModule, at_least_float32, refuse_gradient
 from imbalanced_losses.modules._gathering import reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
 
@@ -46,8 +45,15 @@ class _FocalLoss(LossModule[Config], ABC):
 
     def extra_repr(self) -> str:
         """Show the configuration in ``repr``."""
-        config = self._configuration()
-        return ", ".join(f"{name}={getattr(config, name)!r}" for name in config.__dataclass_fields__)
+        settings = {name: getattr(self._config, name) for name in self._config.__dataclass_fields__}
+        for name in self._buffer_fields:
+            buffer = getattr(self, name)
+            if can_read_values(buffer):
+                settings[name] = tuple(buffer.tolist())
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+    def _before_compiled_call(self, **kwargs: Any) -> None:
+        """Nothing: a focal loss has no state that a call changes."""
 
     @abstractmethod
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
@@ -199,24 +205,26 @@ class SoftmaxFocalLoss(_FocalLoss[SoftmaxFocalConfig], config=SoftmaxFocalConfig
         """Bring back the class weights of the configuration."""
         if self.alpha is not None and self._config.alpha is not None:
             with torch.no_grad():
-                self.alpha.copy_(torch.tensor(self._config.alpha))
+                self.alpha.copy_(torch.tensor(self._config.alpha, dtype=self.alpha.dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """``loss.alpha = weights`` fills the buffer, or makes or removes it."""
         old = self._buffers.get("alpha") if name == "alpha" else None
-        if name != "alpha" or (old is not None and old.is_meta):  # load_state_dict(assign=True) fills a module on meta
+        # load_state_dict(assign=True) fills a module on meta
+        if name != "alpha" or (old is not None and old.is_meta and isinstance(value, Tensor)):
             super().__setattr__(name, value)
             return
         refuse_gradient(name, value)
-        values = _as_tuple(value)
-        new = _as_buffer(value, values)
+        config = dataclasses.replace(self._config, alpha=value)
+        new = _as_buffer(value, config.alpha)
         self._buffers["alpha"] = new if new is None or old is None else new.to(old)
-        self._config = dataclasses.replace(self._config, alpha=values)
+        self._config = config
 
     def _configuration(self) -> SoftmaxFocalConfig:
-        if self.alpha is not None and not can_read_values(self.alpha):
+        if not can_read_values(self.alpha):
             return self._config
-        return dataclasses.replace(self._config, alpha=_as_tuple(self.alpha))
+        assert self.alpha is not None
+        return dataclasses.replace(self._config, alpha=tuple(self.alpha.tolist()))
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
@@ -238,11 +246,8 @@ class SoftmaxFocalLoss(_FocalLoss[SoftmaxFocalConfig], config=SoftmaxFocalConfig
         check_class_id_values(targets, inputs.shape[1], self._config.ignore_index)
 
 
-def _as_tuple(alpha: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if alpha is None else check_weight_sequence("alpha", alpha)
-
-
 def _as_buffer(alpha: Tensor | Sequence[float] | None, values: tuple[float, ...] | None) -> Tensor | None:
     if isinstance(alpha, Tensor) and alpha.is_floating_point():
-        return alpha.detach().clone()
-    return None if values is None else torch.tensor(values)
+        return at_least_float32(alpha.detach()).clone()
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return None if values is None else torch.tensor(values, dtype=dtype)

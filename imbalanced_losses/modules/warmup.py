@@ -11,16 +11,17 @@ from torch import Tensor
 from imbalanced_losses import schedule
 from imbalanced_losses.checks import check_counter
 from imbalanced_losses.execution import is_traced, outside_modes
-from imbalanced_losses.modules._base import refuse_second_pass
+from imbalanced_losses.modules._base import flag_property
 from imbalanced_losses.modules._callables import (
     Loss,
     first,
     has_temperature,
     warn_of_missing_hooks,
 )
+from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 from imbalanced_losses.modules._warmup_state import WarmupState
-from imbalanced_losses.schedule import ScheduleConfig
+from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 
 __all__ = ["LossWarmupWrapper"]
 
@@ -101,6 +102,8 @@ class LossWarmupWrapper(WarmupState):
     1 False 1.0
     """
 
+    reset_queue_each_epoch = flag_property("reset_queue_each_epoch")
+
     def __init__(
         self,
         warmup_loss: Loss,
@@ -146,7 +149,7 @@ class LossWarmupWrapper(WarmupState):
         if epoch != last:
             warn_of_invalid_epoch(self)
         if epoch == 0 < last:
-            self.start_new_run()
+            self._restart()
         state = outside_modes(schedule.start_epoch, self._host_state, self.config, epoch)
         self._advance(state, reset=self.reset_queue_each_epoch and (epoch != last or is_first))
         self._epoch_is_told = True
@@ -165,7 +168,7 @@ class LossWarmupWrapper(WarmupState):
         step = _read_counter("step", global_step)
         if step == 0 < outside_modes(int, self._host_state.step):
             epoch = outside_modes(int, self._host_state.epoch) if self._epoch_is_told else 0
-            self.start_new_run()
+            self._restart()
             self._advance(outside_modes(schedule.start_epoch, self._host_state, self.config, epoch))
         self._advance(outside_modes(schedule.start_step, self._host_state, self.config, step))
         self._epoch_is_told = False
@@ -191,16 +194,18 @@ class LossWarmupWrapper(WarmupState):
         self._catch_up()
         if not is_traced():
             self._warn_of_uncalled_hooks()
-        if not (self.auto_step and self.training and "on_train_batch_start" in self._awaited_hooks):
+        if not self._takes_own_steps:
             return self._mix(logits, targets, kwargs)
         refuse_second_pass()
-        before = self._host_state
+        before, is_step = self._host_state, False
         self._take_own_step()
         try:
-            return self._mix(logits, targets, kwargs)
-        except Exception:
-            self._advance(before)  # what raises was no step
-            raise
+            output = self._mix(logits, targets, kwargs)
+            is_step = kwargs.get("update_queue", True)  # a pass of the same batch will follow, which is the step
+        finally:
+            if not is_step:  # nor is what raises
+                self._go_back(before)
+        return output
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Tell where the schedule stands and, outside warm-up, what the main loss's last pass looked like.
@@ -230,7 +235,13 @@ class LossWarmupWrapper(WarmupState):
             )
         )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _go_back(self, state: ScheduleState) -> None:
+        self._advance(state)
+
     def _mix(self, logits: Tensor, targets: Tensor, kwargs: dict[str, Any]) -> Any:
+        if not self._main_updates_queue:
+            kwargs = {name: value for name, value in kwargs.items() if name != "update_queue"}
         if self._phase == "warmup":
             return self._run_warmup_loss(logits, targets, kwargs)
         if self._phase == "main" and self.config.final_main_weight == 1:

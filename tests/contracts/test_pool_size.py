@@ -173,7 +173,7 @@ def test_the_loss_of_a_sample_estimates_the_loss_of_the_pool(case: Case, monkeyp
     problem = rare_positives()
     full = case.run(problem).loss
     honest = losses_of_samples(case, problem, 100)
-    monkeypatch.setattr("imbalanced_losses.pool._chance_to_be_kept", lambda groups, *_: torch.ones(groups.shape[1]))
+    monkeypatch.setattr("imbalanced_losses.sampling._chance_to_be_kept", lambda groups, *_: torch.ones(groups.shape[1]))
     plain = losses_of_samples(case, problem, 100)
     before, after = (plain.mean() - full).abs(), (honest.mean() - full).abs()
     print(f"{case.name}: pool {full:.4f}, samples before {plain.mean():.4f}, after {honest.mean():.4f}")

@@ -134,7 +134,8 @@ def test_a_wrong_assignment_changes_nothing(loss: type[nn.Module], name: str, va
 
 def test_a_configuration_can_be_assigned() -> None:
     loss_fn = SmoothAPLoss(num_classes=1, queue_size=4)
-    loss_fn.temperature = 0.3
+    with torch.no_grad():
+        loss_fn.temperature.fill_(0.3)  # as a schedule does
     loss_fn.config = SmoothAPConfig(num_classes=1, reduction="none")
     assert (loss_fn.reduction, float(loss_fn.temperature)) == ("none", pytest.approx(0.3))  # what did not change stays
     loss_fn.config = SmoothAPConfig(num_classes=1, temperature=0.5)
