@@ -126,8 +126,8 @@ def for_label(label: float, *, binary: bool) -> str:
     if label not in (-1, -100, 255):  # what datasets mark rows with
         return ""
     ignored = f"to ignore such labels use ignore_index={label:.0f}"
-    others = {-1.0: "map labels in {-1, 1} to (targets > 0).long(); ", 255.0: "map masks in {0, 255} to targets / 255; "}
-    return f": {others.get(label, '') if binary else ''}{ignored}"
+    mapped = {-1.0: "map labels in {-1, 1} to (targets > 0).long(); ", 255.0: "map {0, 255} to targets / 255; "}
+    return f": {mapped.get(label, '') if binary else ''}{ignored}"
 
 
 def for_tensor_elsewhere(name: str, device: torch.device) -> str:
