@@ -121,7 +121,7 @@ def check_positive(name: str, value: object) -> float:
     """A finite number above zero."""
     number = check_number(name, value)
     if not 0 < number < math.inf:
-        raise ValueError(f"expected {name} to be a finite number above 0, got {value}")
+        raise ValueError(f"expected {name} to be a finite number above 0, got {number}")
     return number
 
 
@@ -129,7 +129,7 @@ def check_nonnegative(name: str, value: object) -> float:
     """A finite number of at least zero."""
     number = check_number(name, value)
     if not 0 <= number < math.inf:
-        raise ValueError(f"expected {name} to be a finite number of at least 0, got {value}")
+        raise ValueError(f"expected {name} to be a finite number of at least 0, got {number}")
     return number
 
 
@@ -137,7 +137,7 @@ def check_fraction(name: str, value: object) -> float:
     """A number in [0, 1]."""
     number = check_number(name, value)
     if not 0 <= number <= 1:
-        raise ValueError(f"expected {name} in [0, 1], got {value}")
+        raise ValueError(f"expected {name} in [0, 1], got {number}")
     return number
 
 
@@ -145,7 +145,7 @@ def check_open_fraction(name: str, value: object, remedy: str) -> float:
     """A number strictly between 0 and 1."""
     number = check_number(name, value)
     if not 0 < number < 1:
-        raise ValueError(f"expected {name} strictly between 0 and 1, got {value}: {remedy}")
+        raise ValueError(f"expected {name} strictly between 0 and 1, got {number}: {remedy}")
     return number
 
 
@@ -154,19 +154,23 @@ def check_temperature_number(name: str, value: object) -> float:
     number = check_positive(name, value)
     float32 = torch.finfo(torch.float32)
     if not float32.tiny <= number <= float32.max:
-        raise ValueError(f"expected {name} in [{float32.tiny:.2e}, {float32.max:.2e}] (normal in float32), got {value}")
+        raise ValueError(
+            f"expected {name} in [{float32.tiny:.2e}, {float32.max:.2e}] (normal in float32), got {number}"
+        )
     return number
 
 
 def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
     """A sequence, or Tensor ``[C]``, of finite numbers of at least zero, as a tuple."""
-    if isinstance(weights, Tensor) and weights.requires_grad:
+    if isinstance(weights, Tensor) and (weights.requires_grad or weights.is_meta):
         raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}")
     if isinstance(weights, Tensor) and weights.dim() != 1:
-        raise ValueError(f"expected {name} of shape [C], got {list(weights.shape)}")
+        remedy = remedies.for_weight_sequence() if weights.dim() == 0 else ""
+        raise ValueError(f"expected {name} of shape [C], got {list(weights.shape)}{remedy}")
     values = getattr(weights, "tolist", lambda: weights)()  # also NumPy's numbers become Python's
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise TypeError(f"expected {name} to be a sequence of numbers, got {weights!r}")
+        remedy = remedies.for_weight_sequence() if isinstance(values, (int, float)) else ""
+        raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}{remedy}")
     return tuple(check_nonnegative(f"every weight in {name}", weight) for weight in values)
 
 
@@ -194,12 +198,12 @@ def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tenso
     if targets.is_complex():
         raise TypeError(f"expected integer targets, got {targets.dtype}")
     if not multilabel and num_classes > 1 and (targets.is_floating_point() or targets.dtype == torch.bool):
-        remedy = remedies.for_ranking_targets(targets, num_classes, multilabel=False)
+        remedy = remedies.for_ranking_targets(targets, logits, multilabel=False)
         raise TypeError(f"expected integer class ids as targets, got {targets.dtype}{remedy}")
     expected = [n, num_classes] if multilabel else [n]
     rows = targets.squeeze(-1) if not multilabel and targets.dim() == 2 and targets.shape[1] == 1 else targets
     if list(rows.shape) != expected:
-        remedy = remedies.for_ranking_targets(targets, num_classes, multilabel=multilabel)
+        remedy = remedies.for_ranking_targets(targets, logits, multilabel=multilabel)
         raise ValueError(f"expected targets of shape {expected}, got {list(targets.shape)}{remedy}")
     _check_device("targets", targets, logits)
     labels = rows.long()
@@ -259,7 +263,8 @@ def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
         raise TypeError(f"expected floating-point {name}, got {weights.dtype}")
     if list(weights.shape) != [logits.shape[1]]:
         raise ValueError(f"expected {name} of shape {[logits.shape[1]]}, got {list(weights.shape)}")
-    _check_device(name, weights, logits, remedies.for_loss_elsewhere(logits.device))
+    remedy = f"{remedies.for_loss_elsewhere(logits.device)}, {name}.to({str(logits.device)!r})"
+    _check_device(name, weights, logits, remedy)
     return weights.detach()
 
 

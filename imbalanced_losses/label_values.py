@@ -13,38 +13,33 @@ __all__ = ["check_class_id_values", "check_probability_values", "check_target_va
 
 def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *, multilabel: bool) -> None:
     """Labels must be 0 or 1 (binary, multi-label) or class ids in ``[0, C)``, or ``ignore_index``."""
-    binary = multilabel or num_classes == 1
-    n_labels = 2 if binary else num_classes
-    if not targets.is_floating_point() and _all_within(targets, 0, n_labels - 1):
+    if not multilabel and num_classes > 1:
+        check_class_id_values(targets, num_classes, ignore_index)
         return
-    labels = targets.long()  # uint8 156 equals -100 if asked as it is
-    wrong = (targets != labels) | ~(((labels >= 0) & (labels < n_labels)) | (labels == ignore_index))
-    if wrong.any():
-        expected = "labels in {0, 1}" if binary else f"class ids in [0, {num_classes})"
-        _refuse(targets[wrong], f"{expected} or ignore_index={ignore_index}", binary=binary)
+    label = _find_wrong(targets, 0, 1, ignore_index, whole=True)
+    if label is not None:
+        remedy = remedies.for_label(label, binary=True)
+        raise ValueError(f"expected labels in {{0, 1}} or ignore_index={ignore_index}, got {label}{remedy}")
 
 
 def check_probability_values(targets: Tensor, ignore_index: int | None) -> None:
     """Labels must lie in [0, 1], up to a few roundings, or equal ``ignore_index``."""
     slack = label_slack(targets.dtype)
-    if _all_within(targets, -slack, 1 + slack):
-        return
-    labels = targets if targets.is_floating_point() else targets.float()  # uint8 156 equals -100 if asked as it is
-    allowed = (labels >= -slack) & (labels <= 1 + slack)
-    wrong = ~(allowed if ignore_index is None else allowed | (labels == ignore_index))
-    if wrong.any():
+    label = _find_wrong(targets, -slack, 1 + slack, ignore_index, whole=False)
+    if label is not None:
         also = "" if ignore_index is None else f" or ignore_index={ignore_index}"
-        _refuse(targets[wrong], f"targets in [0, 1]{also}", binary=True)
+        raise ValueError(f"expected targets in [0, 1]{also}, got {label}{remedies.for_label(label, binary=True)}")
 
 
 def check_class_id_values(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     """Class ids must lie in ``[0, C)`` or equal ``ignore_index``."""
-    if _all_within(targets, 0, num_classes - 1):
-        return
-    ids = targets.long()  # uint8 156 equals -100 if asked as it is
-    wrong = ~(((ids >= 0) & (ids < num_classes)) | (ids == ignore_index))
-    if wrong.any():
-        _refuse(targets[wrong], f"class ids in [0, {num_classes}) or ignore_index={ignore_index}", binary=False)
+    label = _find_wrong(targets, 0, num_classes - 1, ignore_index, whole=True)
+    if label is not None:
+        remedy = remedies.for_one_class(label) if num_classes == 1 else ""
+        remedy = remedy or remedies.for_label(label, binary=False)
+        raise ValueError(
+            f"expected class ids in [0, {num_classes}) or ignore_index={ignore_index}, got {label}{remedy}"
+        )
 
 
 def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
@@ -54,14 +49,23 @@ def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
         raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
 
 
+def _find_wrong(targets: Tensor, low: float, high: float, ignore_index: int | None, *, whole: bool) -> float | None:
+    """The first label that is neither in ``[low, high]`` (and, if need be, whole) nor ``ignore_index``."""
+    needs_rounding = whole and targets.is_floating_point()
+    if not needs_rounding and _all_within(targets, low, high):
+        return None
+    labels = targets if targets.is_floating_point() else targets.long()  # uint8 156 equals -100 if asked as it is
+    allowed = (labels >= low) & (labels <= high)
+    if needs_rounding:
+        allowed &= labels == labels.trunc()
+    if ignore_index is not None:
+        allowed |= labels == ignore_index
+    return None if allowed.all() else targets[~allowed][0].item()
+
+
 def _all_within(values: Tensor, low: float, high: float) -> bool:
     """Whether all values lie in ``[low, high]``: one operator for the data of most batches."""
     if values.numel() == 0 or values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which aminmax refuses
         return False
     lowest, highest = torch.aminmax(values)
     return low <= lowest.item() and highest.item() <= high
-
-
-def _refuse(wrong: Tensor, expected: str, *, binary: bool) -> None:
-    label = wrong[0].item()
-    raise ValueError(f"expected {expected}, got {label}{remedies.for_label(label, binary=binary)}")

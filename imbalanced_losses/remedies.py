@@ -1,6 +1,7 @@
 """The last part of an error message: what to do about inputs that a well-known mistake explains.
 
-Each function looks at shapes and dtypes only, and gives ``""`` where it knows no remedy.
+Each function looks at shapes and dtypes only (:func:`for_label` at one label, too), and gives ``""`` where it knows no
+remedy.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ __all__ = [
     "for_integer_logits",
     "for_label",
     "for_loss_elsewhere",
+    "for_one_class",
     "for_ranking_logits",
     "for_ranking_targets",
     "for_tensor_elsewhere",
+    "for_weight_sequence",
 ]
-
-ONE_HOT = ": for one-hot labels use targets.argmax(1), for several labels a row multilabel=True"
 
 
 def for_integer_logits(logits: Tensor) -> str:
@@ -30,52 +31,103 @@ def for_integer_logits(logits: Tensor) -> str:
 def for_ranking_logits(logits: Tensor, num_classes: int) -> str:
     """Of logits that are not ``[N, num_classes]``."""
     if num_classes == 1 and logits.dim() == 2 and logits.shape[1] == 2:
-        return ": of two logits for a binary task make one, logits[:, 1] - logits[:, 0]"
+        make_one = "of two logits for a binary task make one, logits[:, 1] - logits[:, 0]"
+        return f": {make_one}, and of one-hot labels targets[:, 1]"
     if num_classes == 2 and (logits.dim() == 1 or logits.shape[1:] == (1,)):
         return ": for one logit use num_classes=1"
-    if logits.dim() == 3 and logits.shape[-1] == num_classes:
-        return ": flatten sequences, logits.flatten(0, 1) and targets.flatten()"
-    return ""
+    if logits.dim() < 3:
+        return ""
+    second, last = logits.shape[1] == num_classes, logits.shape[-1] == num_classes
+    if second == last and num_classes > 1:  # no axis of classes, or two that may be it
+        return ""
+    rows = "{}.flatten(0, -2)" if last else "{}.movedim(1, -1).flatten(0, -2)"
+    ids = f"{rows.format('logits')} beside class ids targets.flatten()"
+    return f": make rows, {ids} or, with multilabel=True, {rows.format('targets')}" if second or last else ""
 
 
-def for_ranking_targets(targets: Tensor, num_classes: int, *, multilabel: bool) -> str:
-    """Of targets of the wrong shape or dtype beside logits ``[N, num_classes]``."""
+def for_ranking_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> str:
+    """Of targets of the wrong shape or dtype beside logits ``[N, C]``."""
+    n, num_classes = logits.shape
     if multilabel:
-        one_id_a_row = targets.dim() == 1 or targets.shape[1:] == (1,)
+        one_id_a_row = targets.shape in ((n,), (n, 1))
         return ": for class ids use multilabel=False" if one_id_a_row and num_classes > 1 else ""
-    if targets.dim() == 2 and targets.shape[1] == num_classes > 1:
-        return ONE_HOT
-    if num_classes == 1 and targets.dim() == 2 and targets.shape[1] == 2:
+    if targets.shape == logits.shape and num_classes > 1:
+        return f": for one-hot labels use {_argmax(targets)}, for several labels a row multilabel=True"
+    if num_classes == 1 and targets.shape == (n, 2):
         return ": for one-hot labels use targets[:, 1]"
-    return _for_ids_of_another_dtype(targets)
+    steps = "" if targets.shape in ((n,), (n, 1)) else ".flatten()"
+    if num_classes > 1 and _is_float_or_bool(targets):
+        steps += ".long()"
+    return f": use targets{steps}" if steps and targets.numel() == n and not targets.is_complex() else ""
 
 
 def for_class_ids(targets: Tensor, logits: Tensor) -> str:
     """Of targets of the wrong shape or dtype beside logits ``[N, C, ...]``."""
+    if targets.is_complex():
+        return ""
     if targets.shape == logits.shape:
-        return ": for one-hot labels use targets.argmax(1), for several labels a row SigmoidFocalLoss"
-    if targets.dim() == logits.dim() and targets.shape[1] == 1:
-        return ": use targets.squeeze(1)"
-    return _for_ids_of_another_dtype(targets)
+        one_hot = f"for one-hot labels use {_argmax(targets)}, for several labels a row"
+        return f": {'for one logit use' if logits.shape[1] == 1 else one_hot} SigmoidFocalLoss"
+    positions = logits.shape[:1] + logits.shape[2:]
+    as_ids = ".long()" if _is_float_or_bool(targets) else ""
+    if targets.shape == positions:
+        return f": use targets{as_ids}" if as_ids else ""
+    if targets.shape == (*logits.shape[:1], 1, *logits.shape[2:]):
+        return f": use targets.squeeze(1){as_ids}"
+    if targets.shape == logits.shape[:-1]:
+        beside = f" and targets{as_ids}" if as_ids else ""
+        return f": classes are the second axis, use logits.movedim(-1, 1){beside}"
+    return ""
+
+
+def for_one_class(label: float) -> str:
+    """Of a class id that is out of range beside logits ``[N, 1, ...]`` of a softmax."""
+    return ": for one logit and labels in {0, 1} use SigmoidFocalLoss, targets.unsqueeze(1)" if label == 1 else ""
 
 
 def for_element_targets(targets: Tensor, logits: Tensor) -> str:
     """Of targets that are not of the logits' shape."""
-    without_classes = logits.shape[:1] + logits.shape[2:]
-    if logits.dim() < 2 or targets.shape != without_classes:
+    if targets.shape == (*logits.shape, 1):
+        return ": use targets.squeeze(-1)"
+    if logits.dim() < 2:
         return ""
-    if logits.shape[1] == 1:
+    for source, destination in ((-1, 1), (1, -1)):
+        if targets.dim() == logits.dim() and targets.movedim(source, destination).shape == logits.shape:
+            return f": use targets.movedim({source}, {destination})"
+    classes_second = targets.shape == logits.shape[:1] + logits.shape[2:]
+    classes_last = targets.shape == logits.shape[:-1]
+    if logits.dim() > 2 and classes_second == classes_last:  # no class ids, or of either layout
+        return ""
+    if classes_second and logits.shape[1] == 1:
         return ": use targets.unsqueeze(1)"
-    binary = ", for a binary task one logit, logits[:, 1] - logits[:, 0]" if logits.shape[1] == 2 else ""
-    return f": for class ids use SoftmaxFocalLoss{binary}, or make labels with one_hot(targets, {logits.shape[1]})"
+    if classes_last and logits.shape[-1] == 1:
+        return ": use targets.unsqueeze(-1)"
+    return _for_ids(targets, logits, last=not classes_second) if classes_second or classes_last else ""
+
+
+def _for_ids(targets: Tensor, logits: Tensor, *, last: bool) -> str:
+    """Of class ids beside logits of several classes, the second axis or the last."""
+    num_classes = logits.shape[-1 if last else 1]
+    ids = "targets" if targets.dtype == torch.int64 else "targets.long()"
+    one_hot = f"one_hot({ids}, {num_classes}){'' if last or logits.dim() == 2 else '.movedim(-1, 1)'}"
+    softmax = f"SoftmaxFocalLoss{'(...)(logits.movedim(-1, 1), ' + ids + ')' if last else ''}"
+    pick = "logits[..., 1] - logits[..., 0]" if last else "logits[:, 1] - logits[:, 0]"
+    binary = f", for a binary task one logit, {pick}" if num_classes == 2 else ""
+    return f": for class ids use {softmax}{binary}, or make labels with {one_hot}"
+
+
+def for_weight_sequence() -> str:
+    """Of one number where each class has a weight."""
+    return ": give each class its weight, for two classes [1 - alpha, alpha]"
 
 
 def for_label(label: float, *, binary: bool) -> str:
     """Of a label that is out of range."""
-    if label != -1:
+    if label not in (-1, -100, 255):  # what datasets mark rows with
         return ""
-    ignored = "for rows to ignore use ignore_index=-1"
-    return f": map labels in {{-1, 1}} to (targets > 0).long(); {ignored}" if binary else f": {ignored}"
+    ignored = f"to ignore such labels use ignore_index={label:.0f}"
+    mapped = {-1.0: "map labels in {-1, 1} to (targets > 0).long(); ", 255.0: "map {0, 255} to targets / 255; "}
+    return f": {mapped.get(label, '') if binary else ''}{ignored}"
 
 
 def for_tensor_elsewhere(name: str, device: torch.device) -> str:
@@ -84,11 +136,16 @@ def for_tensor_elsewhere(name: str, device: torch.device) -> str:
 
 
 def for_loss_elsewhere(device: torch.device) -> str:
-    """Of what a loss keeps, or a function is given, that is not on the logits' device."""
-    return f": move the loss with loss_fn.to({str(device)!r}), or make what the function is given there"
+    """Of what a module keeps, or a function is given, that is not on the logits' device.
+
+    Whoever asks adds a comma and what makes the function's argument there.
+    """
+    return f": make it there, with loss_fn.to({str(device)!r}) or, for the pure function"
 
 
-def _for_ids_of_another_dtype(targets: Tensor) -> str:
-    if targets.is_complex() or not (targets.is_floating_point() or targets.dtype == torch.bool):
-        return ""
-    return ": use targets.long()"
+def _is_float_or_bool(targets: Tensor) -> bool:
+    return targets.is_floating_point() or targets.dtype == torch.bool
+
+
+def _argmax(targets: Tensor) -> str:
+    return "targets.int().argmax(1)" if targets.dtype == torch.bool else "targets.argmax(1)"  # which has none of bool

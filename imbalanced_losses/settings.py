@@ -19,9 +19,10 @@ Check = Callable[[str, Any], Any]
 def plain(value: object) -> object:
     """A NumPy scalar, a 0-dim array or a 0-dim tensor as its Python number; anything else as it is.
 
-    A tensor that requires grad is more than a number: it stays, so that a check refuses it.
+    A tensor that requires grad is more than a number, one on ``meta`` is none: they stay, so that a check refuses them.
     """
-    if isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.requires_grad):
+    is_refused = isinstance(value, Tensor) and (value.requires_grad or value.is_meta)
+    if isinstance(value, (int, float, str)) or is_refused:
         return value
     is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
     return value.item() if is_scalar else value  # type: ignore[attr-defined]
@@ -33,6 +34,9 @@ def described(value: object) -> str:
         return repr(value)
     if value.requires_grad:
         return "a tensor that requires grad: a setting is not trained, pass it with .detach()"
+    if value.is_meta:
+        kind = "number" if value.dim() == 0 else "list"
+        return f"a tensor on meta, which holds no values: pass a Python {kind}"
     return repr(value) if value.dim() == 0 else f"a tensor of shape {list(value.shape)}"
 
 

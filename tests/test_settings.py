@@ -117,6 +117,36 @@ def test_parameters_are_no_settings(config: Any, settings: dict[str, Any], name:
         SoftmaxFocalConfig(alpha=torch.nn.Parameter(torch.ones(2)))
 
 
+@every_number
+def test_tensors_on_meta_are_no_settings(config: Any, settings: dict[str, Any], name: str) -> None:
+    """They hold no values."""
+    with pytest.raises(TypeError, match=f"expected {name} to be .*, got a tensor on meta, .*: pass a Python number"):
+        config(**{**settings, name: torch.tensor(0.5, device="meta")})
+
+
+def test_class_weights_on_meta() -> None:
+    message = "expected alpha to be a sequence of numbers, got a tensor on meta, .*: pass a Python list"
+    for build in (SoftmaxFocalConfig, SoftmaxFocalLoss):
+        with pytest.raises(TypeError, match=message):
+            build(alpha=torch.ones(3, device="meta"))
+    with torch.device("meta"):
+        with pytest.raises(TypeError, match=message):
+            SoftmaxFocalLoss(alpha=torch.ones(2))
+        loss_fn = SoftmaxFocalLoss(alpha=[1.0, 2.0])
+    assert loss_fn.alpha is not None
+    assert loss_fn.alpha.is_meta
+    loss_fn.to_empty(device="cpu").reset_parameters()
+    assert loss_fn.alpha.tolist() == [1, 2]
+
+
+@every_form
+def test_ranges_show_the_number(form: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=r"got 1\.5$"):
+        SoftmaxFocalConfig(label_smoothing=form(1.5))
+    with pytest.raises(ValueError, match=r"got -0\.5$"):
+        ScheduleConfig(final_main_weight=form(-0.5))
+
+
 @pytest.mark.parametrize("value", [2.5, np.float32(2.5), torch.tensor(2.5), np.float64(2.0)], ids=repr)
 def test_a_float_is_no_integer(value: Any) -> None:
     for name in ("num_classes", "max_pool_size", "ignore_index"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
@@ -13,11 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from imbalanced_losses.checks import check_module
+from imbalanced_losses.integrations._model_outputs import IGNORED, as_rows, find_logits, is_shifted
 from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules, start_new_run
 from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 
 try:
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import ExportableState
 except ImportError as error:
     raise ImportError(
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from imbalanced_losses.modules.warmup import LossWarmupWrapper
 
 __all__ = ["LossWarmupCallback", "compute_loss_func"]
-
-_IGNORED = -100  # what the Trainer leaves out when it counts items, whatever a loss's own ignore_index
 
 
 def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -> Callable[..., Tensor]:
@@ -50,8 +50,9 @@ def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -
         Whether the logits at a position are scored against the label at the next one, as causal language models want.
         ``None`` does so where the model returns a ``...CausalLMOutput...``, as these models do, and labels are
         ``[B, T]``. Say ``True`` for one that returns something else (a tuple, ``return_dict=False``, an output class of
-        its own), ``False`` where labels are shifted already. Labels of sequence-to-sequence models
-        (``Seq2SeqLMOutput``) and of encoders stand where their logits do.
+        its own), ``False`` where labels are shifted already, and for decoders taken out of an encoder-decoder
+        (``BartForCausalLM``, ``TrOCRForCausalLM``), which return such an output too, but whose own loss does not
+        shift. Labels of sequence-to-sequence models (``Seq2SeqLMOutput``) and of encoders stand where their logits do.
 
     Returns
     -------
@@ -75,6 +76,11 @@ def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -
     (labels other than -100; ``num_items_in_batch`` counts those of the step): one over the number of micro-batches
     where they are of one size. A loss that is a mean over items, such as focal ``reduction="mean"``, thereby equals
     that of one large batch. Any other is the mean over micro-batches: a ranking loss with a pool for each of them.
+    The Trainer may count the first label of each text where the loss shifts, or leave it out where it does not: it goes
+    by the model's class. Micro-batches are then weighted by the Trainer's count, and shares still add up to 1.
+
+    *Label smoothing.* ``TrainingArguments.label_smoothing_factor`` has no effect beside ``compute_loss_func``: give the
+    loss its own, ``SoftmaxFocalLoss(label_smoothing=...)``.
 
     *Several processes.* The share is that of the rows of all ranks (one ``all_reduce`` of two numbers): the losses
     gather by themselves, so every rank has the same loss and needs the same factor. What the Trainer multiplies by
@@ -102,16 +108,18 @@ def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -
     check_module("loss_fn", loss_fn)
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = _find_logits(outputs)
-        if labels is not None and _is_shifted(outputs, logits, labels, shift_labels):
+        logits = find_logits(outputs)
+        given = labels
+        if labels is not None and is_shifted(outputs, logits, labels, shift_labels):
             logits, labels = logits[:, :-1], labels[:, 1:]
-        logits, targets = _as_rows(logits, labels)
+        logits, targets = as_rows(logits, labels)
         loss: Tensor = loss_fn.to(logits.device).train(torch.is_grad_enabled())(logits, targets)
         if loss.dim() != 0:
             raise ValueError(f"expected a loss of one value, got shape {list(loss.shape)}: set its reduction to 'mean'")
         if num_items_in_batch is None:
             return loss
-        return loss * _share_of_step((labels != _IGNORED).sum(), num_items_in_batch).to(loss.dtype)
+        items = _counted_by_trainer(given, default=labels) != IGNORED
+        return loss * _share_of_step(items.sum(), num_items_in_batch).to(loss.dtype)
 
     return compute_loss
 
@@ -258,42 +266,27 @@ def _saved_state(state: TrainerState, name: str) -> str | None:
     return loss_state
 
 
-def _find_logits(outputs: Any) -> Tensor:
-    if isinstance(outputs, Mapping):
-        if "logits" not in outputs:
-            raise ValueError(f"expected logits in what the model returns, got {', '.join(map(str, outputs))}")
-        outputs = outputs["logits"]
-    # without labels, which the Trainer has taken out of the batch, no loss stands before the logits
-    logits: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    return logits
+def _counted_by_trainer(labels: Tensor, default: Tensor) -> Tensor:
+    """Those of a batch's ``labels`` that the calling Trainer counts for ``num_items_in_batch``.
+
+    Its rule follows its version and its model's class, not the loss: without the first label of each row for models
+    that Transformers knows to shift, all of them for others. ``default`` is what no Trainer's call counts.
+    """
+    trainer = _find_trainer()
+    if trainer is None:
+        return default
+    # a private attribute, as the rule has no public one; a Trainer without it (Transformers 5.0) counts all labels
+    return labels[..., 1:] if getattr(trainer, "_loss_shifts_labels", False) else labels
 
 
-def _is_shifted(outputs: Any, logits: Tensor, labels: Tensor, shift_labels: bool | None) -> bool:
-    """Whether row ``t`` of a sequence is scored against label ``t + 1``."""
-    if shift_labels is None:
-        is_causal = any("CausalLMOutput" in kind.__name__ for kind in type(outputs).__mro__)
-        return is_causal and labels.dim() == 2 and labels.shape == logits.shape[:-1]
-    if shift_labels and (logits.dim() < 3 or labels.shape[:2] != logits.shape[:2]):
-        shapes = f"{list(logits.shape)} and {list(labels.shape)}"
-        raise ValueError(f"expected logits [B, T, C] and labels [B, T] with shift_labels=True, got {shapes}")
-    return shift_labels
-
-
-def _as_rows(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and labels, ``[N]`` or ``[N, C]``, of the rows that have one."""
-    if labels is None:
-        raise ValueError(
-            "expected labels in the batch, got None: the Trainer takes the column 'labels', and drops it unless the "
-            "model's forward has an argument of that name or label_names=['labels'] is set"
-        )
-    if labels.shape != logits.shape and labels.shape != logits.shape[:-1]:
-        shapes = f"{list(logits.shape[:-1])} or {list(logits.shape)}"
-        raise ValueError(f"expected labels of shape {shapes}, got {list(labels.shape)}")
-    num_classes = logits.shape[-1] if logits.dim() > 1 else 1
-    one_label_per_row = labels.shape != logits.shape and num_classes > 1
-    targets = labels.reshape(-1) if one_label_per_row else labels.reshape(-1, num_classes)
-    kept = targets != _IGNORED if one_label_per_row else (targets != _IGNORED).any(dim=1)
-    return logits.reshape(-1, num_classes)[kept], targets[kept]
+def _find_trainer() -> Trainer | None:
+    """Find the Trainer that calls. It passes neither itself nor its model, so this looks for it on the call stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(trainer := frame.f_locals.get("self"), Trainer):
+            return trainer
+        frame = frame.f_back
+    return None
 
 
 def _share_of_step(items: Tensor, num_items_in_batch: Tensor | int) -> Tensor:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -19,7 +21,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.modeling_outputs import CausalLMOutput, TokenClassifierOutput
 
 from imbalanced_losses import SigmoidFocalLoss, SmoothAPLoss, SoftmaxFocalLoss
 from imbalanced_losses.integrations.transformers import LossWarmupCallback, compute_loss_func
@@ -144,6 +146,7 @@ def test_a_loss_of_several_values_is_refused() -> None:
 
 # --- labels of language models ----------------------------------------------------------------------------------------
 
+TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": 2}
 SIZES = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "num_attention_heads": 2}
 CAUSAL: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2LMHeadModel(
@@ -211,22 +214,110 @@ def test_a_text_of_one_token_is_zero() -> None:
     loss.backward()
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-def test_a_causal_model_trains_as_with_its_own_loss(name: str, tmp_path: Path) -> None:
+def text_rows() -> list[dict[str, Tensor]]:
+    return [{"input_ids": row, "labels": label} for row, label in zip(*texts(), strict=True)]
+
+
+def train_one_step(folder: Path, model: Any, loss: Callable[..., Tensor] | None, micro_batches: int) -> Trainer:
+    """One optimizer step over all texts."""
+    size = {"per_device_train_batch_size": 6 // micro_batches, "gradient_accumulation_steps": micro_batches}
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False}
+    arguments = TrainingArguments(str(folder), **SGD, **size, **quiet, use_cpu=True)
+    trainer = Trainer(model, arguments, train_dataset=text_rows(), eval_dataset=text_rows(), compute_loss_func=loss)
+    trainer.train()
+    return trainer
+
+
+def test_a_causal_model_trains_as_with_its_own_loss(tmp_path: Path) -> None:
     """Micro-batches with as many sentences, but not as many labels."""
-    tokens, labels = texts()
-    rows = [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels, strict=True)]
     ends = []
     for loss in (None, cross_entropy()):
         torch.manual_seed(0)
-        model = without_dropout(CAUSAL[name]())
-        settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "use_cpu": True}
-        quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False}
-        arguments = TrainingArguments(str(tmp_path), **SGD, **settings, **quiet)
-        Trainer(model, arguments, train_dataset=rows, compute_loss_func=loss).train()
+        model = without_dropout(CAUSAL["llama"]())
+        train_one_step(tmp_path, model, loss, micro_batches=3)
         ends.append(model.state_dict())
     for key, value in ends[0].items():
         torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-6)
+
+
+class Tagger(nn.Module):
+    """Not of Transformers: nothing says what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, VOCABULARY)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.embedding(input_ids)}
+
+
+class Shares:
+    """By what each micro-batch's loss was multiplied, and how many labels it had."""
+
+    def __init__(self, compute_loss: Callable[..., Tensor]) -> None:
+        self.compute_loss = compute_loss
+        self.shares: list[float] = []
+        self.labels: list[Tensor] = []
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+        loss = self.compute_loss(outputs, labels, num_items_in_batch=num_items_in_batch)
+        self.shares.append(float(loss.detach() / self.compute_loss(outputs, labels).detach()))
+        self.labels.append(labels)
+        return loss
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("shift", [None, True, False])
+@pytest.mark.parametrize(
+    "make_model", [*CAUSAL.values(), ALIGNED["token classification"], Tagger], ids=[*CAUSAL, "bert", "plain module"]
+)
+def test_shares_of_a_step_add_up_to_one(
+    make_model: Any, shift: bool | None, micro_batches: int, tmp_path: Path
+) -> None:
+    """Whether the Trainer counts the labels at position 0 follows from the model's class, not from the loss."""
+    recorded = Shares(cross_entropy(shift_labels=shift))
+    trainer = train_one_step(tmp_path, make_model(), recorded, micro_batches)
+    assert len(recorded.shares) == micro_batches
+    assert sum(recorded.shares) == pytest.approx(1)
+    first = int(trainer._loss_shifts_labels)
+    items = [int((labels[:, first:] != -100).sum()) for labels in recorded.labels]
+    assert recorded.shares == pytest.approx([count / sum(items) for count in items])
+    del recorded.shares[:]
+    trainer.evaluate()
+    assert recorded.shares == pytest.approx([1.0])
+
+
+def test_a_trainer_that_has_no_rule_counts_all_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of Transformers 5.0."""
+
+    def count_all(self: Trainer, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        self.__dict__.pop("_loss_shifts_labels", None)
+        return torch.stack([batch["labels"].ne(-100).sum() for batch in batches]).sum()
+
+    monkeypatch.setattr(Trainer, "_get_num_items_in_batch", count_all)
+    recorded = Shares(cross_entropy())
+    train_one_step(tmp_path, CAUSAL["llama"](), recorded, micro_batches=3)
+    assert sum(recorded.shares) == pytest.approx(1)
+
+
+def test_logits_of_virtual_tokens_are_left_out_as_the_error_says() -> None:
+    """Prompt tuning puts tokens without a label before the text."""
+    outputs, labels = CausalLMOutput(logits=torch.randn(2, 5, 4)), torch.tensor([[0, 2, -100], [1, 3, 2]])
+    compute_loss = cross_entropy()
+    with pytest.raises(ValueError, match=r"got \[2, 3\]: for prompt tuning .*outputs.logits = outputs.logits\[:, 2:\]"):
+        compute_loss(outputs, labels)
+    expected = compute_loss(CausalLMOutput(logits=outputs.logits[:, 2:]), labels)
+    outputs.logits = outputs.logits[:, 2:]
+    assert torch.equal(compute_loss(outputs, labels), expected)
+
+
+def test_a_decoder_on_its_own_is_not_shifted_if_told() -> None:
+    """It returns what other causal language models return, but its own loss does not shift."""
+    size = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8}
+    model = BartForCausalLM(BartConfig(vocab_size=VOCABULARY, **size, **TOKEN_IDS)).eval()
+    tokens, labels = texts()
+    outputs = model(input_ids=tokens, labels=labels)
+    torch.testing.assert_close(cross_entropy(shift_labels=False)(outputs, labels), outputs.loss)
 
 
 # --- the share of a step ----------------------------------------------------------------------------------------------

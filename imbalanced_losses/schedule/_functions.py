@@ -1,15 +1,10 @@
-"""The training schedule: warm-up, blend, main phase and temperature decay as functions of an immutable state.
-
-A schedule is a function of two counters that the training loop advances, and of the step at which the main phase began.
-All of it is tensor arithmetic: one compilation serves every step, and an ensemble of schedules is a ``vmap``.
-"""
+"""The schedule as functions of its state."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +20,15 @@ from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.settings import check_fields, optional
 
 __all__ = [
+    "BEFORE_THE_SWITCH",
     "PHASES",
-    "Preview",
     "ScheduleConfig",
     "ScheduleState",
     "blend",
+    "blend_count",
     "init_schedule",
     "main_weight",
     "phase",
-    "preview",
     "start_epoch",
     "start_step",
     "temperature",
@@ -42,7 +37,7 @@ __all__ = [
 PHASES = ("warmup", "blend", "main")
 """Names of the phases, indexed by :func:`phase`."""
 
-_BEFORE_THE_SWITCH = -1
+BEFORE_THE_SWITCH = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +170,7 @@ def init_schedule(cfg: ScheduleConfig, *, device: torch.device | str | None = No
     return ScheduleState(
         epoch=torch.zeros((), dtype=torch.int64, device=device),
         step=torch.zeros((), dtype=torch.int64, device=device),
-        switch_step=torch.full((), _BEFORE_THE_SWITCH, dtype=torch.int64, device=device),
+        switch_step=torch.full((), BEFORE_THE_SWITCH, dtype=torch.int64, device=device),
     )
 
 
@@ -246,8 +241,8 @@ def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) ->
         switch_step = torch.where(state.switch_step < 0, step, state.switch_step)
     else:
         switch_step = torch.full_like(state.switch_step, cfg.known_switch_step)
-    in_warmup = _blend_count(moved, cfg) == 0
-    return dataclasses.replace(moved, switch_step=torch.where(in_warmup, _BEFORE_THE_SWITCH, switch_step))
+    in_warmup = blend_count(moved, cfg) == 0
+    return dataclasses.replace(moved, switch_step=torch.where(in_warmup, BEFORE_THE_SWITCH, switch_step))
 
 
 def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
@@ -259,7 +254,7 @@ def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
     >>> PHASES[phase(init_schedule(cfg), cfg)]
     'blend'
     """
-    count = _blend_count(state, cfg)
+    count = blend_count(state, cfg)
     return (count > 0).long() + (count > cfg.blend_length).long()
 
 
@@ -284,7 +279,7 @@ def main_weight(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
     >>> [main_weight(start_epoch(init_schedule(cfg), cfg, epoch), cfg).item() for epoch in range(4)]
     [0.0, 0.25, 0.5, 0.5]
     """
-    return cfg.final_main_weight * _ratio(_blend_count(state, cfg), cfg.blend_length + 1)
+    return cfg.final_main_weight * _ratio(blend_count(state, cfg), cfg.blend_length + 1)
 
 
 def temperature(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
@@ -337,98 +332,15 @@ def blend(warmup_loss: Tensor, main_loss: Tensor, weight: Tensor) -> Tensor:
     return (1 - weight) * warmup_loss + weight * main_loss
 
 
-class Preview(NamedTuple):
-    """What a schedule does in the steps of a run; ``print`` shows it as a table of some of them.
-
-    Attributes
-    ----------
-    step, epoch : Tensor [S], int64
-    phase : Tensor [S], int64
-        Index into :data:`PHASES`.
-    main_weight, temperature : Tensor [S], float32
-
-    Examples
-    --------
-    >>> preview(ScheduleConfig(blend_steps=3), 5).main_weight
-    tensor([0.2500, 0.5000, 0.7500, 1.0000, 1.0000])
-    """
-
-    step: Tensor
-    epoch: Tensor
-    phase: Tensor
-    main_weight: Tensor
-    temperature: Tensor
-
-    def __str__(self) -> str:
-        header = f"{'step':>8}{'epoch':>7}  {'phase':<8}{'main weight':>12}{'temperature':>13}"
-        return "\n".join([header, *map(self._line, self._telling_steps())])
-
-    def _telling_steps(self) -> list[int]:
-        """The first step of each phase, the last step, and some between."""
-        last = len(self.step) - 1
-        first = {phase: step for step, phase in reversed(list(enumerate(self.phase.tolist())))}
-        return sorted({*first.values(), *(last * k // 10 for k in range(11))})
-
-    def _line(self, row: int) -> str:
-        step, epoch, phase, main_weight, temperature = (column[row].item() for column in self)
-        return f"{step:>8}{epoch:>7}  {PHASES[int(phase)]:<8}{main_weight:>12.3f}{temperature:>13.3g}"
-
-
-def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = None) -> Preview:
-    """Tell what a schedule will do, without a run.
-
-    Parameters
-    ----------
-    cfg : ScheduleConfig
-    steps : int >= 1
-        Length of the run.
-    steps_per_epoch : int >= 1, optional
-        Needed where phases are counted in epochs. Left out, all steps are in epoch 0.
-
-    Returns
-    -------
-    Preview
-        What a loop over :func:`start_epoch` and :func:`start_step` sees; temperatures to rounding.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a length is no integer or too small, or ``steps_per_epoch`` is missing for phases counted in epochs.
-
-    Examples
-    --------
-    >>> print(preview(ScheduleConfig(warmup_epochs=1, blend_epochs=1, temp_decay_steps=4), 6, steps_per_epoch=2))
-        step  epoch  phase    main weight  temperature
-           0      0  warmup         0.000         0.05
-           1      0  warmup         0.000         0.05
-           2      1  blend          0.500         0.05
-           3      1  blend          0.500       0.0281
-           4      2  main           1.000       0.0158
-           5      2  main           1.000      0.00889
-    """
-    steps = check_integer("steps", steps, minimum=1)
-    if steps_per_epoch is not None:
-        steps_per_epoch = check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
-    elif cfg.counts_epochs:
-        raise ValueError("expected steps_per_epoch for a schedule that counts its phases in epochs, got None")
-    step = torch.arange(steps)
-    epoch = step // (steps if steps_per_epoch is None else steps_per_epoch)
-    unswitched = torch.full_like(step, _BEFORE_THE_SWITCH)
-    in_warmup = _blend_count(ScheduleState(epoch=epoch, step=step, switch_step=unswitched), cfg) == 0
-    # a state whose fields have a step axis: the functions of a state work element by element
-    state = ScheduleState(epoch=epoch, step=step, switch_step=torch.where(in_warmup, unswitched, in_warmup.sum()))
-    return Preview(step, epoch, phase(state, cfg), main_weight(state, cfg), temperature(state, cfg))
+def blend_count(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
+    """The ``k`` of ``k / (B + 1)``: 0 in warm-up, 1..B in the blend, B + 1 after it."""
+    position = state.step.clamp_min(0) if cfg.counts_steps else state.epoch
+    return (position - cfg.warmup_length + 1).clamp(0, cfg.blend_length + 1)
 
 
 def _counter(name: str, value: int | Tensor, like: Tensor) -> Tensor:
     # a sum is a new tensor: a caller who counts in place must not change our state
     return torch.zeros_like(like) + check_counter(name, value)
-
-
-def _blend_count(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
-    """The ``k`` of ``k / (B + 1)``: 0 in warm-up, 1..B in the blend, B + 1 after it."""
-    position = state.step.clamp_min(0) if cfg.counts_steps else state.epoch
-    return (position - cfg.warmup_length + 1).clamp(0, cfg.blend_length + 1)
 
 
 def _ratio(count: Tensor, total: int) -> Tensor:
