@@ -64,6 +64,8 @@ class SigmoidFocalConfig:
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        if self.alpha is None:
+            raise TypeError("expected alpha to be a number, got None: use alpha=-1 to switch the weights off")
         check_fields(
             self,
             alpha=check_number,

@@ -320,3 +320,19 @@ def test_a_longer_warm_up_brings_the_first_temperature_back() -> None:
     loss_fn.warmup_epochs = 3
     assert loss_fn.in_warmup
     assert loss_fn.current_temperature == pytest.approx(loss_fn.temp_start)
+
+
+# --- scales -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e20, 1e30])
+@pytest.mark.parametrize("tau_scale", ["iqr", "band"])
+@pytest.mark.parametrize("surrogate", ["trapezoid", "pairwise"])
+def test_large_and_small_scores_have_a_standard_deviation(factor: float, tau_scale: str, surrogate: str) -> None:
+    """Where it is the scale: its squares must not leave float32."""
+    scores, targets = torch.tensor([0.1, 0.0, 0.0, 0.0, 0.0, 0.6]), torch.tensor([1, 0, 0, 0, 0, 0])
+    losses = [
+        PAUCAtBudgetLoss(1, beta=0.5, tau_scale=tau_scale, surrogate=surrogate)(k * scores, targets)
+        for k in (1, factor)
+    ]
+    torch.testing.assert_close(*losses)
