@@ -1,4 +1,5 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
+# make check        lint and a quick part of the suite, for use between edits; about a minute
 # make test         lint, then the whole suite against the installed package, with its coverage gate
 # make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; about 50 minutes
 # make lint         style, format, types, layers
@@ -21,15 +22,25 @@ COMPILED_FLAGS ?=
 # one process per core; tests/conftest.py gives each one thread
 PYTEST_WORKERS ?= 2
 
+# What `make check` runs: properties, references, states and modules in eager mode. It leaves out the tests that are named
+# after compiling, and tests/compiled, distributed, integrations, examples, transforms, and those of docs/ and benchmarks/.
+CHECK := $(filter-out %/test_pool_size.py,$(wildcard tests/contracts/test_*.py)) tests/parity/test_limits.py \
+	tests/parity/test_reference.py tests/parity/test_soft_counts.py \
+	tests/losses/test_focal_errors.py tests/modules/test_*shell*.py tests/modules/test_warmup*.py \
+	tests/test_pytree.py tests/test_queue.py tests/test_schedule.py
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo test test-compiled lint suite bench bench-distributed notebooks outcome test-oldest clean
+.PHONY: demo check test test-compiled lint suite bench bench-distributed notebooks outcome test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
+
+check: lint
+	$(BIN)/pytest -q -n $(PYTEST_WORKERS) --dist worksteal -k 'not compil' $(PYTEST_FLAGS) $(CHECK)
 
 test: lint
 	$(MAKE) --no-print-directory suite PYTEST_FLAGS='--cov --cov-report=term-missing $(PYTEST_FLAGS)'

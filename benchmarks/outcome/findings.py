@@ -121,7 +121,7 @@ def _start_from(results: Results) -> str:
             f"- {where}: {means} (mean differences to tuned cross-entropy); a step of the recipe takes "
             f"{min(costs):.1f} to {max(costs):.1f} times that of cross-entropy;"
         )
-    return _under("**What to start from**, as [code in the README](../README.md#does-it-help):", _closed(lines))
+    return _under("**What to start from**, as [code](choosing.md#recipe):", _closed(lines))
 
 
 def _values(contender: Contender, name: str) -> str:

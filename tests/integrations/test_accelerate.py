@@ -1,4 +1,4 @@
-"""The README's Accelerate loop: ``register_for_checkpointing(loss_fn)`` resumes queue and schedule exactly."""
+"""The Accelerate loop of docs/training_loops.md: with ``register_for_checkpointing`` it resumes exactly."""
 
 from __future__ import annotations
 
