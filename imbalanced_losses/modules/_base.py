@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 
 from torch import Tensor, nn
@@ -16,7 +17,15 @@ from imbalanced_losses.modules._loading import LoadableModule
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["LossModule", "field_property", "fixed_setting", "refuse_gradient", "refuse_second_pass"]
+__all__ = [
+    "Config",
+    "LossModule",
+    "at_least_float32",
+    "field_property",
+    "fixed_setting",
+    "refuse_gradient",
+    "refuse_second_pass",
+]
 
 Config = TypeVar("Config")
 
@@ -151,3 +160,9 @@ def fixed_setting(module: nn.Module, name: str) -> AttributeError:
     return AttributeError(
         f"expected no change of {name}, which shapes the queue, got an assignment: make a new {type(module).__name__}"
     )
+
+
+def at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """What ``fn`` makes of a buffer, but for a cast to a half type, in which counts and weights overflow."""
+    moved = fn(tensor)
+    return tensor.to(moved.device) if moved.is_floating_point() and moved.dtype.itemsize < 4 else moved
