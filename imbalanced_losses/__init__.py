@@ -7,8 +7,10 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 from importlib.metadata import PackageNotFoundError, version
 
 from imbalanced_losses import distributed, metrics, schedule
+from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
 from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
+from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, logit_adjusted
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import (
     RecallAtQuantileConfig,
@@ -17,6 +19,7 @@ from imbalanced_losses.losses.recall_at_quantile import (
 )
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 from imbalanced_losses.pytree import stack_states, unstack_states
@@ -29,6 +32,9 @@ except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ClassCounts",
+    "LogitAdjustedConfig",
+    "LogitAdjustedLoss",
     "LossWarmupWrapper",
     "PAUCAtBudgetConfig",
     "PAUCAtBudgetLoss",
@@ -45,8 +51,11 @@ __all__ = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "class_priors",
     "distributed",
+    "init_class_counts",
     "init_queue",
+    "logit_adjusted",
     "metrics",
     "pauc_at_budget",
     "pauc_at_budget_per_class",
@@ -60,4 +69,5 @@ __all__ = [
     "softmax_focal",
     "stack_states",
     "unstack_states",
+    "update_class_counts",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "check_callable",
     "check_choice",
     "check_class_ids",
+    "check_class_priors",
     "check_class_weights",
     "check_config",
     "check_counter",
@@ -34,6 +35,7 @@ __all__ = [
     "check_number",
     "check_open_fraction",
     "check_positive",
+    "check_prior_sequence",
     "check_row_flags",
     "check_row_weights",
     "check_targets",
@@ -174,6 +176,15 @@ def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
     return tuple(check_nonnegative(f"every weight in {name}", weight) for weight in values)
 
 
+def check_prior_sequence(name: str, priors: object) -> tuple[float, ...]:
+    """A number, or a sequence or Tensor ``[C]`` of finite numbers of at least zero and not all zero, as a tuple."""
+    number = plain(priors)
+    values = check_weight_sequence(name, [number] if isinstance(number, (int, float)) else priors)
+    if not any(values):
+        raise ValueError(f"expected {name} with a class above 0, got {values}: pass class counts or shares")
+    return values
+
+
 def check_logits(logits: Tensor, num_classes: int) -> Tensor:
     """Raw scores ``[N, C]`` (``[N]`` is taken as ``[N, 1]``), returned as ``[N, C]``."""
     _check_floating(logits)
@@ -266,6 +277,17 @@ def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
     remedy = f"{remedies.for_loss_elsewhere(logits.device)}, {name}.to({str(logits.device)!r})"
     _check_device(name, weights, logits, remedy)
     return weights.detach()
+
+
+def check_class_priors(name: str, priors: Tensor, logits: Tensor) -> Tensor:
+    """A real-valued ``[C]`` for logits ``[N, C, ...]``, returned without gradient; for one logit a row also ``[2]``."""
+    _check_real(name, priors)
+    num_classes = logits.shape[1] if logits.dim() > 1 else 1
+    if list(priors.shape) != [num_classes] and not (num_classes == 1 and list(priors.shape) == [2]):
+        expected = "[1], or [2] for the labels 0 and 1" if num_classes == 1 else f"[{num_classes}]"
+        raise ValueError(f"expected {name} of shape {expected}, got {list(priors.shape)}")
+    _check_device(name, priors, logits, remedies.for_loss_elsewhere(logits.device))
+    return priors.detach()
 
 
 def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor:

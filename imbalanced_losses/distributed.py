@@ -34,8 +34,8 @@ _DTYPES = (
 _MOST_DIMENSIONS = 8
 _MOST_FACTS = 3 + _MOST_DIMENSIONS
 
-Caller = Literal["all_gather", "a ranking loss", "a focal loss"]
-_CALLERS = ("all_gather", "a ranking loss", "a focal loss")
+Caller = Literal["all_gather", "a ranking loss", "an elementwise loss"]
+_CALLERS = ("all_gather", "a ranking loss", "an elementwise loss")
 
 
 def all_gather_with_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -16,6 +16,9 @@ import pytest
 import imbalanced_losses
 
 PUBLIC_NAMES = [
+    "ClassCounts",
+    "LogitAdjustedConfig",
+    "LogitAdjustedLoss",
     "LossWarmupWrapper",
     "PAUCAtBudgetConfig",
     "PAUCAtBudgetLoss",
@@ -32,8 +35,11 @@ PUBLIC_NAMES = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "class_priors",
     "distributed",
+    "init_class_counts",
     "init_queue",
+    "logit_adjusted",
     "metrics",
     "pauc_at_budget",
     "pauc_at_budget_per_class",
@@ -47,6 +53,7 @@ PUBLIC_NAMES = [
     "softmax_focal",
     "stack_states",
     "unstack_states",
+    "update_class_counts",
 ]
 SUBMODULE_NAMES = {
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
@@ -79,6 +86,14 @@ SIGNATURES = {
     "validate_targets=True, grad_reduction='mean', group=None)",
     "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
     "label_smoothing=0.0, gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "LogitAdjustedLoss": "(priors, tau=1.0, gamma=0.0, reduction='mean', ignore_index=-100, label_smoothing=0.0, "
+    "multilabel=False, gather_distributed=None, *, num_classes=None, validate_targets=True, grad_reduction='mean', "
+    "group=None)",
+    "LogitAdjustedLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "logit_adjusted": "(logits, targets, cfg, *, priors=None, sample_weight=None)",
+    "class_priors": "(state)",
+    "init_class_counts": "(num_classes, *, device=None)",
+    "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
     "validate_targets=True, grad_reduction='mean', group=None)",
@@ -146,7 +161,7 @@ CALLABLES = [
     for name in [*PUBLIC_NAMES, *(f"{module}.{name}" for module, names in SUBMODULE_NAMES.items() for name in names)]
     if name not in NOT_CALLABLE
 ]
-PLAIN_DATA = [name for name in CALLABLES if name.endswith(("Config", "State", "PerClass"))]
+PLAIN_DATA = [name for name in CALLABLES if name.endswith(("Config", "State", "PerClass", "ClassCounts"))]
 
 
 def lookup(dotted: str) -> Any:

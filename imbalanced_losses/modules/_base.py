@@ -17,7 +17,16 @@ from imbalanced_losses.modules._lifecycle import StatefulModule
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["LossModule", "at_least_float32", "field_property", "fixed_setting", "flag_property", "refuse_gradient"]
+__all__ = [
+    "Config",
+    "LossModule",
+    "at_least_float32",
+    "field_names",
+    "field_property",
+    "fixed_setting",
+    "flag_property",
+    "refuse_gradient",
+]
 
 Config = TypeVar("Config")
 

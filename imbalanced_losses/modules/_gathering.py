@@ -24,7 +24,7 @@ from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
 from imbalanced_losses.rows import Rows
 
-__all__ = ["gather_rows", "reduce_over_ranks"]
+__all__ = ["gather_rows", "keep_own_elements", "reduce_over_ranks", "sum_over_ranks"]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -112,6 +112,7 @@ def reduce_over_ranks(
     *,
     mean: bool,
     exclusive: bool,
+    updates: bool = False,
 ) -> Tensor:
     """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each.
 
@@ -126,23 +127,42 @@ def reduce_over_ranks(
     except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
     n_columns = inputs.shape[1] if error is None and (exclusive or inputs.dim() == 2) else 0
-    total, mass = _add_up(ranks, n_columns, error, own, mass)
+    total, mass = _add_up(ranks, n_columns, error, own, mass, updates)
     if mean:
         return stand_for_all(mean_over_mass(own, mass), mean_over_mass(total, mass), ranks, grad_reduction)
     return stand_for_all(own, total, ranks, grad_reduction)
 
 
+def keep_own_elements(ranks: Ranks, inputs: Tensor, loss: Callable[[], Tensor], *, updates: bool) -> Tensor:
+    """The own ``loss()`` per element, once no rank has failed: one collective."""
+    error: Exception | None = None
+    own = torch.zeros((), device=device_to_speak_from(inputs, ranks))
+    try:
+        own = loss()
+    except Exception as caught:  # of whatever type: the other ranks wait
+        error = caught
+    _add_up(ranks, 0, error, own.new_zeros(()), own.new_zeros(()), updates)
+    return own
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _add_up(ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, mass: Tensor) -> Tensor:
+def sum_over_ranks(ranks: Ranks, numbers: Tensor) -> Tensor:
+    """The sum of all ranks' integers ``[K]``: one collective, for ranks that have agreed to make it."""
+    return gather_columns(ranks, [numbers.unsqueeze(0)], [1] * ranks.size)[0].sum(0)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _add_up(ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, mass: Tensor, updates: bool) -> Tensor:
     """The sums of all ranks: ``[2]``, of the own dtype."""
     facts, totals = exchange_facts(
         ranks,
-        "a focal loss",
+        "an elementwise loss",
         own.device,
-        [dtype_number(own.dtype), n_columns],
+        [dtype_number(own.dtype), n_columns, updates],
         error,
         torch.stack([own.detach().double(), mass.double()]),
     )
-    refuse_differences("the loss's dtype", [dtype_name(number) for number, _ in facts])
-    refuse_differences("the number of columns", [number for _, number in facts])
+    refuse_differences("the loss's dtype", [dtype_name(number) for number, _, _ in facts])
+    refuse_differences("the number of columns", [number for _, number, _ in facts])
+    refuse_differences("whether class counts are updated", [bool(flag) for _, _, flag in facts])
     return totals.sum(0).to(own.dtype)

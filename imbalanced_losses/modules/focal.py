@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import (
-    check_class_ids,
-    check_element_targets,
-    check_element_weights,
-)
+from imbalanced_losses.checks import check_class_ids, check_element_targets
 from imbalanced_losses.distributed import GradReduction
-from imbalanced_losses.execution import can_read_values, is_traced
-from imbalanced_losses.label_values import check_class_id_values, check_probability_values, check_weight_values
+from imbalanced_losses.execution import can_read_values
+from imbalanced_losses.label_values import check_class_id_values, check_probability_values
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
     SoftmaxFocalConfig,
@@ -27,7 +22,8 @@ from imbalanced_losses.losses.focal import (
     softmax_focal,
     softmax_focal_elements,
 )
-from imbalanced_losses.modules._base import LossModule, at_least_float32, refuse_gradient
+from imbalanced_losses.modules._base import at_least_float32, refuse_gradient
+from imbalanced_losses.modules._elementwise import ElementwiseLoss
 from imbalanced_losses.modules._gathering import reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
 
@@ -37,39 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss"]
 
 
-Config = TypeVar("Config", SigmoidFocalConfig, SoftmaxFocalConfig)
-
-
-class _FocalLoss(LossModule[Config], ABC):
-    """Value checks and configuration: all that the focal losses share as modules."""
-
-    def extra_repr(self) -> str:
-        """Show the configuration in ``repr``."""
-        settings = {name: getattr(self._config, name) for name in self._config.__dataclass_fields__}
-        for name in self._buffer_fields:
-            buffer = getattr(self, name)
-            if can_read_values(buffer):
-                settings[name] = tuple(buffer.tolist())
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
-
-    def _before_compiled_call(self, **kwargs: Any) -> None:
-        """Nothing: a focal loss has no state that a call changes."""
-
-    @abstractmethod
-    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
-        """Read the targets."""
-
-    def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        if is_traced() or not self.validate_targets:
-            return
-        if can_read_values(targets):
-            self._check_values(inputs, targets)
-        if sample_weight is not None and isinstance(targets, Tensor) and can_read_values(sample_weight):
-            check_weight_values(check_element_weights("sample_weight", sample_weight, targets))
-
-
 @final
-class SigmoidFocalLoss(_FocalLoss[SigmoidFocalConfig], config=SigmoidFocalConfig):
+class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalConfig):
     """Focal loss of independent binary decisions: :func:`~imbalanced_losses.sigmoid_focal` as a module.
 
     Parameters
@@ -146,7 +111,7 @@ class SigmoidFocalLoss(_FocalLoss[SigmoidFocalConfig], config=SigmoidFocalConfig
 
 
 @final
-class SoftmaxFocalLoss(_FocalLoss[SoftmaxFocalConfig], config=SoftmaxFocalConfig):
+class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalConfig):
     """Focal loss of one decision between C classes: :func:`~imbalanced_losses.softmax_focal` as a module.
 
     Parameters

@@ -168,7 +168,9 @@ def test_the_loss_can_be_changed_in_place(processes: GroupOf, loss: str) -> None
 
 
 def test_ranks_that_call_different_losses(processes: GroupOf) -> None:
-    expected = "expected what gathers to be the same on all ranks, got a ranking loss on rank 0, a focal loss on rank 1"
+    expected = (
+        "expected what gathers to be the same on all ranks, got a ranking loss on rank 0, an elementwise loss on rank 1"
+    )
     assert processes(2).run(f"{JOBS}:call_unlike", losses=["smooth_ap", "sigmoid_focal"]) == [expected] * 2
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imbalanced_losses import (
+    LogitAdjustedLoss,
     PAUCAtBudgetLoss,
     RecallAtQuantileLoss,
     SigmoidFocalLoss,
@@ -43,8 +44,12 @@ RANKING: dict[str, tuple[int, Callable[..., nn.Module]]] = {
 FOCAL: dict[str, tuple[int, Callable[..., nn.Module]]] = {
     "sigmoid_focal": (3, SigmoidFocalLoss),
     "softmax_focal": (3, SoftmaxFocalLoss),
+    "logit_adjusted": (3, lambda **options: LogitAdjustedLoss([5, 3, 2], gamma=0.3, **options)),
 }
-LOSSES = {**RANKING, **FOCAL}
+STREAMING: dict[str, tuple[int, Callable[..., nn.Module]]] = {
+    "logit_adjusted_stream": (3, lambda **options: LogitAdjustedLoss("stream", num_classes=3, gamma=0.3, **options)),
+}
+LOSSES = {**RANKING, **FOCAL, **STREAMING}
 
 
 @dataclass(frozen=True)

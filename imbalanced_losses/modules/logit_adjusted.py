@@ -1,0 +1,242 @@
+"""Logit-adjusted cross-entropy as a module: priors in a buffer, or class counts that follow the training labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from imbalanced_losses.checks import check_choice, check_prior_sequence
+from imbalanced_losses.class_counts import ClassCounts, class_priors, count_classes, init_class_counts
+from imbalanced_losses.distributed import GradReduction, Ranks
+from imbalanced_losses.execution import can_read_values
+from imbalanced_losses.label_values import check_class_id_values, check_probability_values
+from imbalanced_losses.losses.logit_adjusted import (
+    LogitAdjustedConfig,
+    logit_adjusted,
+    logit_adjusted_elements,
+    parse_targets,
+)
+from imbalanced_losses.modules._base import refuse_gradient
+from imbalanced_losses.modules._elementwise import ElementwiseLoss
+from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
+from imbalanced_losses.modules._lifecycle import refuse_second_pass
+from imbalanced_losses.reductions import Reduction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["LogitAdjustedLoss"]
+
+T = TypeVar("T")
+
+
+@final
+class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjustedConfig):
+    """Logit-adjusted cross-entropy (the VS loss): :func:`~imbalanced_losses.logit_adjusted` as a module.
+
+    Parameters
+    ----------
+    priors : sequence of C floats, Tensor [C], float, or "stream"
+        How frequent each class is: class counts or shares. For binary logits the share of positives, or the counts of
+        the labels 0 and 1; with ``multilabel`` the share of positives of each class. They are the buffer ``priors``.
+        ``"stream"`` estimates them from the targets of the earlier calls in training mode: each call uses the counts
+        so far, then adds its own targets. The counts are buffers, too.
+    tau : float
+        At least 0. Strength of the additive term; 0 switches it off.
+    gamma : float
+        At least 0. Strength of the multiplicative term; 0 switches it off.
+    reduction : {"mean", "sum", "none"}
+        ``"mean"`` divides by the number (with sample weights: by the mass) of targets that are not ignored.
+    ignore_index : int
+        Targets that take no part.
+    label_smoothing : float
+        In [0, 1], as in ``torch.nn.functional.cross_entropy``; for exclusive classes only.
+    multilabel : bool
+        Each logit is a decision of its own, with a label in [0, 1].
+    num_classes : int, optional
+        Required by ``priors="stream"``, and for nothing else; 1 for binary logits.
+    gather_distributed, validate_targets, grad_reduction, group
+        As in :class:`SigmoidFocalLoss`. Counts are those of all ranks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :class:`SigmoidFocalLoss`.
+
+    Examples
+    --------
+    >>> logits, targets = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+    >>> loss_fn = LogitAdjustedLoss([900, 100])
+    >>> round(loss_fn(logits, targets).item(), 4)
+    2.1135
+    >>> loss_fn = LogitAdjustedLoss("stream", num_classes=2)
+    >>> loss = loss_fn(logits, targets)
+    >>> loss_fn.class_counts.positives
+    tensor([1, 1])
+    """
+
+    _buffer_fields: ClassVar[tuple[str, ...]] = ("priors",)
+
+    priors: Tensor | Literal["stream"]
+    class_positives: Tensor
+    class_labels: Tensor
+
+    def __init__(
+        self,
+        priors: Tensor | Sequence[float] | float | Literal["stream"],
+        tau: float = 1.0,
+        gamma: float = 0.0,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        multilabel: bool = False,
+        gather_distributed: bool | None = None,
+        *,
+        num_classes: int | None = None,
+        validate_targets: bool = True,
+        grad_reduction: GradReduction = "mean",
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__({**locals(), "priors": _as_tuple(priors)})
+        config = self._config
+        if (num_classes is None) == (config.priors is None):
+            remedy = ': give it with priors="stream", and only then'
+            raise ValueError(f"expected num_classes to size the counts of a stream, got {num_classes}{remedy}")
+        self._num_classes = num_classes
+        if config.priors is not None:
+            self.register_buffer("priors", _as_buffer(priors, config.priors))
+            return
+        self.__dict__["priors"] = "stream"
+        counts = init_class_counts(num_classes)  # type: ignore[arg-type]
+        self.register_buffer("class_positives", counts.positives)
+        self.register_buffer("class_labels", counts.labels)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that a stream counts; ``None`` with given priors."""
+        return self._num_classes
+
+    @num_classes.setter
+    def num_classes(self, value: int | None) -> None:
+        if value != self._num_classes:
+            raise AttributeError("expected no change of num_classes, got one: make a new LogitAdjustedLoss")
+
+    @property
+    def class_counts(self) -> ClassCounts:
+        """The counts of a stream as the state that the pure functions take (not a copy)."""
+        if not self._is_streaming:
+            raise RuntimeError('expected a loss with priors="stream", got one with given priors: it counts nothing')
+        return ClassCounts(positives=self.class_positives, labels=self.class_labels)
+
+    def reset_parameters(self) -> None:
+        """Bring back the priors of the configuration, or empty the counts of a stream."""
+        with torch.no_grad():
+            if self._is_streaming:
+                self.class_positives.zero_()
+                self.class_labels.zero_()
+            elif isinstance(self.priors, Tensor):
+                self.priors.copy_(torch.tensor(self._config.priors, dtype=self.priors.dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``loss.priors = counts`` fills the buffer."""
+        if name != "priors" or self._is_meta():  # load_state_dict(assign=True) fills a module on meta
+            super().__setattr__(name, value)
+            return
+        values = _as_tuple(value)
+        if (values is None) != self._is_streaming:
+            raise AttributeError(
+                f"expected no change between given priors and a stream, got {value!r}: make a new LogitAdjustedLoss"
+            )
+        if values is not None:
+            self._config = dataclasses.replace(self._config, priors=values)
+            self._buffers["priors"] = _as_buffer(value, values).to(self._buffers["priors"])
+
+    @property
+    def _is_streaming(self) -> bool:
+        return self._num_classes is not None
+
+    def _is_meta(self) -> bool:
+        buffer = self._buffers.get("priors")
+        return buffer is not None and buffer.is_meta
+
+    def _before_compiled_call(self, **kwargs: Any) -> None:
+        if self._is_streaming and self.training:
+            refuse_second_pass()
+
+    def _configuration(self) -> LogitAdjustedConfig:
+        if self._is_streaming or not can_read_values(self.priors):
+            return self._config
+        return dataclasses.replace(self._config, priors=_as_tuple(self.priors))
+
+    def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+        """Give the loss: 0-dim or, with ``reduction="none"``, one for each target."""
+        ranks = self._find_ranks()
+        updates = self._is_streaming and self.training
+        if updates:
+            refuse_second_pass()
+        loss = self._reduced(inputs, targets, sample_weight, ranks, updates)
+        if updates:
+            self._count(targets, ranks)
+        return loss
+
+    def _reduced(
+        self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None, ranks: Ranks | None, updates: bool
+    ) -> Tensor:
+        priors: Any = class_priors(self.class_counts) if self._is_streaming else self.priors
+
+        def call(function: Callable[..., T]) -> T:
+            self._check(inputs, parse_targets(inputs, targets, self._config)[0], sample_weight)
+            return function(inputs, targets, self._config, priors=priors, sample_weight=sample_weight)
+
+        reduction = self._config.reduction
+        if ranks is None or (reduction == "none" and not self._is_streaming):
+            return call(logit_adjusted)
+        if reduction == "none":
+            return keep_own_elements(ranks, inputs, lambda: call(logit_adjusted), updates=updates)
+        return reduce_over_ranks(
+            ranks,
+            self.grad_reduction,
+            inputs,
+            lambda: call(logit_adjusted_elements),
+            mean=reduction == "mean",
+            exclusive=isinstance(inputs, Tensor) and inputs.dim() > 1,
+            updates=updates,
+        )
+
+    @torch.no_grad()
+    def _count(self, targets: Tensor, ranks: Ranks | None) -> None:
+        """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
+        counts, cfg = self.class_counts, self._config
+        batch = count_classes(counts, targets, multilabel=cfg.multilabel, ignore_index=cfg.ignore_index)
+        added = torch.stack([batch.positives, batch.labels])
+        if ranks is not None:
+            added = sum_over_ranks(ranks, added.flatten()).view_as(added)
+        self.class_positives.copy_(counts.positives + added[0])
+        self.class_labels.copy_(counts.labels + added[1])
+
+    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
+        labels, binary = parse_targets(inputs, targets, self._config)
+        if binary:
+            check_probability_values(labels, self._config.ignore_index)
+        else:
+            check_class_id_values(labels, inputs.shape[1], self._config.ignore_index)
+
+
+def _as_tuple(priors: Any) -> tuple[float, ...] | None:
+    """The numbers of given priors; None of a stream."""
+    refuse_gradient("priors", priors)
+    if not isinstance(priors, str):
+        return check_prior_sequence("priors", priors)
+    check_choice("priors", priors, ("stream",))
+    return None
+
+
+def _as_buffer(given: Any, values: tuple[float, ...]) -> Tensor:
+    is_tensor = isinstance(given, Tensor)
+    dtype = given.dtype if is_tensor and given.is_floating_point() else torch.get_default_dtype()
+    dtype = torch.promote_types(dtype, torch.float32)  # a half type has no room for counts
+    return torch.tensor(values, dtype=dtype, device=given.device if is_tensor else None)
