@@ -94,15 +94,15 @@ def check_ranking_loss(
     >>> from imbalanced_losses.testing import check_ranking_loss
     >>> check_ranking_loss(partial(smooth_ap, cfg=SmoothAPConfig(num_classes=3)), num_classes=3, max_examples=5)
 
-    Nobody can compare losses that grow with the number of positives:
+    The metric is not a loss: it is 1 where no row counts.
 
-    >>> def summed(logits, targets, queue_state):
+    >>> def metric(logits, targets, queue_state):
     ...     loss, new_state = smooth_ap(logits, targets, queue_state, SmoothAPConfig(num_classes=1))
-    ...     return loss * (targets == 1).sum(), new_state
-    >>> check_ranking_loss(summed)  # doctest: +ELLIPSIS
+    ...     return 1 - loss, new_state
+    >>> check_ranking_loss(metric)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    imbalanced_losses.testing.properties.ContractError: range: the loss lies in [0, 1]...
+    imbalanced_losses.testing.properties.ContractError: empty: without rows that count the loss is 0...
     """
     optional = [name for name in ("sample_weight", "iid_mask") if accepts(loss, name)]
     draw = partial(

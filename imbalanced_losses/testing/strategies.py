@@ -230,7 +230,6 @@ def ranking_batches(
     wide = torch.promote_types(dtype, torch.float32)
     shape = (num_classes,) if multilabel else ()
     values, mark = _label_values(num_classes, multilabel), ignore_index if ignored else None
-    live = draw(rows((num_classes,), shape, min_rows, max_rows, labels=values, ignore_index=mark, extremes=extremes))
     state = queue_states(
         num_classes,
         multilabel=multilabel,
@@ -243,12 +242,16 @@ def ranking_batches(
         sample_weights=sample_weights,
         iid_masks=iid_masks,
     )
+    has_flags, has_weights = iid_masks and draw(st.booleans()), sample_weights and draw(st.booleans())
+    queue_state = draw(state)
+    # last: what hypothesis draws after a full list keeps it from leaving out rows
+    live = draw(rows((num_classes,), shape, min_rows, max_rows, labels=values, ignore_index=mark, extremes=extremes))
     return RankingBatch(
         logits=live.logits.to(dtype),
         targets=live.labels.long(),
-        queue_state=draw(state),
-        iid_mask=live.iid if iid_masks and draw(st.booleans()) else None,
-        sample_weight=live.sample_weight.to(wide) if sample_weights and draw(st.booleans()) else None,
+        queue_state=queue_state,
+        iid_mask=live.iid if has_flags else None,
+        sample_weight=live.sample_weight.to(wide) if has_weights else None,
     )
 
 
@@ -305,13 +308,14 @@ def elementwise_batches(
     class_ids = num_classes > 1 and not multilabel
     values = range(num_classes) if class_ids else SOFT_LABELS if soft_labels else HARD_LABELS
     labels_shape = positions if class_ids else shape
+    has_weights = sample_weights and draw(st.booleans())
     sizes = shape, labels_shape, min_rows, max_rows
     drawn = draw(rows(*sizes, labels=values, ignore_index=ignore_index, extremes=extremes))
     wide = torch.promote_types(dtype, torch.float32)
     return ElementwiseBatch(
         logits=drawn.logits.to(dtype),
         targets=drawn.labels.long() if class_ids else drawn.labels.to(dtype),
-        sample_weight=drawn.sample_weight.to(wide) if sample_weights and draw(st.booleans()) else None,
+        sample_weight=drawn.sample_weight.to(wide) if has_weights else None,
     )
 
 
