@@ -1,12 +1,11 @@
-"""Hypothesis strategies for the ranking losses: a problem is everything that one call of a loss looks at.
+"""What the tests of the ranking losses draw: the package's own strategies, as problems.
 
-Scores lie on a dyadic grid, so that they tie often and that shifting them and scaling them by powers of two is exact:
-a test may then ask for equality where the mathematics says so, and no float noise hides between two scores.
+A problem is everything that one call of a loss looks at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from imbalanced_losses import (
     RecallAtQuantileLoss,
     SmoothAPConfig,
     SmoothAPLoss,
-    init_queue,
     pauc_at_budget,
     pauc_at_budget_per_class,
     recall_at_quantile,
@@ -32,7 +30,8 @@ from imbalanced_losses import (
     smooth_ap,
     smooth_ap_per_class,
 )
-from imbalanced_losses.queue import push
+from imbalanced_losses.testing import ranking_batches
+from imbalanced_losses.testing.configurations import config_fields
 
 IGNORE = -100
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
@@ -114,15 +113,6 @@ class Problem:
 
 # --- single tensors ---------------------------------------------------------------------------------------------------
 
-GRID = [i / 8 for i in range(-24, 25)]
-TIES = [-1.0, -0.5, 0.0, 0.5, 1.0]
-EXTREMES = [-1e4, 1e4]
-
-
-def scores(extremes: bool = True) -> st.SearchStrategy[float]:
-    """Scores on a grid of eighths, half of them from five values that tie, with ``+-1e4`` among them if wanted."""
-    return st.one_of(st.sampled_from(TIES), st.sampled_from(GRID + EXTREMES if extremes else GRID))
-
 
 def matrices(elements: st.SearchStrategy[Any], n: int, c: int, dtype: torch.dtype) -> st.SearchStrategy[Tensor]:
     """Tensors ``[n, c]``."""
@@ -133,15 +123,6 @@ def matrices(elements: st.SearchStrategy[Any], n: int, c: int, dtype: torch.dtyp
 def vectors(elements: st.SearchStrategy[Any], n: int, dtype: torch.dtype) -> st.SearchStrategy[Tensor]:
     """Tensors ``[n]``."""
     return matrices(elements, n, 1, dtype).map(lambda column: column[:, 0])
-
-
-def labels(n: int, num_classes: int, multilabel: bool, ignored: bool = True) -> st.SearchStrategy[Tensor]:
-    """Targets ``[n]`` or ``[n, C]``; about one in six is to be ignored."""
-    n_labels = 2 if multilabel or num_classes == 1 else num_classes
-    elements = st.sampled_from([*range(n_labels)] * 3 + [IGNORE] * n_labels * ignored)
-    if multilabel:
-        return matrices(elements, n, num_classes, torch.int64)
-    return vectors(elements, n, torch.int64)
 
 
 def weights(n: int) -> st.SearchStrategy[Tensor]:
@@ -169,44 +150,21 @@ def problems(
 ) -> Problem:
     """A batch of up to ten rows and a queue of up to ``max_queue`` slots of which some are filled."""
     num_classes, multilabel = KINDS[kind or draw(st.sampled_from(sorted(KINDS)))]
-    n_live = draw(st.integers(min_rows, 10))
-    capacity = draw(st.integers(0, max_queue))
-    n = n_live + draw(st.integers(0, capacity))
-    logits = draw(matrices(scores(extremes), n, num_classes, dtype))
-    targets = draw(labels(n, num_classes, multilabel, ignored))
-    iid, weight = draw(flags(n)), draw(weights(n))
-    state = init_queue(capacity, num_classes, multilabel=multilabel, dtype=dtype)
-    state = push(state, logits[n_live:], targets[n_live:], iid[n_live:], weight[n_live:])
-    optional = st.booleans()
-    return Problem(
-        logits[:n_live],
-        targets[:n_live],
-        state,
-        iid[:n_live] if draw(optional) else None,
-        weight[:n_live] if draw(optional) else None,
+    batch = draw(
+        ranking_batches(
+            num_classes,
+            multilabel=multilabel,
+            min_rows=min_rows,
+            max_queue=max_queue,
+            dtypes=(dtype,),
+            extremes=extremes,
+            ignored=ignored,
+        )
     )
+    return Problem(*batch.args, batch.iid_mask, batch.sample_weight)
 
 
 def options(loss: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Configuration of one loss but for the number and kind of classes.
-
-    Budgets are such that no order statistic of a pool of up to 40 rows sits exactly at them: which way a position that
-    is an integer but for rounding goes is the quantile kernel's own test.
-    """
-    choices: Mapping[str, list[Any]] = {"temperature": [0.05, 0.5, 2.0]}
-    thresholds = {"quantile_interpolation": list(INTERPOLATIONS), "threshold_gradient": ["stop", "implicit"]}
-    if loss == "recall":
-        choices = {**choices, **thresholds, "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897]}
-    if loss == "pauc":
-        choices = {
-            **choices,
-            **thresholds,
-            "alpha": [0.0, 0.0713, 0.2617],
-            "beta": [0.3719, 0.7321, 1.0],
-            "surrogate": ["trapezoid", "pairwise"],
-            "n_knots": [2, 3, 5],
-            "tau_scale": ["iqr", "band"],
-            "pos_numerator": ["pool", "live"],
-            "budget_basis": ["fpr", "population"],
-        }
-    return st.fixed_dictionaries({name: st.sampled_from(values) for name, values in choices.items()})
+    """Configuration of one loss but for its reduction and the number and kind of classes."""
+    fields = config_fields(LOSSES[loss].config)
+    return fields.map(lambda drawn: {name: value for name, value in drawn.items() if name != "reduction"})

@@ -75,8 +75,22 @@ SUBMODULE_NAMES = {
         "start_step",
         "temperature",
     ],
+    "testing": [
+        "ContractError",
+        "ELEMENTWISE_PROPERTIES",
+        "ElementwiseBatch",
+        "RANKING_PROPERTIES",
+        "RankingBatch",
+        "check_elementwise_loss",
+        "check_ranking_loss",
+        "configs",
+        "elementwise_batches",
+        "queue_states",
+        "ranking_batches",
+    ],
 }
 
+FLOAT_DTYPES = "(torch.float64, torch.float32, torch.bfloat16, torch.float16)"
 RANKING = (
     "(logits, targets, queue_state, cfg, *, temperature=None, iid_mask=None, sample_weight=None, "
     "update_queue=True, generator=None)"
@@ -161,7 +175,8 @@ CALLABLES = [
     for name in [*PUBLIC_NAMES, *(f"{module}.{name}" for module, names in SUBMODULE_NAMES.items() for name in names)]
     if name not in NOT_CALLABLE
 ]
-PLAIN_DATA = [name for name in CALLABLES if name.endswith(("Config", "State", "PerClass", "ClassCounts"))]
+DATA = ("Config", "State", "PerClass", "ClassCounts", "Batch", "ContractError")
+PLAIN_DATA = [name for name in CALLABLES if name.endswith(DATA)]
 
 
 def lookup(dotted: str) -> Any:
@@ -244,7 +259,11 @@ for name in sys.argv[2:]:
     if os.wait()[1] != 0:
         sys.exit(name)
 """
-    modules = [module.name for module in pkgutil.walk_packages(imbalanced_losses.__path__, "imbalanced_losses.")]
+    modules = [
+        module.name
+        for module in pkgutil.walk_packages(imbalanced_losses.__path__, "imbalanced_losses.")
+        if not module.name.startswith("imbalanced_losses.testing")  # written for the public names, as users' tests are
+    ]
     command = [sys.executable, "-I", "-c", script, imbalanced_losses.__path__[0], *modules]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

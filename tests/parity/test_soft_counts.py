@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from imbalanced_losses.kernels.ranks.pair_sums import Method, soft_counts
-from tests.strategies import few_examples, matrices, scores
+from imbalanced_losses.testing.strategies import scores
+from tests.strategies import few_examples, matrices
 
 CHUNKS = "imbalanced_losses.kernels.ranks.pair_sums.CHUNK_PAIRS"
 

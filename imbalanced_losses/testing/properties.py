@@ -1,0 +1,273 @@
+"""A property of the contract, how it is held against a loss, and the properties that all losses share."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.errors import Flaky, HypothesisException
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.utils import _pytree
+
+from imbalanced_losses.testing.batches import Batch, ElementwiseBatch, RankingBatch
+
+__all__ = [
+    "FINITE",
+    "NOT_FINITE",
+    "ContractError",
+    "Loss",
+    "Outcome",
+    "Property",
+    "accepts",
+    "call",
+    "check_compiled",
+    "check_finite",
+    "check_pure",
+    "check_vmap",
+    "compiled",
+    "evaluate",
+    "hold",
+    "orders",
+    "require",
+    "require_close",
+    "require_same_state",
+    "with_optional",
+]
+
+Loss = Callable[..., Any]
+AnyBatch = RankingBatch | ElementwiseBatch
+
+TOLERANCE = 1e-5  # relative to the largest element: a loss may compute in float32
+FINITE, NOT_FINITE = (1e4, -1e4), (float("nan"), float("inf"))  # what the logits of ignored rows may hold
+
+
+@dataclass(frozen=True)
+class Property:
+    """One sentence of the contract.
+
+    Attributes
+    ----------
+    name : str
+        What ``skip`` takes.
+    statement : str
+        What has to hold.
+    check : callable
+        Called with the loss and a batch; raises if the property does not hold.
+    batches : mapping
+        Arguments of the strategy that draws the batches.
+    all_optional : bool
+        Whether each batch has every optional argument that the loss takes.
+    """
+
+    name: str
+    statement: str
+    check: Callable[[Loss, Any], None]
+    batches: Mapping[str, Any] = field(default_factory=dict)
+    all_optional: bool = False
+
+
+class ContractError(AssertionError):
+    """A loss breaks a property of the contract.
+
+    Attributes
+    ----------
+    property_name : str
+        Which one, as ``skip`` takes it.
+    batch : RankingBatch or ElementwiseBatch
+        The smallest batch that shows it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from imbalanced_losses.testing import ContractError, check_elementwise_loss
+    >>> try:
+    ...     check_elementwise_loss(lambda logits, targets: (logits * targets).log().mean())
+    ... except ContractError as error:
+    ...     print(error.property_name, list(error.batch.logits.shape))
+    finite [1, 1]
+    """
+
+    def __init__(self, broken: Property, batch: AnyBatch, cause: Exception) -> None:
+        self.property_name, self.batch = broken.name, batch
+        detail = str(cause) if isinstance(cause, AssertionError) else f"{type(cause).__name__}: {cause}"
+        values = "\n".join(f"  {own.name} = {getattr(batch, own.name)}" for own in dataclasses.fields(batch))
+        super().__init__(f"{broken.name}: {broken.statement}\n{detail}\nSmallest failing batch:\n{values}")
+
+
+def hold(broken: Property, loss: Loss, batches: SearchStrategy[Any], max_examples: int) -> None:
+    """Search for a batch for which the property does not hold, and raise :class:`ContractError` with the smallest."""
+    failures: list[ContractError] = []
+
+    @settings(
+        max_examples=max_examples,
+        deadline=None,
+        derandomize=True,  # the same batches in every run
+        database=None,
+        report_multiple_bugs=False,
+        verbosity=Verbosity.quiet,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(batch=batches)
+    def search(batch: AnyBatch) -> None:
+        try:
+            broken.check(loss, batch)
+        except HypothesisException:
+            raise
+        except Exception as error:
+            failures.append(ContractError(broken, batch, error))
+            raise failures[-1] from (None if isinstance(error, AssertionError) else error)
+
+    try:
+        search()
+    except (ContractError, Flaky):  # flaky: a batch failed once and not again
+        failure = failures[-1]
+    else:
+        return
+    vars(failure).pop("__notes__", None)  # how to reproduce a test that the user does not see
+    raise failure.with_traceback(None)
+
+
+# --- calls and comparisons --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call gave: the loss, the gradient of its sum, the new state (``()`` if there is none)."""
+
+    loss: Tensor
+    gradient: Tensor
+    state: Any
+
+
+def accepts(loss: Loss, name: str) -> bool:
+    """Whether the loss takes this keyword argument."""
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(own.kind is own.VAR_KEYWORD for own in parameters.values())
+
+
+def call(loss: Loss, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """The loss and its new state."""
+    result = loss(*args, **kwargs)
+    if not isinstance(result, tuple):
+        return result, ()
+    require(len(result) == 2, f"expected (loss, new_state), got a tuple of {len(result)}")
+    return result
+
+
+def evaluate(loss: Loss, batch: AnyBatch) -> Outcome:
+    """Call the loss and differentiate its sum; the classes of a ``[C]`` loss that are nan do not count."""
+    logits = batch.logits.detach().clone().requires_grad_()
+    value, state = call(loss, logits, *batch.args[1:], **batch.kwargs)
+    require(value.requires_grad, "expected a loss that is connected to the logits, got one without a gradient")
+    (gradient,) = torch.autograd.grad(_total(value), logits)
+    return Outcome(value.detach(), gradient, _pytree.tree_map(torch.detach, state))
+
+
+def _total(value: Tensor) -> Tensor:
+    return value.nansum() if value.dim() > 0 else value
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ``AssertionError`` unless it holds."""
+    if not holds:
+        raise AssertionError(message)
+
+
+def require_close(what: str, actual: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding in float32, relative to the largest element."""
+    require(actual.shape == expected.shape, f"expected {what} of shape {expected.shape}, got {actual.shape}")
+    one, other = actual.double(), expected.double()
+    size = max(1.0, other.abs().nan_to_num().max().item()) if other.numel() else 1.0
+    close = torch.isclose(one, other, rtol=0, atol=TOLERANCE * size, equal_nan=True)
+    require(bool(close.all()), f"expected {what}:\n  {expected}\ngot:\n  {actual}")
+
+
+def require_same_state(what: str, actual: Any, expected: Any) -> None:
+    """All leaves equal up to rounding."""
+    for one, other in zip(_pytree.tree_leaves(actual), _pytree.tree_leaves(expected), strict=True):
+        require_close(what, one, other)
+
+
+def orders(n: int) -> list[Tensor]:
+    """Two permutations of ``n`` rows: backwards, and every other row first."""
+    index = torch.arange(n)
+    return [index.flip(0), torch.cat([index[::2], index[1::2]])]
+
+
+def with_optional(batch: Batch, names: list[str]) -> Batch:
+    """The batch with ones for the optional arguments in ``names`` that it lacks."""
+    n, wide = len(batch.logits), torch.promote_types(batch.logits.dtype, torch.float32)
+    ones = {"iid_mask": torch.ones(n, dtype=torch.bool), "sample_weight": torch.ones(n, dtype=wide)}
+    changes: dict[str, Any] = {name: ones[name] for name in names if getattr(batch, name) is None}
+    return dataclasses.replace(batch, **changes)
+
+
+# --- properties that all losses share ---------------------------------------------------------------------------------
+
+
+def check_pure(loss: Loss, batch: AnyBatch) -> None:
+    """Two calls with the same arguments agree, and the arguments are as before."""
+    before = _pytree.tree_map(torch.clone, (batch.args, batch.kwargs))
+    first, second = (_pytree.tree_leaves(call(loss, *batch.args, **batch.kwargs)) for _ in range(2))
+    after = _pytree.tree_leaves((batch.args, batch.kwargs))
+    require(_equal(after, _pytree.tree_leaves(before)), "expected arguments as before the call, got changed ones")
+    require(_equal(first, second), f"expected the same from two calls, got:\n  {first[0]}\nand:\n  {second[0]}")
+
+
+def _equal(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(bool(((a == b) | (a != a) & (b != b)).all()) for a, b in zip(left, right, strict=True))
+
+
+def check_finite(loss: Loss, batch: AnyBatch) -> None:
+    """Loss and gradient are finite; a ``[C]`` loss may be nan at invalid classes."""
+    outcome = evaluate(loss, batch)
+    by_class = isinstance(batch, RankingBatch) and outcome.loss.dim() > 0
+    finite = outcome.loss.isfinite() | (outcome.loss.isnan() & by_class)
+    require(bool(finite.all()), f"expected a finite loss, got {outcome.loss}")
+    require(bool(outcome.gradient.isfinite().all()), f"expected a finite gradient, got:\n  {outcome.gradient}")
+
+
+def check_vmap(loss: Loss, batch: Any) -> None:
+    """``vmap(grad(loss))`` over two members equals a loop over them."""
+    rolled = batch.rows(torch.arange(len(batch.logits)).roll(1))
+    members = [batch, dataclasses.replace(rolled, logits=-rolled.logits)]
+
+    def objective(logits: Tensor, rest: Any, kwargs: Any) -> tuple[Tensor, Any]:
+        value, state = call(loss, logits, *rest, **kwargs)
+        return _total(value), (value, state)
+
+    trees = [(own.logits, own.args[1:], own.kwargs) for own in members]
+    stacked = _pytree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
+    gradients, (values, states) = vmap(grad(objective, has_aux=True))(*stacked)
+    for i, member in enumerate(members):
+        expected = evaluate(loss, member)
+        require_close(f"the loss of member {i}", values[i], expected.loss)
+        require_close(f"the gradient of member {i}", gradients[i], expected.gradient)
+        own = [leaf[i] for leaf in _pytree.tree_leaves(states)]
+        require_same_state(f"the state of member {i}", own, _pytree.tree_leaves(expected.state))
+
+
+def compiled(loss: Loss, backend: str) -> Loss:
+    """The loss under ``torch.compile(fullgraph=True)``."""
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return loss(*args, **kwargs)
+
+    return torch.compile(step, fullgraph=True, backend=backend)
+
+
+def check_compiled(compiled_loss: Loss, loss: Loss, batch: AnyBatch) -> None:
+    """The compiled loss equals the loss."""
+    actual, expected = evaluate(compiled_loss, batch), evaluate(loss, batch)
+    require_close("the loss", actual.loss, expected.loss)
+    require_close("the gradient", actual.gradient, expected.gradient)
+    require_same_state("the state", actual.state, expected.state)

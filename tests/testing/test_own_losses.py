@@ -1,0 +1,65 @@
+"""Every loss of the library, as a function and as a module, keeps the contract that it publishes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from imbalanced_losses.testing import check_elementwise_loss, check_ranking_loss
+from tests.contracts.cases import CASES, Case, over
+from tests.losses import focal_cases
+from tests.strategies import KINDS
+from tests.testing.shells import as_function
+
+EXAMPLES = 12
+IN_TURN = [(case, list(KINDS)[i % 3]) for i, case in enumerate(CASES)]
+
+
+def not_meant(case: Case) -> tuple[str, ...]:
+    """Positives in the queue do not count in a numerator of live ones."""
+    return ("pool",) if case.live_numerator else ()
+
+
+@pytest.mark.parametrize(("case", "kind"), IN_TURN, ids=lambda part: getattr(part, "name", part))
+def test_ranking_functions(case: Case, kind: str) -> None:
+    num_classes, multilabel = KINDS[kind]
+    cfg = case.loss.config(num_classes=num_classes, multilabel=multilabel, **case.options)
+    check_ranking_loss(
+        partial(case.loss.function, cfg=cfg),
+        num_classes=num_classes,
+        multilabel=multilabel,
+        skip=not_meant(case),
+        max_examples=EXAMPLES,
+    )
+
+
+@pytest.mark.parametrize(("reduction", "skip"), [("sum", ["range"]), ("none", [])])
+def test_other_reductions(reduction: str, skip: list[str]) -> None:
+    loss = CASES[1].loss
+    cfg = loss.config(num_classes=3, ignore_index=7, reduction=reduction, **CASES[1].options)
+    check_ranking_loss(
+        partial(loss.function, cfg=cfg), num_classes=3, ignore_index=7, skip=[*skip, "compile"], max_examples=EXAMPLES
+    )
+
+
+@over["losses"]
+def test_ranking_modules(case: Case) -> None:
+    shell = case.loss.shell(num_classes=3, **case.options)
+    check_ranking_loss(as_function(shell), num_classes=3, max_examples=EXAMPLES)
+
+
+@pytest.mark.parametrize("as_module", [False, True], ids=["function", "module"])
+@pytest.mark.parametrize("case", focal_cases.CASES, ids=str)
+def test_elementwise(case: focal_cases.Case, as_module: bool) -> None:
+    """Labels in [0, 1] take one decision each, also along a class axis; class ids take a class axis."""
+    smooth = case.options.get("label_smoothing", 0.0) > 0
+    check_elementwise_loss(
+        case.shell() if as_module else case.call,
+        num_classes=focal_cases.N_CLASSES if case.is_softmax else 3,
+        multilabel=not case.is_softmax,
+        positions=case.rest[1:],
+        ignore_index=case.ignore_index,
+        skip=["direction"] if smooth else [],
+        max_examples=EXAMPLES,
+    )
