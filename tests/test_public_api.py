@@ -167,9 +167,31 @@ SIGNATURES = {
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
 }
+SIGNATURES |= {
+    "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "
+    "backend='aot_eager', max_examples=25)",
+    "testing.check_elementwise_loss": "(loss, *, num_classes=1, multilabel=False, positions=(), ignore_index=-100, "
+    "skip=(), backend='aot_eager', max_examples=25)",
+    "testing.configs": "(config, **fixed)",
+    "testing.queue_states": "(num_classes=1, *, multilabel=False, ignore_index=-100, min_size=0, max_size=8, "
+    "dtype=torch.float32, extremes=True, ignored=True, sample_weights=True, iid_masks=True)",
+    "testing.ranking_batches": "(num_classes=1, *, multilabel=False, ignore_index=-100, min_rows=0, max_rows=10, "
+    f"min_queue=0, max_queue=8, dtypes={FLOAT_DTYPES}, extremes=True, ignored=True, sample_weights=True, "
+    "iid_masks=True)",
+    "testing.elementwise_batches": "(num_classes=1, *, multilabel=False, positions=(), ignore_index=-100, min_rows=0, "
+    f"max_rows=6, dtypes={FLOAT_DTYPES}, extremes=True, soft_labels=True, sample_weights=True)",
+}
 
-
-NOT_CALLABLE = {"__version__", "distributed", "distributed.GradReduction", "metrics", "schedule", "schedule.PHASES"}
+NOT_CALLABLE = {
+    "__version__",
+    "distributed",
+    "distributed.GradReduction",
+    "metrics",
+    "schedule",
+    "schedule.PHASES",
+    "testing.ELEMENTWISE_PROPERTIES",
+    "testing.RANKING_PROPERTIES",
+}
 CALLABLES = [
     name
     for name in [*PUBLIC_NAMES, *(f"{module}.{name}" for module, names in SUBMODULE_NAMES.items() for name in names)]
