@@ -321,7 +321,8 @@ def test_the_batch_is_small() -> None:
     with pytest.raises(ContractError) as caught:
         check_ranking_loss(counts_ignored_rows)
     batch = caught.value.batch
-    assert len(batch.logits) <= 2
+    assert len(batch.logits) == 1
+    assert len(batch.queue_state.logits) == 0
 
 
 # --- what the checks can be told --------------------------------------------------------------------------------------
