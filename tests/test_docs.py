@@ -6,6 +6,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -86,9 +88,11 @@ def test_doctests_are_found() -> None:
 
 
 @pytest.mark.parametrize("block", CODE)
-def test_code_block_runs_on_its_own(block: str) -> None:
+def test_code_block_runs_on_its_own(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / block.split(",", 1)[0]
-    exec(compile(CODE[block], str(page), "exec"), {"__name__": "__main__"})
+    module = types.ModuleType("code_block")  # a compiler looks for a block's globals in its module
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(CODE[block], str(page), "exec"), vars(module))
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=path_of)

@@ -59,7 +59,7 @@ DIFFERENT: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]], str]
         "smooth_ap",
         [GOOD, {**GOOD, "logits": LOGITS.expand(6, 2)}],
         [{}, {}],
-        "ValueError('rank 1: expected logits of shape [N, 1], got [6, 2]')",
+        "ValueError('rank 1: expected logits of shape [N, 1], got [6, 2]",
     ),
     "queue": (
         "smooth_ap",
