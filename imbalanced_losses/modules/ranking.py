@@ -118,7 +118,7 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
         ------
         RuntimeError
             From the backward, if the call was checkpointed (``torch.utils.checkpoint``) and pushes rows: call the loss
-            outside. Compiled calls do not notice.
+            outside. A loss compiled in place (``loss_fn.compile()``) raises, too; ``torch.compile(loss_fn)`` cannot.
         """
         outputs = self._outputs(self._step(logits, targets, iid_mask, sample_weight, update_queue), return_per_class)
         return outputs if return_per_class else outputs[0]  # type: ignore[return-value]
