@@ -102,11 +102,11 @@ class SoftmaxFocal(Focal):
         if can_overwrite(grad, logits):
             gradient = others.mul_(by_others).scatter_(1, own_class, -by_others * rest)
         else:
-            gradient = by_others * others.scatter(1, own_class, -rest)
+            gradient = by_others * torch.where(_is_own(others, own_class), -rest, others)
         if self.label_smoothing == 0:
             return gradient
         smooth = grad.masked_fill(ignored, 0) * self._share(logits, alpha)
-        return (gradient - smooth).scatter_add(1, own_class, smooth.sum(1, keepdim=True))
+        return gradient - smooth + torch.where(_is_own(smooth, own_class), smooth.sum(1, keepdim=True), 0)
 
     def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         ones = torch.ones_like(targets, dtype=working_dtype(logits))
@@ -126,7 +126,7 @@ class SoftmaxFocal(Focal):
             z = torch.where(z < torch.inf, z, 0)
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
-        own, log_rest = z.gather(1, own_class) - highest, rest.log()
+        own, log_rest = _own(z, own_class) - highest, rest.log()
         rest = rest.clamp_min(torch.finfo(z.dtype).tiny)  # to divide by
         lead = log_rest - own + broken
         miss, cross_entropy = self._miss(lead), softplus(lead)
@@ -140,8 +140,7 @@ class SoftmaxFocal(Focal):
 
     def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """The other classes' ``exp(z - highest)`` and the highest of their logits."""
-        number = torch.arange(z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.dim() - 2))
-        others = torch.where(number == own_class, torch.finfo(z.dtype).min, z)  # which a compiler fuses, not a scatter
+        others = torch.where(_is_own(z, own_class), torch.finfo(z.dtype).min, z)
         highest = others.detach().amax(1, keepdim=True)
         # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
         powers = (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_()
@@ -237,6 +236,19 @@ def _moderate_terms(
     if alpha is not None:
         focus.mul_(alpha[own_class])
     return _ModerateTerms(ignored, own_class, others, rest, total, odds, odds.log1p(), focus, gamma)
+
+
+def _is_own(z: Tensor, own_class: Tensor) -> Tensor:
+    """Bool ``[N, C, ...]``. Not a scatter: the default backend fuses it, and scatters into wrong columns."""
+    number = torch.arange(z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.dim() - 2))
+    return number == own_class
+
+
+def _own(z: Tensor, own_class: Tensor) -> Tensor:
+    """The target's logit ``[N, 1, ...]``. The backward of a gather is a scatter, which is not for the compiler."""
+    if not is_traced():
+        return z.gather(1, own_class)
+    return torch.where(_is_own(z, own_class), z, 0).sum(1, keepdim=True)
 
 
 def _largest(z: Tensor) -> float:
