@@ -20,7 +20,11 @@ PROCESSES: dict[str, list[str]] = {
     "pairwise": ["pairwise function C=3 16+40", "pairwise module C=1 32+1024"],
     "recall": ["recall module C=3 16+40", "recall_implicit function C=3m 16+40"],
     "trapezoid": ["trapezoid function C=2m 32+200", "trapezoid_implicit ensemble C=3 16+40"],
-    "focal": ["sigmoid_focal function C=3m 600+0", "softmax_focal function C=10 2000+0", "softmax_focal function C=3 16+0"],
+    "focal": [
+        "sigmoid_focal function C=3m 600+0",
+        "softmax_focal function C=10 2000+0",
+        "softmax_focal function C=3 16+0",
+    ],
 }
 
 
