@@ -14,6 +14,7 @@ IGNORED = -100
 
 
 def find_logits(outputs: Any) -> Tensor:
+    """The logits in a ``ModelOutput`` or other mapping, a tuple or list that begins with them, or the tensor itself."""
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:
             raise ValueError(f"expected logits in what the model returns, got {', '.join(map(str, outputs))}")

@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_element_weights
 from imbalanced_losses.execution import can_read_values, is_traced
 from imbalanced_losses.label_values import check_weight_values
-from imbalanced_losses.modules._base import Config, LossModule, field_names
+from imbalanced_losses.modules._base import Config, LossModule, field_names, refuse_gradient
 
-__all__ = ["ElementwiseLoss"]
+__all__ = ["ElementwiseLoss", "class_numbers"]
 
 
 class ElementwiseLoss(LossModule[Config], ABC):
-    """Value checks and configuration: all that the elementwise losses share as modules."""
+    """Settings in buffers (numbers of each class) and value checks: what the elementwise losses share as modules."""
+
+    def reset_parameters(self) -> None:
+        """Bring back the numbers of each class of the configuration; a loss without any has no state."""
+        for name in self._buffer_fields:
+            buffer, values = getattr(self, name), getattr(self._config, name)
+            if isinstance(buffer, Tensor) and values is not None:
+                with torch.no_grad():
+                    buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
 
     def extra_repr(self) -> str:
         """Show the configuration in ``repr``, with what its buffers hold."""
         settings = {name: getattr(self._config, name) for name in field_names(type(self._config))}
-        for name in self._buffer_fields:
-            buffer = getattr(self, name)
-            if can_read_values(buffer):
-                settings[name] = tuple(buffer.tolist())
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return ", ".join(f"{name}={value!r}" for name, value in (settings | self._held_settings()).items())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A setting in a buffer is checked like an argument; it fills the buffer, or makes or removes it."""
+        old = self._buffers.get(name) if name in self._buffer_fields else None
+        # load_state_dict(assign=True) fills a module on meta
+        if name not in self._buffer_fields or (old is not None and old.is_meta and isinstance(value, Tensor)):
+            super().__setattr__(name, value)
+            return
+        refuse_gradient(name, value)
+        config = dataclasses.replace(self._config, **{name: value})  # type: ignore[type-var]
+        new = class_numbers(value, getattr(config, name))
+        self._buffers[name] = new if new is None or old is None else new.to(old)
+        self._config = config
+
+    def _configuration(self) -> Config:
+        held = self._held_settings()
+        return dataclasses.replace(self._config, **held) if held else self._config  # type: ignore[type-var]
+
+    def _held_settings(self) -> dict[str, Any]:
+        """The fields of the configuration that are in buffers, where these can be read."""
+        buffers = {name: getattr(self, name) for name in self._buffer_fields}
+        return {name: tuple(buffer.tolist()) for name, buffer in buffers.items() if can_read_values(buffer)}
 
     def _before_compiled_call(self, **kwargs: Any) -> None:
         """Nothing, where a call changes no state."""
@@ -41,3 +69,13 @@ class ElementwiseLoss(LossModule[Config], ABC):
             self._check_values(inputs, targets)
         if sample_weight is not None and isinstance(targets, Tensor) and can_read_values(sample_weight):
             check_weight_values(check_element_weights("sample_weight", sample_weight, targets))
+
+
+def class_numbers(given: Any, values: tuple[float, ...] | None) -> Tensor | None:
+    """The buffer of checked ``values``: float32 or wider (half types overflow), as wide as a tensor that was given."""
+    if values is None:
+        return None
+    is_tensor = isinstance(given, Tensor)
+    dtype = given.dtype if is_tensor and given.is_floating_point() else torch.get_default_dtype()
+    device = given.device if is_tensor else None
+    return torch.tensor(values, dtype=torch.promote_types(dtype, torch.float32), device=device)

@@ -92,10 +92,8 @@ class WarmupState(StatefulModule, ABC):
         super().__setattr__(name, value)
         if name == "warmup_loss":
             self._weights_warmup = takes(value, "sample_weight")
-        else:
-            self._main_updates_queue = takes(value, "update_queue")
-        if name == "warmup_loss":
             return
+        self._main_updates_queue = takes(value, "update_queue")
         if self._is_complete:
             warn_of_missing_hooks(value)
             self._versions = None

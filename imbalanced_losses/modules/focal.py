@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_class_ids, check_element_targets
 from imbalanced_losses.distributed import GradReduction
-from imbalanced_losses.execution import can_read_values
 from imbalanced_losses.label_values import check_class_id_values, check_probability_values
 from imbalanced_losses.losses.focal import (
     SigmoidFocalConfig,
@@ -22,8 +19,8 @@ from imbalanced_losses.losses.focal import (
     softmax_focal,
     softmax_focal_elements,
 )
-from imbalanced_losses.modules._base import at_least_float32, refuse_gradient
-from imbalanced_losses.modules._elementwise import ElementwiseLoss
+from imbalanced_losses.modules._base import refuse_gradient
+from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_numbers
 from imbalanced_losses.modules._gathering import reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
 
@@ -85,12 +82,6 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(locals())
-
-    def _configuration(self) -> SigmoidFocalConfig:
-        return self._config
-
-    def reset_parameters(self) -> None:
-        """Do nothing: this loss has no state."""
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
@@ -164,32 +155,7 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
     ) -> None:
         refuse_gradient("alpha", alpha)
         super().__init__(locals())
-        self.register_buffer("alpha", _as_buffer(alpha, self._config.alpha))
-
-    def reset_parameters(self) -> None:
-        """Bring back the class weights of the configuration."""
-        if self.alpha is not None and self._config.alpha is not None:
-            with torch.no_grad():
-                self.alpha.copy_(torch.tensor(self._config.alpha, dtype=self.alpha.dtype))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """``loss.alpha = weights`` fills the buffer, or makes or removes it."""
-        old = self._buffers.get("alpha") if name == "alpha" else None
-        # load_state_dict(assign=True) fills a module on meta
-        if name != "alpha" or (old is not None and old.is_meta and isinstance(value, Tensor)):
-            super().__setattr__(name, value)
-            return
-        refuse_gradient(name, value)
-        config = dataclasses.replace(self._config, alpha=value)
-        new = _as_buffer(value, config.alpha)
-        self._buffers["alpha"] = new if new is None or old is None else new.to(old)
-        self._config = config
-
-    def _configuration(self) -> SoftmaxFocalConfig:
-        if not can_read_values(self.alpha):
-            return self._config
-        assert self.alpha is not None
-        return dataclasses.replace(self._config, alpha=tuple(self.alpha.tolist()))
+        self.register_buffer("alpha", class_numbers(alpha, self._config.alpha))
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
@@ -209,10 +175,3 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_class_ids(targets, inputs)
         check_class_id_values(targets, inputs.shape[1], self._config.ignore_index)
-
-
-def _as_buffer(alpha: Tensor | Sequence[float] | None, values: tuple[float, ...] | None) -> Tensor | None:
-    if isinstance(alpha, Tensor) and alpha.is_floating_point():
-        return at_least_float32(alpha.detach()).clone()
-    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-    return None if values is None else torch.tensor(values, dtype=dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from imbalanced_losses.checks import check_choice, check_prior_sequence
 from imbalanced_losses.class_counts import ClassCounts, class_priors, count_classes, init_class_counts
 from imbalanced_losses.distributed import GradReduction, Ranks
-from imbalanced_losses.execution import can_read_values
 from imbalanced_losses.label_values import check_class_id_values, check_probability_values
 from imbalanced_losses.losses.logit_adjusted import (
     LogitAdjustedConfig,
@@ -21,7 +19,7 @@ from imbalanced_losses.losses.logit_adjusted import (
     parse_targets,
 )
 from imbalanced_losses.modules._base import refuse_gradient
-from imbalanced_losses.modules._elementwise import ElementwiseLoss
+from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_numbers
 from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.reductions import Reduction
@@ -108,7 +106,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
             raise ValueError(f"expected num_classes to size the counts of a stream, got {num_classes}{remedy}")
         self._num_classes = num_classes
         if config.priors is not None:
-            self.register_buffer("priors", _as_buffer(priors, config.priors))
+            self.register_buffer("priors", class_numbers(priors, config.priors))
             return
         self.__dict__["priors"] = "stream"
         counts = init_class_counts(num_classes)  # type: ignore[arg-type]
@@ -134,43 +132,31 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
 
     def reset_parameters(self) -> None:
         """Bring back the priors of the configuration, or empty the counts of a stream."""
-        with torch.no_grad():
-            if self._is_streaming:
+        super().reset_parameters()
+        if self._is_streaming:
+            with torch.no_grad():
                 self.class_positives.zero_()
                 self.class_labels.zero_()
-            elif isinstance(self.priors, Tensor):
-                self.priors.copy_(torch.tensor(self._config.priors, dtype=self.priors.dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """``loss.priors = counts`` fills the buffer."""
-        if name != "priors" or self._is_meta():  # load_state_dict(assign=True) fills a module on meta
-            super().__setattr__(name, value)
-            return
-        values = _as_tuple(value)
-        if (values is None) != self._is_streaming:
-            raise AttributeError(
-                f"expected no change between given priors and a stream, got {value!r}: make a new LogitAdjustedLoss"
-            )
-        if values is not None:
-            self._config = dataclasses.replace(self._config, priors=values)
-            self._buffers["priors"] = _as_buffer(value, values).to(self._buffers["priors"])
+        """``loss.priors = counts`` fills the buffer; a stream stays one."""
+        if name == "priors":
+            is_stream = not isinstance(value, Tensor) and _as_tuple(value) is None
+            if is_stream != self._is_streaming:
+                raise AttributeError(
+                    f"expected no change between given priors and a stream, got {value!r}: make a new LogitAdjustedLoss"
+                )
+            if is_stream:
+                return
+        super().__setattr__(name, value)
 
     @property
     def _is_streaming(self) -> bool:
         return self._num_classes is not None
 
-    def _is_meta(self) -> bool:
-        buffer = self._buffers.get("priors")
-        return buffer is not None and buffer.is_meta
-
     def _before_compiled_call(self, **kwargs: Any) -> None:
         if self._is_streaming and self.training:
             refuse_second_pass()
-
-    def _configuration(self) -> LogitAdjustedConfig:
-        if self._is_streaming or not can_read_values(self.priors):
-            return self._config
-        return dataclasses.replace(self._config, priors=_as_tuple(self.priors))
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Give the loss: 0-dim or, with ``reduction="none"``, one for each target."""
@@ -233,10 +219,3 @@ def _as_tuple(priors: Any) -> tuple[float, ...] | None:
         return check_prior_sequence("priors", priors)
     check_choice("priors", priors, ("stream",))
     return None
-
-
-def _as_buffer(given: Any, values: tuple[float, ...]) -> Tensor:
-    is_tensor = isinstance(given, Tensor)
-    dtype = given.dtype if is_tensor and given.is_floating_point() else torch.get_default_dtype()
-    dtype = torch.promote_types(dtype, torch.float32)  # a half type has no room for counts
-    return torch.tensor(values, dtype=dtype, device=given.device if is_tensor else None)

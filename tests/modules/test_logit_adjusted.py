@@ -292,3 +292,12 @@ def test_values_are_checked(name: str, targets: Any, weight: Any, message: str) 
         MAKE[name][0]()(logits, torch.tensor(targets), **rows)
     if name != "given":
         MAKE[name][0](validate_targets=False)(logits, torch.tensor(targets))
+
+
+def test_priors_are_assigned_on_meta() -> None:
+    """As any setting: a list has values, also where the buffer has no memory yet."""
+    with torch.device("meta"):
+        loss_fn = LogitAdjustedLoss([900.0, 100.0])
+    loss_fn.priors = [700.0, 300.0]
+    loss_fn.to_empty(device="cpu").reset_parameters()
+    assert loss_fn.config.priors == (700.0, 300.0)
