@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.checks import check_flag, check_integer, check_tensor
-from imbalanced_losses.execution import reads_freely
+from imbalanced_losses.execution import is_traced, is_transformed, reads_freely
+from imbalanced_losses.kernels.operators import make_operator
 from imbalanced_losses.pytree import state_dataclass
 
 __all__ = ["ClassCounts", "class_priors", "count_classes", "init_class_counts", "update_class_counts"]
@@ -106,7 +107,18 @@ def class_priors(state: ClassCounts) -> Tensor:
     >>> class_priors(update_class_counts(init_class_counts(1), torch.tensor([0, 0, 0, 1])))
     tensor([0.3000])
     """
-    return (state.positives + 0.5) / (state.labels + 1.0)
+    if is_traced() and not is_transformed():
+        return _operator(state.positives, state.labels)  # type: ignore[no-any-return]
+    return _estimate(state.positives, state.labels)
+
+
+def _estimate(positives: Tensor, labels: Tensor) -> Tensor:
+    return (positives + 0.5) / (labels + 1.0)
+
+
+# Opaque, so that a compiled backward uses the priors that its forward saved: of an expression the partitioner saves the
+# counts, which a module overwrites before the backward, and estimates again.
+_operator = make_operator("class_priors(Tensor positives, Tensor labels) -> Tensor", _estimate, _estimate)
 
 
 def count_classes(state: ClassCounts, targets: Tensor, *, multilabel: bool, ignore_index: int) -> ClassCounts:

@@ -301,3 +301,25 @@ def test_priors_are_assigned_on_meta() -> None:
     loss_fn.priors = [700.0, 300.0]
     loss_fn.to_empty(device="cpu").reset_parameters()
     assert loss_fn.config.priors == (700.0, 300.0)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "inductor"])
+@pytest.mark.parametrize("shape", [(16, 3), (16, 1), (6, 3, 5)])
+def test_a_compiled_stream_uses_the_counts_of_its_forward_in_the_backward(shape: tuple[int, ...], backend: str) -> None:
+    """Over several steps: the counts are overwritten before each backward."""
+    columns = shape[1]
+    eager, inner = (LogitAdjustedLoss("stream", num_classes=columns) for _ in range(2))
+    compiled = torch.compile(inner, fullgraph=True, backend=backend)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        logits = torch.randn(shape, generator=generator)
+        targets = torch.randint(0, max(2, columns), (shape[0], *shape[2:]), generator=generator)
+        targets = targets[:, None].float() if columns == 1 else targets
+        found = []
+        for loss_fn in (eager, compiled):
+            inputs = logits.clone().requires_grad_()
+            loss = loss_fn(inputs, targets)
+            loss.backward()
+            found.append((loss.detach(), inputs.grad))
+        torch.testing.assert_close(found[1], found[0])
+        assert inner.class_positives.equal(eager.class_positives)
