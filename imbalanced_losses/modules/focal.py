@@ -64,6 +64,7 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
 
     Examples
     --------
+    >>> import torch
     >>> loss_fn = SigmoidFocalLoss()
     >>> round(loss_fn(torch.tensor([0.0, 3.0, -3.0]), torch.tensor([1.0, 1.0, 0.0])).item(), 4)
     0.0145
@@ -130,6 +131,7 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
 
     Examples
     --------
+    >>> import torch
     >>> loss_fn = SoftmaxFocalLoss(alpha=[0.2, 0.8])
     >>> round(loss_fn(torch.tensor([[0.0, 0.0], [3.0, -3.0]]), torch.tensor([1, 0])).item(), 4)
     0.0693
