@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_flag, check_integer, check_tensor
-from imbalanced_losses.execution import is_traced, is_transformed, reads_freely
+from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values
 from imbalanced_losses.kernels.operators import make_operator
 from imbalanced_losses.pytree import state_dataclass
+from imbalanced_losses.validation import check_flag, check_integer, check_tensor
 
 __all__ = ["ClassCounts", "class_priors", "count_classes", "init_class_counts", "update_class_counts"]
 
@@ -128,7 +128,7 @@ def count_classes(state: ClassCounts, targets: Tensor, *, multilabel: bool, igno
     if multilabel or num_classes == 1:
         return _count_labels(targets, num_classes, ignore_index)
     ids, classes = targets.long().flatten(), torch.arange(num_classes, device=targets.device)
-    if reads_freely(ids):
+    if may_branch_on_values(ids):
         positives = torch.bincount(ids.clamp(-1, num_classes) + 1, minlength=num_classes + 2)[1:-1]
     else:  # not a scatter-add, which torch's C++ code generator gets wrong on several threads
         positives = (ids.unsqueeze(-1) == classes).sum(0)
@@ -142,7 +142,7 @@ def _count_labels(targets: Tensor, num_classes: int, ignore_index: int) -> Class
     values = targets if targets.is_floating_point() else targets.long()  # uint8 156 equals -100 if asked as it is
     by_class = values.reshape(-1, 1) if num_classes == 1 else values
     others = [axis for axis in range(by_class.dim()) if axis != 1]
-    if targets.numel() and ignore_index not in (0, 1) and reads_freely(targets):
+    if targets.numel() and ignore_index not in (0, 1) and may_branch_on_values(targets):
         lowest, highest = torch.aminmax(by_class)
         if lowest.item() >= 0 and highest.item() <= 1:  # as in most batches: a third of the work
             positives = (by_class > 0.5).sum(others)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import is_traced, version_of
+from imbalanced_losses.dispatch import is_traced, version_of
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, RankingStep, mark_invalid
 from imbalanced_losses.pool import Pool, join_rows
 from imbalanced_losses.queue import QueueState, Slots, next_slots, with_slots
@@ -46,7 +46,7 @@ class StepRecord(NamedTuple):
         """Before the push: ``step.queue`` still holds what it will overwrite."""
         pool, n_live = step.pool, step.pool.n_live
         result = PerClass(loss=step.result.loss.detach(), valid=step.result.valid, diagnostics={})
-        if pool.kept is not None or pool.scores.numel() <= KEPT_WHOLE:
+        if pool.row_index is not None or pool.scores.numel() <= KEPT_WHOLE:
             return cls(config, result, n_live, dataclasses.replace(pool, scores=pool.scores.detach()), None)
         rows = Rows(*(values.detach().clone() for values in live))
         return cls(config, result, n_live, None, (rows, next_slots(step.queue, n_live), pool.temperature))
@@ -61,7 +61,7 @@ class StepRecord(NamedTuple):
             return self
         pool, result = self._find_pool(queue), mark_invalid(self.result)
         metric, details = exact(pool, self.config)
-        gap = result.loss - (1 - metric) if pool.kept is None else torch.full_like(result.loss, torch.nan)
+        gap = result.loss - (1 - metric) if pool.row_index is None else torch.full_like(result.loss, torch.nan)
         live_positives = (pool.positive & pool.live).sum(-1)
         stats = {"loss": result.loss, "valid": result.valid, "gap": gap, "live_positives": live_positives, **details}
         return self._replace(pool=None, parts=None, stats=stats)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imbalanced_losses.checks import check_tensor
+from imbalanced_losses.validation import check_tensor
 
 __all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is the shells' own
 
@@ -31,8 +31,8 @@ _DTYPES = (
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     *(torch.uint16, torch.uint32, torch.uint64),
 )
-_MOST_DIMENSIONS = 8
-_MOST_FACTS = 3 + _MOST_DIMENSIONS
+_MAX_DIMENSIONS = 8
+_MAX_INTEGERS = 3 + _MAX_DIMENSIONS
 
 Caller = Literal["all_gather", "a ranking loss", "an elementwise loss"]
 _CALLERS = ("all_gather", "a ranking loss", "an elementwise loss")
@@ -114,7 +114,7 @@ def find_ranks(gather_distributed: bool | None, group: dist.ProcessGroup | None)
     return ranks if ranks.size > 1 else None
 
 
-def stand_for_all(own: Tensor, value: Tensor, ranks: Ranks, grad_reduction: GradReduction) -> Tensor:
+def with_local_gradient(own: Tensor, value: Tensor, ranks: Ranks, grad_reduction: GradReduction) -> Tensor:
     """``value``, the same on all ranks, with the gradient of ``own``, this rank's part of it.
 
     The gradient rule: with ``"mean"`` the part counts as often as there are ranks, since what averages gradients over
@@ -136,7 +136,7 @@ class _Part(torch.autograd.Function):
         return grad * ctx.factor, None, None
 
 
-def exchange_facts(
+def all_gather_header(
     ranks: Ranks,
     caller: Caller,
     device: torch.device,
@@ -158,20 +158,20 @@ def exchange_facts(
     ValueError, TypeError, RuntimeError
         The first failed rank's error, or that the ranks call different things; on all ranks.
     """
-    head = [error is not None, _CALLERS.index(caller), *facts, *[0] * (_MOST_FACTS - len(facts))]
+    head = [error is not None, _CALLERS.index(caller), *facts, *[0] * (_MAX_INTEGERS - len(facts))]
     totals = torch.zeros(2, dtype=torch.float64, device=device) if totals is None else totals.detach().double()
     own = torch.cat([torch.tensor(head, dtype=torch.int64, device=device), totals.view(torch.int64)])
     everyones = own.new_empty(ranks.size, len(own))
     dist.all_gather(list(everyones), own, group=ranks.group)
     failed, callers, *columns = everyones[:, : len(head)].T.tolist()
     if any(failed):
-        _raise_the_first(ranks, error)
-    refuse_differences("what gathers", [_CALLERS[number] for number in callers])
+        _raise_first_error(ranks, error)
+    require_equal_on_ranks("what gathers", [_CALLERS[number] for number in callers])
     received = [list(row) for row in zip(*columns[: len(facts)], strict=True)]
     return received, everyones[:, len(head) :].contiguous().view(torch.float64)
 
 
-def _raise_the_first(ranks: Ranks, error: Exception | None) -> NoReturn:
+def _raise_first_error(ranks: Ranks, error: Exception | None) -> NoReturn:
     kind = next((kind for kind in (TypeError, ValueError) if isinstance(error, kind)), RuntimeError)
     errors: list[Any] = [None] * ranks.size
     dist.all_gather_object(errors, None if error is None else (kind, str(error)), ranks.group)
@@ -179,14 +179,14 @@ def _raise_the_first(ranks: Ranks, error: Exception | None) -> NoReturn:
     raise kind(f"rank {rank}: {message}") from error
 
 
-def device_to_speak_from(value: object, ranks: Ranks) -> torch.device:
+def header_device(value: object, ranks: Ranks) -> torch.device:
     """The value's device; of what should have been a tensor, the one that the other ranks' tensors are likely on."""
     if isinstance(value, Tensor):
         return value.device
     return torch.device("cuda" if "nccl" in dist.get_backend(ranks.group) else "cpu")
 
 
-def refuse_differences(what: str, of_ranks: Sequence[object]) -> None:
+def require_equal_on_ranks(what: str, of_ranks: Sequence[object]) -> None:
     """All ranks must have the same."""
     if any(value != of_ranks[0] for value in of_ranks):
         found = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(of_ranks))
@@ -240,23 +240,23 @@ def _from_bytes(part: Tensor, like: Tensor) -> Tensor:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _gather(tensor: Tensor, ranks: Ranks) -> Tensor:
     error: Exception | None = None
-    facts, device = [0] * _MOST_FACTS, device_to_speak_from(tensor, ranks)
+    facts, device = [0] * _MAX_INTEGERS, header_device(tensor, ranks)
     try:
         _check_rows(tensor)
         rest = list(tensor.shape[1:])
-        facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MOST_DIMENSIONS - len(rest))]
+        facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MAX_DIMENSIONS - len(rest))]
     except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
-    everyones, _ = exchange_facts(ranks, "all_gather", device, facts, error)
-    refuse_differences("the dtype", [dtype_name(number) for _, number, *_ in everyones])
-    refuse_differences("the shape of a row", [row[3 : 3 + row[2]] for row in everyones])
+    everyones, _ = all_gather_header(ranks, "all_gather", device, facts, error)
+    require_equal_on_ranks("the dtype", [dtype_name(number) for _, number, *_ in everyones])
+    require_equal_on_ranks("the shape of a row", [row[3 : 3 + row[2]] for row in everyones])
     return gather_columns(ranks, [tensor], [row[0] for row in everyones])[0]
 
 
 def _check_rows(tensor: Tensor) -> None:
     check_tensor("tensor", tensor)
-    if not 1 <= tensor.dim() <= 1 + _MOST_DIMENSIONS:
-        raise ValueError(f"expected a tensor of 1 to {1 + _MOST_DIMENSIONS} dimensions, got shape {list(tensor.shape)}")
+    if not 1 <= tensor.dim() <= 1 + _MAX_DIMENSIONS:
+        raise ValueError(f"expected a tensor of 1 to {1 + _MAX_DIMENSIONS} dimensions, got shape {list(tensor.shape)}")
 
 
 def _is_initialised() -> bool:

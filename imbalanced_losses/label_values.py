@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import remedies
-from imbalanced_losses.precision import label_slack
+from imbalanced_losses.dtypes import label_slack
 
 __all__ = ["check_class_id_values", "check_probability_values", "check_target_values", "check_weight_values"]
 

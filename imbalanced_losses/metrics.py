@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.checks import check_choice, check_flag, check_fraction, check_number, check_tensor
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import Pool, join_rows
-from imbalanced_losses.precision import widest_dtype
 from imbalanced_losses.queue import init_queue
 from imbalanced_losses.reductions import weighted_mean
 from imbalanced_losses.rows import parse_rows
+from imbalanced_losses.validation import check_choice, check_flag, check_fraction, check_number, check_tensor
 
 __all__ = ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"]
 
@@ -283,7 +283,7 @@ def share_of_positives(pool: Pool, chosen: Tensor) -> Tensor:
 
 def _allowed(total: Tensor, budget: float) -> Tensor:
     """The largest whole number within a budget of ``total``, up to the rounding of budget and product."""
-    dtype = widest_dtype(total.device)
+    dtype = accumulation_dtype(total.device)
     return (total.to(dtype) * (budget * (1 + 4 * torch.finfo(dtype).eps))).floor().long()
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.checks import check_number, check_targets, check_tensor
 from imbalanced_losses.label_values import check_target_values
 from imbalanced_losses.metrics import average_precision
 from imbalanced_losses.schedule import PHASES, Preview
+from imbalanced_losses.validation import check_number, check_targets, check_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

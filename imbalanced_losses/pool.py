@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import remedies
-from imbalanced_losses.checks import check_temperature
-from imbalanced_losses.execution import reads_freely
-from imbalanced_losses.precision import working_dtype
+from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.rows import Rows, Task
+from imbalanced_losses.validation import check_temperature
 
 __all__ = ["Pool", "check_queue", "join_rows"]
 
@@ -39,12 +39,12 @@ class Pool:
     n_live : int
         N.
     temperature : Tensor []
-    kept : Tensor [M], int64, optional
+    row_index : Tensor [M], int64, optional
         Which of the rows are in the pool; all of them if left out.
-    stands_for : Tensor [M], optional
+    inclusion_weight : Tensor [M], optional
         For how many rows of the whole pool each kept one counts: one over its probability to be kept (nearly that for
         rows of several classes).
-    beside : Tensor [C], optional
+    pair_weight : Tensor [C], optional
         For how many positives of the whole pool each kept one counts beside another kept one.
     """
 
@@ -55,9 +55,9 @@ class Pool:
     sample_weight: Tensor
     n_live: int
     temperature: Tensor
-    kept: Tensor | None = None
-    stands_for: Tensor | None = None
-    beside: Tensor | None = None
+    row_index: Tensor | None = None
+    inclusion_weight: Tensor | None = None
+    pair_weight: Tensor | None = None
 
     @property
     def negative(self) -> Tensor:
@@ -67,19 +67,19 @@ class Pool:
     @property
     def live(self) -> Tensor:
         """Bool ``[M]``: rows of the batch."""
-        rows = torch.arange(len(self.iid), device=self.iid.device) if self.kept is None else self.kept
+        rows = torch.arange(len(self.iid), device=self.iid.device) if self.row_index is None else self.row_index
         return rows < self.n_live
 
     @property
     def row_weight(self) -> Tensor:
         """``[C, M]``: the weight of each row in a mean over rows, the same for all classes."""
-        weight = self.sample_weight if self.stands_for is None else self.sample_weight * self.stands_for
+        weight = self.sample_weight if self.inclusion_weight is None else self.sample_weight * self.inclusion_weight
         return weight.expand_as(self.scores)
 
     @property
     def row_count(self) -> Tensor | None:
         """``[C, M]``: for how many rows of the whole pool each counts, if not always 1."""
-        return None if self.stands_for is None else self.stands_for.expand_as(self.scores)
+        return None if self.inclusion_weight is None else self.inclusion_weight.expand_as(self.scores)
 
     @property
     def positive_weight(self) -> Tensor:
@@ -89,13 +89,13 @@ class Pool:
     def count(self, rows: Tensor) -> Tensor:
         """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
         counts = rows.to(self.scores.dtype)
-        return counts if self.stands_for is None else counts * self.stands_for
+        return counts if self.inclusion_weight is None else counts * self.inclusion_weight
 
-    def rank_counts(self, negative: Tensor) -> Tensor | None:
+    def rank_weights(self, negative: Tensor) -> Tensor | None:
         """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive, if not always 1."""
-        if self.beside is None:
+        if self.pair_weight is None:
             return None
-        return torch.stack([self.positive * self.beside[:, None], self.count(negative)], 1)
+        return torch.stack([self.positive * self.pair_weight[:, None], self.count(negative)], 1)
 
 
 def check_queue(state: QueueState, live: Rows, task: Task) -> None:
@@ -114,7 +114,7 @@ def check_queue(state: QueueState, live: Rows, task: Task) -> None:
 
 def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | float) -> Pool:
     """The pool of checked rows and a queue that fits. Without any row it gets an ignored one: nothing knows M = 0."""
-    dtype = working_dtype(live.logits)
+    dtype = compute_dtype(live.logits)
     parts = [live]
     if queue.logits.shape[0] > 0:
         weights = queue.sample_weight.to(dtype)
@@ -128,7 +128,7 @@ def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | f
     )
     valid, positive = _one_vs_rest(targets, valid, task)
     scores = logits.to(dtype)
-    if not (reads_freely(valid) and valid.all()):  # spares two operators, and two in the backward
+    if not (may_branch_on_values(valid) and valid.all()):  # spares two operators, and two in the backward
         scores = torch.where(valid, scores, 0)
     return Pool(
         scores=scores,

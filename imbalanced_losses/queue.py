@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_flag, check_integer
-from imbalanced_losses.execution import reads_freely
+from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.rows import Rows
+from imbalanced_losses.validation import check_flag, check_integer
 
 __all__ = [
     "QueueState",
@@ -214,7 +214,7 @@ def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, 
     if len(rows.logits) > capacity:  # repeated indices in index_copy are undefined
         rows = Rows(*(values[-capacity:] for values in rows))
     n, logits, stored = len(rows.logits), rows.logits.detach().to(state.logits.dtype), rows.valid
-    if not (reads_freely(logits) and math.isfinite(logits.sum())):  # spares four operators
+    if not (may_branch_on_values(logits) and math.isfinite(logits.sum())):  # spares four operators
         finite = logits.nan_to_num(0, 0, 0)
         stored = stored & (finite == logits).all(-1, keepdim=stored.dim() == 2)
         logits = finite

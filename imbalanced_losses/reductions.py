@@ -1,6 +1,6 @@
 """Masked and weighted means and sums.
 
-Every division by a count or a mass in the library happens here, but for a mean of few focal losses, which is fused.
+Every division by a count or a total weight happens here, except the fused mean of few focal losses.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import reads_freely
+from imbalanced_losses.dispatch import may_branch_on_values
 
 __all__ = [
     "Elements",
     "Reduction",
-    "mean_over_mass",
+    "mean_over_weight",
     "reduce_classes",
     "reduce_elements",
     "sum_elements",
@@ -27,14 +27,14 @@ Elements = tuple[Tensor, Tensor | None, Tensor | None]
 """What :func:`reduce_elements` takes: a loss per element, which of them count, their weights."""
 
 
-def mean_over_mass(total: Tensor, mass: Tensor) -> Tensor:
-    """``total / mass``; a mass of zero divides by one, so that nothing over nothing is 0."""
-    return total / (mass + (mass == 0))
+def mean_over_weight(total: Tensor, total_weight: Tensor) -> Tensor:
+    """``total / total_weight``, or 0 where the total weight is 0."""
+    return total / (total_weight + (total_weight == 0))
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0."""
-    return mean_over_mass((values * weights).sum(-1), weights.sum(-1))
+    return mean_over_weight((values * weights).sum(-1), weights.sum(-1))
 
 
 def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
@@ -47,7 +47,7 @@ def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
         return torch.where(valid, loss, torch.nan)
     if reduction == "sum" or len(loss) == 1:
         return loss.sum()
-    if reads_freely(valid) and valid.all():  # one operator for four
+    if may_branch_on_values(valid) and valid.all():  # one operator for four
         return loss.mean()
     return loss.sum() / valid.sum().clamp_min(1)
 
@@ -59,17 +59,17 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     ----------
     loss : Tensor [N, ...]
     counted : Tensor [N, ...], bool, optional
-        The elements whose number or mass ``"mean"`` divides by; all of them if left out.
+        The elements whose number or total weight ``"mean"`` divides by; all of them if left out.
     weights : Tensor [N], or one that broadcasts to [N, ...] with a first axis of N, optional
-        Non-negative. Left out is the same as ones, to the last bit: both divide a sum by a mass.
+        Non-negative. Left out is the same as ones, to the last bit: both divide a sum by a total weight.
     reduction : {"mean", "sum", "none"}
         ``"none"`` gives the weighted loss ``[N, ...]``.
     """
     if reduction == "mean" and weights is None and counted is None:
         return loss.sum() / max(1, loss.numel())  # not mean(), whose backward writes a tensor of the loss's size
     if reduction == "mean":
-        total, mass = sum_elements(loss, counted, weights)
-        return total / mass.clamp_min(1) if weights is None else mean_over_mass(total, mass)
+        total, total_weight = sum_elements(loss, counted, weights)
+        return total / total_weight.clamp_min(1) if weights is None else mean_over_weight(total, total_weight)
     loss = loss if weights is None else loss * _of_elements(weights, loss)
     return loss.sum() if reduction == "sum" else loss
 
@@ -80,8 +80,8 @@ def sum_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -
         return loss.sum(), torch.full((), loss.numel(), device=loss.device) if counted is None else counted.sum()
     weights = _of_elements(weights, loss)
     # laid out as the loss, so that weights that broadcast add up in the same order as expanded ones
-    mass = weights.expand_as(loss).contiguous() if counted is None else torch.where(counted, weights, 0)
-    return (loss * weights).sum(), mass.sum()
+    total_weight = weights.expand_as(loss).contiguous() if counted is None else torch.where(counted, weights, 0)
+    return (loss * weights).sum(), total_weight.sum()
 
 
 def _of_elements(weights: Tensor, loss: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_logits, check_row_flags, check_row_weights, check_targets
-from imbalanced_losses.execution import can_read_values, reads_freely
+from imbalanced_losses.dispatch import can_read_values, may_branch_on_values
+from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.label_values import check_target_values, check_weight_values
-from imbalanced_losses.precision import working_dtype
+from imbalanced_losses.validation import check_logits, check_row_flags, check_row_weights, check_targets
 
 __all__ = ["Rows", "Task", "parse_rows"]
 
@@ -59,7 +59,7 @@ def parse_rows(
     labels = check_targets(targets, logits, multilabel=task.multilabel)
     if check_values and can_read_values(targets):
         check_target_values(targets, task.num_classes, task.ignore_index, multilabel=task.multilabel)
-    n, device, dtype = logits.shape[0], logits.device, working_dtype(logits)
+    n, device, dtype = logits.shape[0], logits.device, compute_dtype(logits)
     if iid_mask is None:
         iid = torch.ones(n, dtype=torch.bool, device=device)
     else:
@@ -80,7 +80,7 @@ def _with_finite_weights(rows: Rows) -> Rows:
     So the rules of such logits hold: this step's loss is not finite, and the row is stored as an ignored one.
     """
     weight = rows.sample_weight
-    if reads_freely(weight) and math.isfinite(weight.sum()):
+    if may_branch_on_values(weight) and math.isfinite(weight.sum()):
         return rows
     finite = weight.isfinite()
     of_row = finite[:, None] if rows.valid.dim() == 2 else finite

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.pool import Pool
-from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["subsample"]
 
@@ -32,20 +32,26 @@ def subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generato
     members = groups.gather(-1, shuffled)
     first = members & (members.cumsum(-1) <= quota)
     protected = torch.zeros_like(first).scatter(-1, shuffled, first).any(0)
-    kept = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
-    rows = {name: getattr(pool, name)[..., kept] for name in ("scores", "valid", "positive", "iid", "sample_weight")}
+    row_index = torch.where(protected, -1, torch.where(takes_part, noise[0], 2)).argsort()[:size]
+    rows = {
+        name: getattr(pool, name)[..., row_index] for name in ("scores", "valid", "positive", "iid", "sample_weight")
+    }
     # a score that is not finite shows, also where its row is left out: inf - inf is nan
     rows["scores"] = rows["scores"] + (pool.scores - pool.scores).detach().sum(-1, keepdim=True)
-    chance = _chance_to_be_kept(groups, takes_part, quota, protected.sum(), size)[kept]
+    chance = _inclusion_probability(groups, takes_part, quota, protected.sum(), size)[row_index]
     n, k = pool.positive.sum(-1), rows["positive"].sum(-1)
-    beside = (n - 1).to(chance.dtype) / (k - 1).clamp_min(1)  # one over the chance of another, given that one is kept
+    pair_weight = (n - 1).to(chance.dtype) / (k - 1).clamp_min(
+        1
+    )  # one over the chance of another, given that one is kept
     dtype = pool.scores.dtype
-    return dataclasses.replace(pool, kept=kept, stands_for=(1 / chance).to(dtype), beside=beside.to(dtype), **rows)
+    return dataclasses.replace(
+        pool, row_index=row_index, inclusion_weight=(1 / chance).to(dtype), pair_weight=pair_weight.to(dtype), **rows
+    )
 
 
-def _chance_to_be_kept(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:
+def _inclusion_probability(groups: Tensor, takes_part: Tensor, quota: Tensor, n_protected: Tensor, size: int) -> Tensor:
     """``[M]``: of being among the protected of one of the row's classes, or else among those that fill up."""
-    dtype = widest_dtype(groups.device)
+    dtype = accumulation_dtype(groups.device)
     protection = (quota.to(dtype) / groups.sum(-1).clamp_min(1)).clamp_max(1)
     unprotected = torch.where(groups, 1 - protection[:, None], 1).prod(0)
     n_others = (takes_part.sum() - n_protected).clamp_min(1)

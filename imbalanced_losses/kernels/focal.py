@@ -14,7 +14,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import can_overwrite, is_traced, is_transformed, reads_freely
+from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values, may_run_in_place
 
 __all__ = ["Focal", "Terms", "by_blocks", "floored", "lowest_base", "softplus"]
 
@@ -49,10 +49,10 @@ class Focal(ABC):
         return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
 
     @final
-    def mean_of_few(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor | None:
+    def fused_mean(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor | None:
         """The mean over what is not ignored, as one node of the graph; None if that is not known to be faster."""
-        if 0 < logits.numel() <= FEW_LOGITS and reads_freely(logits, targets):
-            return _MeanOfFew.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        if 0 < logits.numel() <= FEW_LOGITS and may_branch_on_values(logits, targets):
+            return _FusedMean.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
         return None
 
     @abstractmethod
@@ -60,23 +60,23 @@ class Focal(ABC):
         """Which elements are not ignored; None if none can be."""
 
     @abstractmethod
-    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The loss or, given the gradient by it, the gradient by the logits, for :func:`can_overwrite` calls only."""
+    def _fused(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        """The loss or, given its gradient, the gradient by the logits; only where :func:`may_run_in_place`."""
 
     @abstractmethod
-    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Terms | None:
-        """What loss and gradient are made of, or None if these need other steps; for :func:`can_overwrite` calls."""
+    def _fused_terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Terms | None:
+        """What loss and gradient are made of, or None if these need other steps; for :func:`may_run_in_place` calls."""
 
     @abstractmethod
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         """The loss per element; 0 where ignored."""
 
     @abstractmethod
-    def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+    def _vjp(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         """The gradient of ``sum(grad * loss)``."""
 
     @abstractmethod
-    def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+    def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         """The derivative of the loss in the direction ``tangent``."""
 
 
@@ -87,18 +87,18 @@ class _Derivatives(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, alpha = ctx.saved_tensors
         grad = grad.expand(targets.shape)
-        overwrites = can_overwrite(grad, logits)
+        overwrites = may_run_in_place(grad, logits)
         if overwrites and ctx.terms is not None:
             gradient = ctx.terms.gradient(grad).to(logits.dtype)
         elif overwrites:
-            gradient = ctx.focal._at_once(grad, logits, targets, alpha)
+            gradient = ctx.focal._fused(grad, logits, targets, alpha)
         else:
-            gradient = ctx.focal._pullback(grad, logits, targets, alpha).to(logits.dtype)
+            gradient = ctx.focal._vjp(grad, logits, targets, alpha).to(logits.dtype)
         return None, gradient, None, None
 
     @staticmethod
     def jvp(ctx: Any, _focal: None, tangent: Tensor, *_constants: None) -> Tensor:
-        return ctx.focal._pushforward(tangent, *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return ctx.focal._jvp(tangent, *ctx.saved_tensors)  # type: ignore[no-any-return]
 
 
 @final
@@ -109,15 +109,15 @@ class _ClosedForm(_Derivatives):
     def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
         _keep(ctx, focal, tensors)
         logits, targets, _ = tensors
-        if not can_overwrite(logits):
+        if not may_run_in_place(logits):
             return focal._value(*tensors)
-        if logits.numel() <= FEW_LOGITS and reads_freely(logits, targets):
-            ctx.terms = focal._terms_at_once(*tensors)
-        return focal._at_once(None, *tensors) if ctx.terms is None else ctx.terms.loss()
+        if logits.numel() <= FEW_LOGITS and may_branch_on_values(logits, targets):
+            ctx.terms = focal._fused_terms(*tensors)
+        return focal._fused(None, *tensors) if ctx.terms is None else ctx.terms.loss()
 
 
 @final
-class _MeanOfFew(_Derivatives):
+class _FusedMean(_Derivatives):
     """Its mean over what is not ignored."""
 
     @staticmethod

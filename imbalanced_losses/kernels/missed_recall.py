@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.execution import has_tangent, is_plain_eager, may_read
+from imbalanced_losses.dispatch import has_tangent, holds_values, is_plain_eager
 from imbalanced_losses.kernels.operators import propagate_nonfinite, with_gradient
 from imbalanced_losses.kernels.packing import Unpacked, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
@@ -75,16 +75,16 @@ def missed_recall(
     """
     constants = thresholds.detach(), positive, weight, temperature.detach(), reference, counts
     if is_plain_eager() and not has_tangent(scores):
-        mean, squares, mass = with_gradient(_kernel, _gradient, scores, *constants)
+        mean, squares, total_weight = with_gradient(_kernel, _gradient, scores, *constants)
     else:
-        mean, squares, mass = _missed_recall(scores, *constants)
-    return mean, squares, mass
+        mean, squares, total_weight = _missed_recall(scores, *constants)
+    return mean, squares, total_weight
 
 
 @propagate_nonfinite
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Value, statistics and gradient ``[C, M]``; on the CPU of the positives alone, some classes at a time."""
-    step = max(1, CHUNK // scores.shape[1]) if may_read(scores) else len(scores)
+    step = max(1, CHUNK // scores.shape[1]) if holds_values(scores) else len(scores)
     if step >= len(scores):
         return _with_gradient(scores, *constants)
     each = []
@@ -105,20 +105,20 @@ def _with_gradient(
     counts: Tensor | None,
     differentiate: bool,
 ) -> tuple[Tensor, ...]:
-    rows = pack(positive) if may_read(scores) and scores.numel() >= PACKED_FROM else Unpacked(positive)
-    share, mass = rows.shares(weight)
+    rows = pack(positive) if holds_values(scores) and scores.numel() >= PACKED_FROM else Unpacked(positive)
+    share, total_weight = rows.shares(weight)
     scale = rows.by_row(temperature)
     misses = wide_sigmoid((rows.by_row(thresholds.mT) - rows.gather(scores)) / scale)  # [K, P] or [K, C, M]
     miss = _trapezoid(misses)
     weighted = miss * share
-    statistics = rows.sum_by_row(weighted).to(scores.dtype), rows.sum_by_row(weighted * miss), mass
+    statistics = rows.sum_by_row(weighted).to(scores.dtype), rows.sum_by_row(weighted * miss), total_weight
     if not differentiate:
         return *statistics, scores.new_empty(0)
     slopes = misses.square().sub_(misses).mul_(share / scale)
     gradient = rows.scatter(_trapezoid(slopes).to(scores.dtype))
     if reference is not None:
         by_thresholds = torch.stack([rows.sum_by_row(slope) for slope in slopes]).to(scores.dtype)
-        share_of_row = _shares_in_threshold(scores, thresholds, reference, temperature, counts)
+        share_of_row = _threshold_gradient(scores, thresholds, reference, temperature, counts)
         gradient = gradient - _trapezoid(by_thresholds[..., None] * share_of_row.transpose(0, 1))
     return *statistics, gradient
 
@@ -134,13 +134,13 @@ def _missed_recall(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, as an expression that autograd and compilers differentiate and fuse."""
     if reference is not None:
-        thresholds = _follow_scores(thresholds, scores, reference, temperature, counts)
+        thresholds = _with_implicit_gradient(thresholds, scores, reference, temperature, counts)
     misses = wide_sigmoid((thresholds.mT[:, :, None] - scores) / temperature[:, None])  # [K, C, M]
     miss = _trapezoid(misses)
-    share, mass = shares(positive, weight)
+    share, total_weight = shares(positive, weight)
     weighted = miss * share
     mean = _guard(weighted.sum(-1).to(scores.dtype), scores)
-    return mean, (weighted * miss).detach().sum(-1), mass
+    return mean, (weighted * miss).detach().sum(-1), total_weight
 
 
 def _guard(mean: Tensor, scores: Tensor) -> Tensor:
@@ -157,15 +157,15 @@ def _trapezoid(values: Tensor) -> Tensor:
     return values[0].lerp(values[1], 0.5) if k == 2 else (values.sum(0) - (values[0] + values[-1]) / 2) / (k - 1)
 
 
-def _follow_scores(
+def _with_implicit_gradient(
     thresholds: Tensor, scores: Tensor, reference: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
     """The same thresholds ``[C, K]``, with the gradient of the soft quantile that each of them is."""
-    share = _shares_in_threshold(scores.detach(), thresholds, reference, temperature, counts)
+    share = _threshold_gradient(scores.detach(), thresholds, reference, temperature, counts)
     return thresholds + (share * (scores - scores.detach())[:, None]).sum(-1)
 
 
-def _shares_in_threshold(
+def _threshold_gradient(
     scores: Tensor, thresholds: Tensor, reference: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
     """``d theta / d s [C, K, M]``, in log space (a softmax), so that they stay shares where every ``k`` underflows."""

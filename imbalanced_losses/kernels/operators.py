@@ -24,8 +24,8 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import forward_levels, has_tangent, is_plain_eager, may_read
-from imbalanced_losses.precision import widest_dtype
+from imbalanced_losses.dispatch import forward_levels, has_tangent, holds_values, is_plain_eager
+from imbalanced_losses.dtypes import accumulation_dtype
 
 __all__ = [
     "batch_of_rows",
@@ -143,7 +143,7 @@ def make_mean(
     """
 
     def fake(scores: Tensor, *rest: Any) -> Outputs:
-        wide, size = widest_dtype(scores.device), len(scores)
+        wide, size = accumulation_dtype(scores.device), len(scores)
         statistics = (scores.new_empty(size, dtype=wide) for _ in range(n_statistics))
         return scores.new_empty(size), *statistics, scores.new_empty(scores.shape if rest[-1] else 0)
 
@@ -179,7 +179,7 @@ def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs
 
     @functools.wraps(kernel)
     def wrapped(scores: Tensor, *constants: Any) -> Outputs:
-        if may_read(scores):
+        if holds_values(scores):
             if math.isfinite(scores.sum()):
                 return kernel(scores, *constants)
             value, *statistics, gradient = kernel(scores.nan_to_num(0, 0, 0), *constants)

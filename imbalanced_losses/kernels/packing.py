@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.precision import widest_dtype
+from imbalanced_losses.dtypes import accumulation_dtype
 
 __all__ = ["Packed", "Unpacked", "pack", "shares"]
 
@@ -61,10 +61,10 @@ class Packed(NamedTuple):
     def shares(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """What each element adds to its row's mean under ``weight [R, M]``: ``[P]``, and the sum of weights ``[R]``."""
         weight = self.gather(weight).double()
-        mass = self.sum_by_row(weight)
+        total_weight = self.sum_by_row(weight)
         if len(self.counts) == 1:
-            return weight / (float(mass) or 1.0), mass
-        return weight / self.by_row(mass + (mass == 0)), mass
+            return weight / (float(total_weight) or 1.0), total_weight
+        return weight / self.by_row(total_weight + (total_weight == 0)), total_weight
 
     def centred(self, values: Tensor, row: int | None = None, part: slice = slice(None)) -> Tensor:
         """``values`` of ``part`` of the elements, less their mean in each row; all are of ``row``, if one is given."""
@@ -117,8 +117,8 @@ class Unpacked(NamedTuple):
 def shares(mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What each set element of ``mask [R, M]`` adds to a mean under ``weight``, 0 elsewhere; the sums of weights."""
     weight = torch.where(mask, weight, 0)
-    mass = weight.sum(-1, dtype=widest_dtype(weight.device))
-    return weight / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None], mass
+    total_weight = weight.sum(-1, dtype=accumulation_dtype(weight.device))
+    return weight / total_weight.clamp_min(torch.finfo(total_weight.dtype).tiny)[:, None], total_weight
 
 
 def pack(mask: Tensor) -> Packed:

@@ -13,10 +13,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import is_plain_eager, may_read
+from imbalanced_losses.dispatch import holds_values, is_plain_eager
+from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.kernels.operators import in_graph, make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
-from imbalanced_losses.precision import widest_dtype, working_dtype
 
 __all__ = ["INTERPOLATIONS", "Interpolation", "masked_quantile"]
 
@@ -69,7 +69,7 @@ def _kernel(
 ) -> Tensor:
     """On the CPU some rows at a time: temporaries are several times as large as the values."""
     r, m = values.shape
-    step = max(1, CHUNK // max(1, m)) if may_read(values) else r
+    step = max(1, CHUNK // max(1, m)) if holds_values(values) else r
     if step >= r:
         return _quantiles(values, mask, levels, interpolation, counts)
     parts = [slice(start, start + step) for start in range(0, r, step)]
@@ -116,8 +116,8 @@ def _opaque(*arguments: Any) -> Tensor:
 def _quantiles(
     values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation, counts: Tensor | None
 ) -> Tensor:
-    if counts is None and may_read(values):
-        wide = values.to(working_dtype(values))
+    if counts is None and holds_values(values):
+        wide = values.to(compute_dtype(values))
         return _quantiles_of_read_counts(wide, mask, levels, interpolation).to(values.dtype)
     return _quantiles_by_static_shapes(values, mask, levels, interpolation, counts)
 
@@ -128,8 +128,8 @@ def _quantiles_by_static_shapes(
     """On accelerators, and of few values where a compiler fuses it: reads nothing."""
     if counts is not None:
         return _counted_quantile(values, mask * counts, levels, interpolation)
-    count = mask.sum(-1, keepdim=True, dtype=widest_dtype(values.device))
-    kept = torch.where(mask, values.to(working_dtype(values)), -torch.inf)
+    count = mask.sum(-1, keepdim=True, dtype=accumulation_dtype(values.device))
+    kept = torch.where(mask, values.to(compute_dtype(values)), -torch.inf)
     descending = _largest(kept, min(levels))
     last = (count - 1).clamp_min(0)
     position = last * levels[0] if len(levels) == 1 else torch.cat([last * level for level in levels], -1)
@@ -205,9 +205,9 @@ class _Elements:
 
 def _counted_quantile(values: Tensor, counts: Tensor, levels: Sequence[float], interpolation: Interpolation) -> Tensor:
     """:func:`masked_quantile` of rows in which each element is there ``counts [R, M]`` times; 0 masks it."""
-    kept = torch.where(counts > 0, values.to(working_dtype(values)), torch.inf)
+    kept = torch.where(counts > 0, values.to(compute_dtype(values)), torch.inf)
     ascending = argsort_rows(kept)
-    upto = counts.gather(-1, ascending).to(widest_dtype(values.device)).cumsum(-1)
+    upto = counts.gather(-1, ascending).to(accumulation_dtype(values.device)).cumsum(-1)
     total = upto[:, -1:]
     position = torch.cat([(total - 1).clamp_min(0) * level for level in levels], -1)
 

@@ -8,9 +8,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import can_overwrite, reads_freely
+from imbalanced_losses.dispatch import may_branch_on_values, may_run_in_place
+from imbalanced_losses.dtypes import compute_dtype, label_slack
 from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, lowest_base, softplus
-from imbalanced_losses.precision import label_slack, working_dtype
 
 __all__ = ["SigmoidFocal"]
 
@@ -19,10 +19,10 @@ BLOCK_SIZE = 1 << 17
 
 
 class _SigmoidTerms(NamedTuple):
-    away: Tensor  # from the label's side: 1 or -1
-    hardness: Tensor  # of the label: 1/2 if it is 0 or 1
-    softness: Tensor  # 1/2 - hardness
-    wrong: Tensor  # probability of the other side than the label's
+    sign: Tensor  # from the label's side: 1 or -1
+    certainty: Tensor  # of the label: 1/2 if it is 0 or 1
+    ambiguity: Tensor  # 1/2 - certainty
+    p_wrong: Tensor  # probability of the other side than the label's
     miss: Tensor  # 1 - p_t
     cross_entropy: Tensor
     weight: Tensor | float  # alpha_t
@@ -45,16 +45,16 @@ class SigmoidFocal(Focal):
     def counted(self, targets: Tensor) -> Tensor | None:
         """Which elements are not ignored; None if none can be."""
         # uint8 156 equals -100 if asked as it is
-        return None if self.ignore_index is None else targets.to(working_dtype(targets)) != self.ignore_index
+        return None if self.ignore_index is None else targets.to(compute_dtype(targets)) != self.ignore_index
 
-    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _HardTerms | None:
-        dtype = working_dtype(logits)
+    def _fused_terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _BinaryLabelTerms | None:
+        dtype = compute_dtype(logits)
         if self.ignore_index is not None:
             return None
-        return _hard_terms(logits.to(dtype), targets.to(dtype), self.balance, self.gamma)
+        return _binary_label_terms(logits.to(dtype), targets.to(dtype), self.balance, self.gamma)
 
-    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        dtype, reads = working_dtype(logits), reads_freely(logits, targets)
+    def _fused(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        dtype, reads = compute_dtype(logits), may_branch_on_values(logits, targets)
 
         def of_block(z: Tensor, y: Tensor, grad: Tensor | None = None) -> Tensor:
             slack = label_slack(y.dtype)
@@ -62,7 +62,7 @@ class SigmoidFocal(Focal):
             z, y = z.to(dtype), y.to(dtype)
             if ignored is not None:
                 z, y = z.masked_fill(ignored, 0), y.masked_fill(ignored, 0)
-            terms = _hard_terms(z, y, self.balance, self.gamma) if reads else None
+            terms = _binary_label_terms(z, y, self.balance, self.gamma) if reads else None
             if terms is None:
                 y = y if reads and _in_bounds(y) else _unrounded(y, slack)
                 block = _soft_block(z, y, grad, self.balance, self.gamma)
@@ -80,37 +80,37 @@ class SigmoidFocal(Focal):
         loss = floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy
         return self._unless_ignored(loss if self.balance == -1 else loss * terms.weight, targets)
 
-    def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        away, hardness, softness, wrong, miss, cross_entropy, weight = self._terms(logits, targets)
+    def _vjp(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        sign, certainty, ambiguity, p_wrong, miss, cross_entropy, weight = self._terms(logits, targets)
         miss = floored(miss, self.gamma - 1)
-        spread = hardness * wrong * (1 - wrong)
-        slope = torch.addcmul(miss * (wrong - softness), spread, cross_entropy, value=2 * self.gamma)
-        return self._unless_ignored(grad * away * (weight * miss.pow(self.gamma - 1)) * slope, targets)
+        spread = certainty * p_wrong * (1 - p_wrong)
+        slope = torch.addcmul(miss * (p_wrong - ambiguity), spread, cross_entropy, value=2 * self.gamma)
+        return self._unless_ignored(grad * sign * (weight * miss.pow(self.gamma - 1)) * slope, targets)
 
-    def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        return self._pullback(tangent, logits, targets, alpha)  # elements do not mix: the derivative is diagonal
+    def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        return self._vjp(tangent, logits, targets, alpha)  # elements do not mix: the derivative is diagonal
 
     def _terms(self, logits: Tensor, targets: Tensor) -> _SigmoidTerms:
-        dtype = working_dtype(logits)
+        dtype = compute_dtype(logits)
         z = self._unless_ignored(logits.to(dtype), targets)
         half = 0.5 - _unrounded(self._unless_ignored(targets.to(dtype), targets), label_slack(targets.dtype))
-        away = half.new_ones(()).copysign(half)
-        hardness = away * half
-        if not can_overwrite(logits):  # autograd of the formula would give a finite gradient where the loss is not
-            away = away.add(z.detach(), alpha=0)
-        x = away * z
-        softness, wrong = 0.5 - hardness, x.sigmoid()
-        miss = torch.addcmul(softness, hardness, wrong, value=2)
-        cross_entropy = torch.addcmul(softplus(x), softness, x, value=-1)
+        sign = half.new_ones(()).copysign(half)
+        certainty = sign * half
+        if not may_run_in_place(logits):  # autograd of the formula would give a finite gradient where the loss is not
+            sign = sign.add(z.detach(), alpha=0)
+        x = sign * z
+        ambiguity, p_wrong = 0.5 - certainty, x.sigmoid()
+        miss = torch.addcmul(ambiguity, certainty, p_wrong, value=2)
+        cross_entropy = torch.addcmul(softplus(x), ambiguity, x, value=-1)
         weight = 1.0 if self.balance == -1 else (1 - 2 * self.balance) * half + 0.5
-        return _SigmoidTerms(away, hardness, softness, wrong, miss, cross_entropy, weight)
+        return _SigmoidTerms(sign, certainty, ambiguity, p_wrong, miss, cross_entropy, weight)
 
     def _unless_ignored(self, value: Tensor, targets: Tensor) -> Tensor:
         counted = self.counted(targets)
         return value if counted is None else torch.where(counted, value, 0)
 
 
-class _HardTerms(NamedTuple):
+class _BinaryLabelTerms(NamedTuple):
     """What the sigmoid focal loss of labels 0 and 1 and its gradient are made of, all of one shape."""
 
     miss: Tensor  # 1 - p_t
@@ -129,7 +129,7 @@ class _HardTerms(NamedTuple):
         return torch.add(self.miss, slope, alpha=self.gamma).mul_(self.weight).mul_(grad)
 
 
-def _hard_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _HardTerms | None:
+def _binary_label_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _BinaryLabelTerms | None:
     """The terms for logits and labels of one dtype, in half the steps of other labels; None if one is not 0 or 1.
 
     It reads the labels.
@@ -140,7 +140,7 @@ def _hard_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _HardTerm
     cross_entropy = softplus(x)
     miss = x.sigmoid_()
     weight = torch.rsub(y, 1, alpha=2) if balance == -1 else torch.rsub(y, 1 - balance)
-    return _HardTerms(miss, cross_entropy, miss.pow(gamma).mul_(weight), gamma)
+    return _BinaryLabelTerms(miss, cross_entropy, miss.pow(gamma).mul_(weight), gamma)
 
 
 def _in_bounds(y: Tensor) -> bool:

@@ -9,9 +9,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import can_overwrite, is_traced, reads_freely
+from imbalanced_losses.dispatch import is_traced, may_branch_on_values, may_run_in_place
+from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, softplus
-from imbalanced_losses.precision import working_dtype
 
 __all__ = ["SoftmaxFocal"]
 
@@ -38,7 +38,7 @@ class _SoftmaxTerms(NamedTuple):
     others: Tensor  # the other classes' unnormalised probabilities, 0 at the target
     rest: Tensor  # their sum
     miss: Tensor  # 1 - p_y
-    focus: Tensor  # (1 - p_y)^gamma
+    modulator: Tensor  # (1 - p_y)^gamma
     cross_entropy: Tensor
 
 
@@ -60,46 +60,46 @@ class SoftmaxFocal(Focal):
         """Which positions are not ignored."""
         return targets.long() != self.ignore_index
 
-    def _terms_at_once(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _ModerateTerms | None:
+    def _fused_terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _ModerateTerms | None:
         if self.label_smoothing > 0:
             return None
-        return _moderate_terms(logits.to(working_dtype(logits)), targets, alpha, self.gamma, self.ignore_index)
+        return _moderate_terms(logits.to(compute_dtype(logits)), targets, alpha, self.gamma, self.ignore_index)
 
-    def _at_once(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        reads = reads_freely(logits, targets)
+    def _fused(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        reads = may_branch_on_values(logits, targets)
         few_classes = reads and logits.dim() == 2 and logits.shape[1] <= FEW_CLASSES
 
         def of_block(*rows: Tensor) -> Tensor:
             if few_classes:
                 rows = tuple(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows)
-            z, y, *pulled = rows
-            terms = self._terms_at_once(z, y, alpha) if reads else None
+            z, y, *grads = rows
+            terms = self._fused_terms(z, y, alpha) if reads else None
             if terms is not None:
-                block = terms.gradient(pulled[0]) if pulled else terms.loss()
+                block = terms.gradient(grads[0]) if grads else terms.loss()
             else:
-                block = self._pullback(pulled[0], z, y, alpha) if pulled else self._value(z, y, alpha)
+                block = self._vjp(grads[0], z, y, alpha) if grads else self._value(z, y, alpha)
             return block.squeeze(0).movedim(-1, 0) if few_classes else block
 
         if grad is None:
-            return by_blocks(of_block, BLOCK_SIZE, working_dtype(logits), targets, logits, targets)
+            return by_blocks(of_block, BLOCK_SIZE, compute_dtype(logits), targets, logits, targets)
         return by_blocks(of_block, BLOCK_SIZE, logits.dtype, logits, logits, targets, grad)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)
-        return (terms.focus * terms.cross_entropy).masked_fill(terms.ignored, 0).squeeze(1)
+        return (terms.modulator * terms.cross_entropy).masked_fill(terms.ignored, 0).squeeze(1)
 
-    def _pullback(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        ignored, own_class, others, rest, miss, focus, cross_entropy = self._terms(logits, targets, alpha)
+    def _vjp(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        ignored, own_class, others, rest, miss, modulator, cross_entropy = self._terms(logits, targets, alpha)
         base = floored(miss, self.gamma)
-        by_focus = 1 - miss if base is miss else (1 - miss) * (miss / base)
+        by_modulator = 1 - miss if base is miss else (1 - miss) * (miss / base)
         by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
         if self.gamma > 0:
             # the limit where the target is ruled out: 1 - miss is 0 and the cross-entropy infinite
-            bounded = torch.where(by_focus == 0, 0, cross_entropy)
-            by_margin = torch.addcmul(by_margin, by_focus, bounded, value=self.gamma)
-        grad = grad.unsqueeze(1) * focus
+            bounded = torch.where(by_modulator == 0, 0, cross_entropy)
+            by_margin = torch.addcmul(by_margin, by_modulator, bounded, value=self.gamma)
+        grad = grad.unsqueeze(1) * modulator
         by_others = (grad * by_margin / rest).masked_fill(ignored, 0)
-        if can_overwrite(grad, logits):
+        if may_run_in_place(grad, logits):
             gradient = others.mul_(by_others).scatter_(1, own_class, -by_others * rest)
         else:
             gradient = by_others * torch.where(_is_own(others, own_class), -rest, others)
@@ -108,17 +108,17 @@ class SoftmaxFocal(Focal):
         smooth = grad.masked_fill(ignored, 0) * self._share(logits, alpha)
         return gradient - smooth + torch.where(_is_own(smooth, own_class), smooth.sum(1, keepdim=True), 0)
 
-    def _pushforward(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        ones = torch.ones_like(targets, dtype=working_dtype(logits))
-        return (self._pullback(ones, logits, targets, alpha) * tangent).sum(1)  # positions do not mix
+    def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
+        ones = torch.ones_like(targets, dtype=compute_dtype(logits))
+        return (self._vjp(ones, logits, targets, alpha) * tangent).sum(1)  # positions do not mix
 
     def _terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _SoftmaxTerms:
-        z = logits.to(working_dtype(logits))
+        z = logits.to(compute_dtype(logits))
         targets = targets.long().unsqueeze(1)
         ignored = targets == self.ignore_index
         own_class = targets.masked_fill(ignored, 0)
-        if can_overwrite(logits) and z.shape[1] > 1:
-            others, highest = self._others_at_once(z, own_class)
+        if may_run_in_place(logits) and z.shape[1] > 1:
+            others, highest = self._fused_others(z, own_class)
             broken = highest * 0
         else:
             intact = z.detach().amax(1, keepdim=True).abs() < torch.inf  # -inf if all classes are ruled out
@@ -130,13 +130,13 @@ class SoftmaxFocal(Focal):
         rest = rest.clamp_min(torch.finfo(z.dtype).tiny)  # to divide by
         lead = log_rest - own + broken
         miss, cross_entropy = self._miss(lead), softplus(lead)
-        focus = floored(miss, self.gamma).pow(self.gamma)
+        modulator = floored(miss, self.gamma).pow(self.gamma)
         if alpha is not None or self.label_smoothing > 0:
             cross_entropy = cross_entropy * self._target_weight(alpha, own_class)
         if self.label_smoothing > 0:
             log_likelihoods = z - highest - torch.logaddexp(own, log_rest)
             cross_entropy = cross_entropy - (self._share(logits, alpha) * log_likelihoods).sum(1, keepdim=True)
-        return _SoftmaxTerms(ignored, own_class, others, rest, miss, focus, cross_entropy)
+        return _SoftmaxTerms(ignored, own_class, others, rest, miss, modulator, cross_entropy)
 
     def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """The other classes' ``exp(z - highest)`` and the highest of their logits."""
@@ -146,13 +146,13 @@ class SoftmaxFocal(Focal):
         powers = (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_()
         return torch.where(others > -torch.inf, powers, 0), highest
 
-    def _others_at_once(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
+    def _fused_others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
         """``_others`` by the highest logit of all, in the fewest passes over ``z``; finite also where ``z`` is not."""
         highest = z.amax(1, keepdim=True)
         least = math.log2(torch.finfo(z.dtype).tiny)
         powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
         others = powers.exp2_().scatter_(1, own_class, 0)
-        if not (z.numel() and reads_freely(z) and z.amin().item() > -torch.inf):  # spares two slower passes
+        if not (z.numel() and may_branch_on_values(z) and z.amin().item() > -torch.inf):  # spares two slower passes
             others.masked_fill_(z == -torch.inf, 0)
         return others, highest
 
@@ -169,7 +169,7 @@ class SoftmaxFocal(Focal):
 
     def _share(self, logits: Tensor, alpha: Tensor | None) -> Tensor:
         """Weight of every ``-log p_c`` in the cross-entropy, ``[1, C, 1, ...]``."""
-        alpha = logits.new_ones(logits.shape[1], dtype=working_dtype(logits)) if alpha is None else alpha
+        alpha = logits.new_ones(logits.shape[1], dtype=compute_dtype(logits)) if alpha is None else alpha
         return self.label_smoothing / len(alpha) * alpha.reshape(1, -1, *[1] * (logits.dim() - 2))
 
     def _weight_of_all(self, alpha: Tensor, own_class: Tensor) -> Tensor:
@@ -190,17 +190,17 @@ class _ModerateTerms(NamedTuple):
     total: Tensor  # that of all classes
     odds: Tensor  # against the target: rest / exp(z_y)
     cross_entropy: Tensor
-    focus: Tensor  # (1 - p_y)^gamma and the target's weight
+    modulator: Tensor  # (1 - p_y)^gamma and the target's weight
     gamma: float
 
     def loss(self) -> Tensor:
         """The loss per position ``[N, ...]``."""
-        loss = (self.focus * self.cross_entropy).squeeze(1)
+        loss = (self.modulator * self.cross_entropy).squeeze(1)
         return loss if self.ignored is None else loss.masked_fill_(self.ignored, 0)
 
     def gradient(self, grad: Tensor) -> Tensor:
         """The gradient by the logits ``[N, C, ...]``, given that by the loss."""
-        by_others = torch.addcmul(self.focus, self.focus, self.cross_entropy / self.odds, value=self.gamma)
+        by_others = torch.addcmul(self.modulator, self.modulator, self.cross_entropy / self.odds, value=self.gamma)
         by_others.div_(self.total).squeeze(1).mul_(grad)
         if self.ignored is not None:
             by_others.squeeze(1).masked_fill_(self.ignored, 0)
@@ -232,14 +232,14 @@ def _moderate_terms(
     others.scatter_(1, own_class, torch.zeros_like(own))  # by zeros, twice as fast as by 0
     rest = others.sum(1, keepdim=True)
     odds, total = rest / own, rest + own
-    focus = (rest / total).pow_(gamma)
+    modulator = (rest / total).pow_(gamma)
     if alpha is not None:
-        focus.mul_(alpha[own_class])
-    return _ModerateTerms(ignored, own_class, others, rest, total, odds, odds.log1p(), focus, gamma)
+        modulator.mul_(alpha[own_class])
+    return _ModerateTerms(ignored, own_class, others, rest, total, odds, odds.log1p(), modulator, gamma)
 
 
 def _is_own(z: Tensor, own_class: Tensor) -> Tensor:
-    """Bool ``[N, C, ...]``. Not a scatter: the default backend fuses it, and scatters into wrong columns."""
+    """Bool ``[N, C, ...]``. Not a scatter: the default backend fuses it, and scatters into p_wrong columns."""
     number = torch.arange(z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.dim() - 2))
     return number == own_class
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_config, check_flag, check_integer, check_temperature_number
-from imbalanced_losses.execution import reads_freely
+from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.pool import Pool, check_queue, join_rows
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.queue import QueueState, push
@@ -20,13 +19,14 @@ from imbalanced_losses.reductions import Reduction, reduce_classes
 from imbalanced_losses.rows import Rows, parse_rows
 from imbalanced_losses.sampling import subsample
 from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.validation import check_choice, check_config, check_flag, check_integer, check_temperature_number
 
 __all__ = ["PerClass", "RankingConfig", "RankingStep", "evaluate", "mark_invalid", "ranking_step", "reduced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingConfig:
-    """What every ranking loss can be told; see the losses' own configs."""
+    """The options of every ranking loss."""
 
     num_classes: int
     temperature: float = 0.01
@@ -123,7 +123,7 @@ def mark_invalid(result: PerClass) -> PerClass:
 
     A class with a logit that is not finite is valid, and ``nan``, too.
     """
-    if reads_freely(result.valid) and result.valid.all():
+    if may_branch_on_values(result.valid) and result.valid.all():
         return result
     valid = result.valid | result.loss.isnan()
     return dataclasses.replace(result, loss=torch.where(valid, result.loss, torch.nan), valid=valid)

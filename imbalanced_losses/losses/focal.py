@@ -9,7 +9,12 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import (
+from imbalanced_losses.dtypes import compute_dtype
+from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
+from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
+from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
+from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.validation import (
     check_choice,
     check_class_ids,
     check_class_weights,
@@ -22,11 +27,6 @@ from imbalanced_losses.checks import (
     check_number,
     check_weight_sequence,
 )
-from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
-from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
-from imbalanced_losses.precision import working_dtype
-from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
-from imbalanced_losses.settings import check_fields, optional
 
 __all__ = [
     "SigmoidFocalConfig",
@@ -53,7 +53,7 @@ class SigmoidFocalConfig:
     gamma : float
         At least 0. How fast well-classified elements lose influence; 0 is binary cross-entropy.
     reduction : {"mean", "sum", "none"}
-        ``"mean"`` divides by the number (with weights: by the weight mass) of elements that are not ignored.
+        ``"mean"`` divides by the number (with weights: by their total weight) of elements that are not ignored.
     ignore_index : int, optional
         Elements with this target take no part and get zero gradient.
     """
@@ -89,8 +89,9 @@ class SoftmaxFocalConfig:
     gamma : float
         At least 0. How fast well-classified positions lose influence; 0 is cross-entropy.
     reduction : {"mean", "sum", "none", "mean_positive"}
-        ``"mean"`` divides by the number (with sample weights: by the mass) of positions that are not ignored, also with
-        ``alpha``. ``"mean_positive"`` divides the same sum by the number (mass) of those not of ``background_class``.
+        ``"mean"`` divides by the number (with sample weights: the total weight) of positions that are not ignored, also
+        with ``alpha``. ``"mean_positive"`` divides the same sum by the number (total weight) of those not of
+        ``background_class``.
     ignore_index : int
         Positions with this target take no part and get zero gradient.
     background_class : int
@@ -173,7 +174,7 @@ def sigmoid_focal(
     tensor([0.1733, 0.0227, 0.0227])
     """
     focal, targets, weights = _check_sigmoid(logits, targets, cfg, sample_weight)
-    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets)) is not None:
+    if cfg.reduction == "mean" and weights is None and (mean := focal.fused_mean(logits, targets)) is not None:
         return mean
     return reduce_elements(*_sigmoid_elements(focal, logits, targets, weights), cfg.reduction)
 
@@ -261,7 +262,7 @@ def softmax_focal(
     tensor([0.3466, 0.0151])
     """
     focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
-    if cfg.reduction == "mean" and weights is None and (mean := focal.mean_of_few(logits, targets, alpha)) is not None:
+    if cfg.reduction == "mean" and weights is None and (mean := focal.fused_mean(logits, targets, alpha)) is not None:
         return mean
     elements = _softmax_elements(focal, logits, targets, cfg, alpha, weights)
     return reduce_elements(*elements, "mean" if cfg.reduction == "mean_positive" else cfg.reduction)
@@ -310,6 +311,6 @@ def _softmax_elements(
 def _class_weights(logits: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None) -> Tensor | None:
     if alpha is None and cfg.alpha is None:
         return None
-    dtype = working_dtype(logits)
+    dtype = compute_dtype(logits)
     weights = torch.tensor(cfg.alpha, dtype=dtype, device=logits.device) if alpha is None else alpha
     return check_class_weights("alpha", weights, logits).to(dtype)

@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imbalanced_losses.checks import (
+from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.dtypes import compute_dtype
+from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
+from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.validation import (
     check_choice,
     check_class_ids,
     check_class_priors,
@@ -24,10 +28,6 @@ from imbalanced_losses.checks import (
     check_nonnegative,
     check_prior_sequence,
 )
-from imbalanced_losses.execution import reads_freely
-from imbalanced_losses.precision import working_dtype
-from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
-from imbalanced_losses.settings import check_fields, optional
 
 __all__ = ["LogitAdjustedConfig", "logit_adjusted", "logit_adjusted_elements", "parse_targets"]
 
@@ -51,7 +51,7 @@ class LogitAdjustedConfig:
     gamma : float
         At least 0. Strength of the multiplicative term; 0 switches it off.
     reduction : {"mean", "sum", "none"}
-        ``"mean"`` divides by the number (with sample weights: by the mass) of targets that are not ignored.
+        ``"mean"`` divides by the number (with sample weights: the total weight) of targets that are not ignored.
     ignore_index : int
         Targets that take no part and get zero gradient.
     label_smoothing : float
@@ -230,7 +230,7 @@ def _adjust(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig, priors: T
     targets, binary = parse_targets(logits, targets, cfg)
     if priors is None and cfg.priors is None:
         raise ValueError("expected priors, got none: give class counts or shares to the config, or priors= to the call")
-    dtype = working_dtype(logits)
+    dtype = compute_dtype(logits)
     if priors is None:
         priors = torch.tensor(cfg.priors, dtype=dtype, device=logits.device)
     priors = check_class_priors("priors", priors, logits).to(dtype)
@@ -275,7 +275,7 @@ def _power(ratio: Tensor, gamma: float) -> Tensor:
 
 def _counted(targets: Tensor, ignore_index: int) -> Tensor | None:
     """Which targets are not ignored; None if a look at the data shows that all are, which spares passes over them."""
-    if targets.numel() and reads_freely(targets):
+    if targets.numel() and may_branch_on_values(targets):
         lowest = targets.amin().item()
         if lowest > ignore_index or (lowest != ignore_index and targets.amax().item() < ignore_index):
             return None
@@ -284,7 +284,7 @@ def _counted(targets: Tensor, ignore_index: int) -> Tensor | None:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all of it is known to be finite."""
-    return reads_freely(tensor) and math.isfinite(tensor.detach().sum().item())
+    return may_branch_on_values(tensor) and math.isfinite(tensor.detach().sum().item())
 
 
 def _with_nonfinite_gradient(loss: Tensor) -> Tensor:
@@ -292,6 +292,6 @@ def _with_nonfinite_gradient(loss: Tensor) -> Tensor:
 
     That of the binary cross-entropy at an infinite logit is finite.
     """
-    if loss.dim() == 0 and reads_freely(loss) and math.isfinite(loss.item()):
+    if loss.dim() == 0 and may_branch_on_values(loss) and math.isfinite(loss.item()):
         return loss
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)

@@ -9,17 +9,17 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_fraction, check_integer
-from imbalanced_losses.execution import reads_freely
+from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
 from imbalanced_losses.metrics import partial_auc_of
 from imbalanced_losses.pool import Pool
-from imbalanced_losses.precision import widest_dtype
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
+from imbalanced_losses.validation import check_choice, check_fraction, check_integer
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 
@@ -215,14 +215,16 @@ def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool =
     numerator = numerator_rows(pool, cfg) & budget.measurable[:, None]
     if cfg.surrogate == "pairwise":
         band = _negatives_in_band(pool, budget)
-        counts = None if pool.stands_for is None else pool.count(band)
-        loss, squares, mass = discordant_pairs(pool.scores, numerator, band, pool.row_weight, budget.tau, counts)
+        counts = None if pool.inclusion_weight is None else pool.count(band)
+        loss, squares, total_weight = discordant_pairs(
+            pool.scores, numerator, band, pool.row_weight, budget.tau, counts
+        )
     else:
         reference = budget.reference if cfg.threshold_gradient == "implicit" else None
-        loss, squares, mass = missed_recall(
+        loss, squares, total_weight = missed_recall(
             pool.scores, budget.thresholds, numerator, pool.row_weight, budget.tau, reference, pool.row_count
         )
-    valid, diagnostics = mass > 0, {}
+    valid, diagnostics = total_weight > 0, {}
     if diagnose:
         variance = (squares - loss.detach().to(squares.dtype).square()).clamp_min(0)
         diagnostics = _diagnose(pool, budget, variance.to(loss.dtype), valid)
@@ -269,16 +271,16 @@ def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     quantiles = masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
     thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
     scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
-    tau = pool.temperature * _first_of_some_size(scale, pool, reference, thresholds[:, -1:])
+    tau = pool.temperature * _nonzero_scale(scale, pool, reference, thresholds[:, -1:])
     return _Budget(reference=reference, thresholds=thresholds, tau=tau, measurable=negative.any(-1))
 
 
-def _first_of_some_size(scale: Tensor, pool: Pool, reference: Tensor, origin: Tensor) -> Tensor:
+def _nonzero_scale(scale: Tensor, pool: Pool, reference: Tensor, origin: Tensor) -> Tensor:
     """``scale [C]``; where it has no size the standard deviation of the reference, and where that has none, 1.
 
     A head that starts at zero, or scores that are mostly equal, must get a gradient.
     """
-    if reads_freely(scale) and float(scale.amin()) > SMALLEST_SCALE:
+    if may_branch_on_values(scale) and float(scale.amin()) > SMALLEST_SCALE:
         return scale
     # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
     deviation = _standard_deviation(pool.scores.detach() - origin, pool.count(reference))
@@ -290,7 +292,7 @@ def _standard_deviation(values: Tensor, counts: Tensor) -> Tensor:
     """Of the population in which each of ``values [C, M]`` is there ``counts [C, M]`` times; 0 if it is empty."""
     share = counts / counts.sum(-1, keepdim=True).clamp_min(1)  # no count is below 1
     deviation = values - (values * share).sum(-1, keepdim=True)
-    deviation = deviation.to(widest_dtype(values.device))  # where no square overflows or vanishes
+    deviation = deviation.to(accumulation_dtype(values.device))  # where no square overflows or vanishes
     return (deviation * deviation * share).sum(-1).sqrt().to(values.dtype)
 
 

@@ -9,7 +9,6 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_open_fraction
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
@@ -17,6 +16,7 @@ from imbalanced_losses.metrics import share_of_positives
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
+from imbalanced_losses.validation import check_choice, check_open_fraction
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
 
@@ -161,7 +161,7 @@ def recall_at_quantile_per_class(
 
 def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
-    missed, _, mass = missed_recall(
+    missed, _, total_weight = missed_recall(
         pool.scores,
         alert_threshold(pool, cfg),
         pool.positive,
@@ -170,7 +170,7 @@ def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerCl
         pool.valid if cfg.threshold_gradient == "implicit" else None,
         pool.row_count,
     )
-    return PerClass(loss=missed, valid=mass > 0, diagnostics={})
+    return PerClass(loss=missed, valid=total_weight > 0, diagnostics={})
 
 
 def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:

@@ -161,10 +161,10 @@ def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
     negative = pool.negative
     positive = pool.positive & negative.any(-1, keepdim=True)
-    missed, mass = missed_precision(
-        pool.scores, positive, negative, pool.row_weight, pool.temperature, pool.rank_counts(negative)
+    missed, total_weight = missed_precision(
+        pool.scores, positive, negative, pool.row_weight, pool.temperature, pool.rank_weights(negative)
     )
-    return PerClass(loss=missed, valid=mass > 0, diagnostics={})
+    return PerClass(loss=missed, valid=total_weight > 0, diagnostics={})
 
 
 def exact_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> tuple[Tensor, dict[str, Tensor]]:

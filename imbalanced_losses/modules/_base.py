@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 
 from torch import Tensor, nn
 
-from imbalanced_losses.checks import check_choice, check_flag
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
 from imbalanced_losses.modules._lifecycle import StatefulModule
+from imbalanced_losses.validation import check_choice, check_flag
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_element_weights
-from imbalanced_losses.execution import can_read_values, is_traced
+from imbalanced_losses.dispatch import can_read_values, is_traced
 from imbalanced_losses.label_values import check_weight_values
 from imbalanced_losses.modules._base import Config, LossModule, field_names, refuse_gradient
+from imbalanced_losses.validation import check_element_weights
 
 __all__ = ["ElementwiseLoss", "class_numbers"]
 

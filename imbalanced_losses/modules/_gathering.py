@@ -10,18 +10,18 @@ from torch import Tensor
 from imbalanced_losses.distributed import (
     GradReduction,
     Ranks,
-    device_to_speak_from,
+    all_gather_header,
     dtype_name,
     dtype_number,
-    exchange_facts,
     gather_columns,
-    refuse_differences,
-    stand_for_all,
+    header_device,
+    require_equal_on_ranks,
+    with_local_gradient,
 )
 from imbalanced_losses.losses._ranking import RankingConfig
 from imbalanced_losses.pool import check_queue
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.reductions import Elements, mean_over_mass, sum_elements
+from imbalanced_losses.reductions import Elements, mean_over_weight, sum_elements
 from imbalanced_losses.rows import Rows
 
 __all__ = ["gather_rows", "keep_own_elements", "reduce_over_ranks", "sum_over_ranks"]
@@ -51,12 +51,12 @@ def gather_rows(
         facts = _describe(rows, cfg, queue, update_queue, has_flags, has_weights)
     except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
-    everyones, _ = exchange_facts(ranks, "a ranking loss", device, facts, error)
+    everyones, _ = all_gather_header(ranks, "a ranking loss", device, facts, error)
     assert rows is not None  # else every rank has raised
     counts, dtypes, flagged, weighted, seeds, *settings = map(list, zip(*everyones, strict=True))
-    refuse_differences("the logits' dtype", [dtype_name(number) for number in dtypes])
+    require_equal_on_ranks("the logits' dtype", [dtype_name(number) for number in dtypes])
     for what, of_ranks in zip(_SETTINGS, settings, strict=True):
-        refuse_differences(what, of_ranks)
+        require_equal_on_ranks(what, of_ranks)
     columns = {"logits": rows.logits, "targets": _encode(rows, cfg)}
     if any(flagged):
         columns["iid"] = rows.iid
@@ -111,32 +111,34 @@ def reduce_over_ranks(
     elements: Callable[[], Elements],
     *,
     mean: bool,
-    exclusive: bool,
+    single_label: bool,
     updates: bool = False,
 ) -> Tensor:
     """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each.
 
-    All ranks must have as many columns, but where ``inputs [N, A, ...]`` are not ``exclusive`` (hold no class in each
-    column): then A may be anchors, of which each image has its own number.
+    All ranks must have as many columns, but where ``inputs [N, A, ...]`` are not ``single_label`` (hold no class in
+    each column): then A may be anchors, of which each image has its own number.
     """
     error: Exception | None = None
-    device = device_to_speak_from(inputs, ranks)
-    own, mass = torch.zeros(2, device=device)
+    device = header_device(inputs, ranks)
+    own, total_weight = torch.zeros(2, device=device)
     try:
-        own, mass = sum_elements(*elements())
+        own, total_weight = sum_elements(*elements())
     except Exception as caught:  # of whatever type: the other ranks wait
         error = caught
-    n_columns = inputs.shape[1] if error is None and (exclusive or inputs.dim() == 2) else 0
-    total, mass = _add_up(ranks, n_columns, error, own, mass, updates)
+    n_columns = inputs.shape[1] if error is None and (single_label or inputs.dim() == 2) else 0
+    total, total_weight = _add_up(ranks, n_columns, error, own, total_weight, updates)
     if mean:
-        return stand_for_all(mean_over_mass(own, mass), mean_over_mass(total, mass), ranks, grad_reduction)
-    return stand_for_all(own, total, ranks, grad_reduction)
+        return with_local_gradient(
+            mean_over_weight(own, total_weight), mean_over_weight(total, total_weight), ranks, grad_reduction
+        )
+    return with_local_gradient(own, total, ranks, grad_reduction)
 
 
 def keep_own_elements(ranks: Ranks, inputs: Tensor, loss: Callable[[], Tensor], *, updates: bool) -> Tensor:
     """The own ``loss()`` per element, once no rank has failed: one collective."""
     error: Exception | None = None
-    own = torch.zeros((), device=device_to_speak_from(inputs, ranks))
+    own = torch.zeros((), device=header_device(inputs, ranks))
     try:
         own = loss()
     except Exception as caught:  # of whatever type: the other ranks wait
@@ -152,17 +154,19 @@ def sum_over_ranks(ranks: Ranks, numbers: Tensor) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _add_up(ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, mass: Tensor, updates: bool) -> Tensor:
+def _add_up(
+    ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, total_weight: Tensor, updates: bool
+) -> Tensor:
     """The sums of all ranks: ``[2]``, of the own dtype."""
-    facts, totals = exchange_facts(
+    facts, totals = all_gather_header(
         ranks,
         "an elementwise loss",
         own.device,
         [dtype_number(own.dtype), n_columns, updates],
         error,
-        torch.stack([own.detach().double(), mass.double()]),
+        torch.stack([own.detach().double(), total_weight.double()]),
     )
-    refuse_differences("the loss's dtype", [dtype_name(number) for number, _, _ in facts])
-    refuse_differences("the number of columns", [number for _, number, _ in facts])
-    refuse_differences("whether class counts are updated", [bool(flag) for _, _, flag in facts])
+    require_equal_on_ranks("the loss's dtype", [dtype_name(number) for number, _, _ in facts])
+    require_equal_on_ranks("the number of columns", [number for _, number, _ in facts])
+    require_equal_on_ranks("whether class counts are updated", [bool(flag) for _, _, flag in facts])
     return totals.sum(0).to(own.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imbalanced_losses.execution import is_in_backward, is_traced
+from imbalanced_losses.dispatch import is_in_backward, is_traced
 
 __all__ = ["StatefulModule", "refuse_second_pass"]
 

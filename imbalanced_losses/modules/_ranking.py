@@ -12,16 +12,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_integer, check_temperature, check_temperature_number
 from imbalanced_losses.diagnostics import StepRecord, describe_queue
-from imbalanced_losses.distributed import stand_for_all
-from imbalanced_losses.execution import can_read_values, is_traced, is_transformed
+from imbalanced_losses.dispatch import can_read_values, is_traced, is_transformed
+from imbalanced_losses.distributed import with_local_gradient
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, mark_invalid, ranking_step, reduced
 from imbalanced_losses.modules._base import LossModule, fixed_setting, flag_property, refuse_gradient
 from imbalanced_losses.modules._gathering import gather_rows
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.queue import QueueState, init_queue, push, push_in_place
 from imbalanced_losses.rows import Rows, parse_rows
+from imbalanced_losses.validation import check_integer, check_temperature, check_temperature_number
 
 __all__ = ["RankingLoss"]
 
@@ -172,8 +172,8 @@ class RankingLoss(LossModule[Config], ABC):
         >>> from imbalanced_losses import SmoothAPLoss
         >>> loss_fn = SmoothAPLoss(num_classes=1, queue_size=8)
         >>> loss = loss_fn(torch.tensor([2.0, 1.0, -1.0, 0.0]), torch.tensor([1, 0, 0, 1]))
-        >>> told = loss_fn.diagnostics()
-        >>> told["live_positives"], told["queue_fill"], told["queue_age"]
+        >>> stats = loss_fn.diagnostics()
+        >>> stats["live_positives"], stats["queue_fill"], stats["queue_age"]
         (tensor([2]), tensor(0.5000), tensor(1))
         """
         if self._record is None:
@@ -220,7 +220,7 @@ class RankingLoss(LossModule[Config], ABC):
             self._note_validity(step.result.valid)
         if ranks is None:
             return step.result
-        loss = stand_for_all(step.result.loss, step.result.loss, ranks, self.grad_reduction)
+        loss = with_local_gradient(step.result.loss, step.result.loss, ranks, self.grad_reduction)
         return dataclasses.replace(step.result, loss=loss)
 
     def _warn_of_subsampling(self, pool_size: int) -> None:

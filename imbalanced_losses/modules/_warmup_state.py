@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses import schedule
-from imbalanced_losses.checks import check_callable, check_config, check_flag
-from imbalanced_losses.execution import can_read_values, is_plain_eager, outside_modes, version_of
+from imbalanced_losses.dispatch import can_read_values, is_plain_eager, version_of, without_dispatch_modes
 from imbalanced_losses.modules._base import field_property
 from imbalanced_losses.modules._callables import (
     Loss,
@@ -28,6 +27,7 @@ from imbalanced_losses.modules._lifecycle import StatefulModule, refuse_second_p
 from imbalanced_losses.modules._runs import empty_queues
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 from imbalanced_losses.settings import optional
+from imbalanced_losses.validation import check_callable, check_config, check_flag
 
 __all__ = ["WarmupState"]
 
@@ -76,7 +76,7 @@ class WarmupState(StatefulModule, ABC):
         self._await_hooks()
         state = self._first_state()
         for field in SCHEDULE_FIELDS:
-            self.register_buffer(field, torch.tensor(outside_modes(int, getattr(state, field))))
+            self.register_buffer(field, torch.tensor(without_dispatch_modes(int, getattr(state, field))))
         self.register_load_state_dict_post_hook(_follow_loaded_state)  # type: ignore[no-untyped-call]
         self._follow(state)
 
@@ -116,7 +116,7 @@ class WarmupState(StatefulModule, ABC):
         self._config = config
         if self._is_complete:
             state = self._host_state
-            if outside_modes(int, schedule.phase(state, config)) == schedule.PHASES.index("warmup"):
+            if without_dispatch_modes(int, schedule.phase(state, config)) == schedule.PHASES.index("warmup"):
                 state = dataclasses.replace(state, switch_step=self._first_state().switch_step)
             self._advance(state)
 
@@ -130,7 +130,9 @@ class WarmupState(StatefulModule, ABC):
         auto_step = check_flag("auto_step", auto_step)
         _check_auto_step(auto_step, self.config)
         self._catch_up()
-        has_begun = outside_modes(int, self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
+        has_begun = (
+            without_dispatch_modes(int, self._host_state.step) > 0 or "on_train_batch_start" not in self._awaited_hooks
+        )
         self._auto_step = auto_step
         if not has_begun:
             self._advance(dataclasses.replace(self._host_state, step=self._first_state().step))
@@ -146,9 +148,13 @@ class WarmupState(StatefulModule, ABC):
         override_gather(gather_distributed, self.warmup_loss, self.main_loss)
 
     def _first_state(self) -> ScheduleState:
-        state = outside_modes(functools.partial(schedule.init_schedule, device="cpu"), self.config)
+        state = without_dispatch_modes(functools.partial(schedule.init_schedule, device="cpu"), self.config)
         # the first call of auto_step moves on to step 0
-        return dataclasses.replace(state, step=outside_modes(torch.sub, state.step, 1)) if self.auto_step else state
+        return (
+            dataclasses.replace(state, step=without_dispatch_modes(torch.sub, state.step, 1))
+            if self.auto_step
+            else state
+        )
 
     def reset_parameters(self) -> None:
         """Bring back the schedule's state after construction; the losses bring back their own."""
@@ -221,7 +227,7 @@ class WarmupState(StatefulModule, ABC):
         return float(held)
 
     def _on_host(self, function: Callable[[ScheduleState, ScheduleConfig], Tensor]) -> float:
-        return outside_modes(lambda: float(function(self._host_state, self.config)))
+        return without_dispatch_modes(lambda: float(function(self._host_state, self.config)))
 
     def _advance(self, state: ScheduleState, reset: bool = False) -> None:
         """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
@@ -233,7 +239,7 @@ class WarmupState(StatefulModule, ABC):
     def _fill_buffers(self, state: ScheduleState) -> None:
         for field in SCHEDULE_FIELDS:
             # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
-            getattr(self, field).fill_(outside_modes(int, getattr(state, field)))
+            getattr(self, field).fill_(without_dispatch_modes(int, getattr(state, field)))
         self._follow(state)
 
     def _catch_up(self) -> None:

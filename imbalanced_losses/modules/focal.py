@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from torch import Tensor
 
-from imbalanced_losses.checks import check_class_ids, check_element_targets
 from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.label_values import check_class_id_values, check_probability_values
 from imbalanced_losses.losses.focal import (
@@ -23,6 +22,7 @@ from imbalanced_losses.modules._base import refuse_gradient
 from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_numbers
 from imbalanced_losses.modules._gathering import reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
+from imbalanced_losses.validation import check_class_ids, check_element_targets
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,7 +41,7 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
     gamma : float
         At least 0; 0 is binary cross-entropy.
     reduction : {"mean", "sum", "none"}
-        ``"mean"`` divides by the number (with sample weights: by the mass) of elements that are not ignored.
+        ``"mean"`` divides by the number (with sample weights: the total weight) of elements that are not ignored.
     ignore_index : int, optional
         Elements with this target take no part.
     gather_distributed : bool, optional
@@ -96,7 +96,7 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
             return sigmoid_focal_elements(inputs, targets, self._config, sample_weight=sample_weight)
 
         mean = self._config.reduction == "mean"
-        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=False)
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=False)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_probability_values(check_element_targets(targets, inputs), self._config.ignore_index)
@@ -113,8 +113,9 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
     gamma : float
         At least 0; 0 is cross-entropy.
     reduction : {"mean", "sum", "none", "mean_positive"}
-        ``"mean"`` divides by the number (with sample weights: by the mass) of positions that are not ignored, also with
-        ``alpha``; ``"mean_positive"`` by that of positions that are not of ``background_class`` either (RetinaNet).
+        ``"mean"`` divides by the number (with sample weights: the total weight) of positions that are not ignored, also
+        with ``alpha``; ``"mean_positive"`` by that of positions that are not of ``background_class`` either
+        (RetinaNet).
     ignore_index : int
         Positions with this target take no part.
     background_class : int
@@ -172,7 +173,7 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
             return softmax_focal_elements(inputs, targets, self._config, **options)
 
         mean = self._config.reduction != "sum"
-        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, exclusive=True)
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=True)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_class_ids(targets, inputs)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_choice, check_prior_sequence
 from imbalanced_losses.class_counts import ClassCounts, class_priors, count_classes, init_class_counts
 from imbalanced_losses.distributed import GradReduction, Ranks
 from imbalanced_losses.label_values import check_class_id_values, check_probability_values
@@ -23,6 +22,7 @@ from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_number
 from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.reductions import Reduction
+from imbalanced_losses.validation import check_choice, check_prior_sequence
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,7 +48,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
     gamma : float
         At least 0. Strength of the multiplicative term; 0 switches it off.
     reduction : {"mean", "sum", "none"}
-        ``"mean"`` divides by the number (with sample weights: by the mass) of targets that are not ignored.
+        ``"mean"`` divides by the number (with sample weights: the total weight) of targets that are not ignored.
     ignore_index : int
         Targets that take no part.
     label_smoothing : float
@@ -189,7 +189,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
             inputs,
             lambda: call(logit_adjusted_elements),
             mean=reduction == "mean",
-            exclusive=isinstance(inputs, Tensor) and inputs.dim() > 1,
+            single_label=isinstance(inputs, Tensor) and inputs.dim() > 1,
             updates=updates,
         )
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import schedule
-from imbalanced_losses.checks import check_counter
-from imbalanced_losses.execution import is_traced, outside_modes
+from imbalanced_losses.dispatch import is_traced, without_dispatch_modes
 from imbalanced_losses.modules._base import flag_property
 from imbalanced_losses.modules._callables import (
     Loss,
@@ -22,6 +21,7 @@ from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 from imbalanced_losses.modules._warmup_state import WarmupState
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
+from imbalanced_losses.validation import check_counter
 
 __all__ = ["LossWarmupWrapper"]
 
@@ -144,13 +144,15 @@ class LossWarmupWrapper(WarmupState):
             From 0. 0 after a later epoch is a new run.
         """
         self._catch_up()
-        epoch, last = _read_counter("epoch", epoch), outside_modes(int, self._host_state.epoch)
-        is_first = "on_train_epoch_start" in self._awaited_hooks and outside_modes(int, self._host_state.step) <= 0
+        epoch, last = _read_counter("epoch", epoch), without_dispatch_modes(int, self._host_state.epoch)
+        is_first = (
+            "on_train_epoch_start" in self._awaited_hooks and without_dispatch_modes(int, self._host_state.step) <= 0
+        )
         if epoch != last:
             warn_of_invalid_epoch(self)
         if epoch == 0 < last:
             self._restart()
-        state = outside_modes(schedule.start_epoch, self._host_state, self.config, epoch)
+        state = without_dispatch_modes(schedule.start_epoch, self._host_state, self.config, epoch)
         self._advance(state, reset=self.reset_queue_each_epoch and (epoch != last or is_first))
         self._epoch_is_told = True
         self._awaited_hooks.discard("on_train_epoch_start")
@@ -166,11 +168,11 @@ class LossWarmupWrapper(WarmupState):
         """
         self._catch_up()
         step = _read_counter("step", global_step)
-        if step == 0 < outside_modes(int, self._host_state.step):
-            epoch = outside_modes(int, self._host_state.epoch) if self._epoch_is_told else 0
+        if step == 0 < without_dispatch_modes(int, self._host_state.step):
+            epoch = without_dispatch_modes(int, self._host_state.epoch) if self._epoch_is_told else 0
             self._restart()
-            self._advance(outside_modes(schedule.start_epoch, self._host_state, self.config, epoch))
-        self._advance(outside_modes(schedule.start_step, self._host_state, self.config, step))
+            self._advance(without_dispatch_modes(schedule.start_epoch, self._host_state, self.config, epoch))
+        self._advance(without_dispatch_modes(schedule.start_step, self._host_state, self.config, step))
         self._epoch_is_told = False
         self._awaited_hooks.discard("on_train_batch_start")
 
@@ -221,17 +223,20 @@ class LossWarmupWrapper(WarmupState):
         RuntimeError
             If the main loss has diagnostics, but no pass yet although warm-up is over.
         """
-        told = {"main_weight": schedule.main_weight(self.schedule_state, self.config)}
+        stats = {"main_weight": schedule.main_weight(self.schedule_state, self.config)}
         if has_temperature(self.main_loss):
-            told["temperature"] = torch.as_tensor(self.main_loss.temperature).detach().clone()
+            stats["temperature"] = torch.as_tensor(self.main_loss.temperature).detach().clone()
         of_main_loss = getattr(self.main_loss, "diagnostics", None)
-        return told if self.in_warmup or of_main_loss is None else told | of_main_loss()
+        return stats if self.in_warmup or of_main_loss is None else stats | of_main_loss()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take_own_step(self) -> None:
         self._advance(
-            outside_modes(
-                schedule.start_step, self._host_state, self.config, outside_modes(int, self._host_state.step) + 1
+            without_dispatch_modes(
+                schedule.start_step,
+                self._host_state,
+                self.config,
+                without_dispatch_modes(int, self._host_state.step) + 1,
             )
         )
 

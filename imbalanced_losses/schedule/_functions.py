@@ -9,15 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import (
+from imbalanced_losses.pytree import state_dataclass
+from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.validation import (
     check_counter,
     check_fraction,
     check_integer,
     check_positive,
     check_temperature_number,
 )
-from imbalanced_losses.pytree import state_dataclass
-from imbalanced_losses.settings import check_fields, optional
 
 __all__ = [
     "BEFORE_THE_SWITCH",

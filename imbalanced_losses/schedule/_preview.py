@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.checks import check_integer
 from imbalanced_losses.schedule._functions import (
     BEFORE_THE_SWITCH,
     PHASES,
@@ -18,6 +17,7 @@ from imbalanced_losses.schedule._functions import (
     phase,
     temperature,
 )
+from imbalanced_losses.validation import check_integer
 
 __all__ = ["Preview", "preview"]
 

@@ -173,7 +173,9 @@ def test_the_loss_of_a_sample_estimates_the_loss_of_the_pool(case: Case, monkeyp
     problem = rare_positives()
     full = case.run(problem).loss
     honest = losses_of_samples(case, problem, 100)
-    monkeypatch.setattr("imbalanced_losses.sampling._chance_to_be_kept", lambda groups, *_: torch.ones(groups.shape[1]))
+    monkeypatch.setattr(
+        "imbalanced_losses.sampling._inclusion_probability", lambda groups, *_: torch.ones(groups.shape[1])
+    )
     plain = losses_of_samples(case, problem, 100)
     before, after = (plain.mean() - full).abs(), (honest.mean() - full).abs()
     print(f"{case.name}: pool {full:.4f}, samples before {plain.mean():.4f}, after {honest.mean():.4f}")
@@ -202,7 +204,7 @@ def test_the_expected_rank_beside_other_sampled_positives() -> None:
     problem = Problem(torch.zeros(n, 1, dtype=torch.float64), targets, init_queue(0, 1), None, None)
 
     def others(pool: Pool) -> Tensor:
-        return pool.rank_counts(pool.negative)[0].sum(-1) - torch.tensor([1, 0]) * pool.beside[0]
+        return pool.rank_weights(pool.negative)[0].sum(-1) - torch.tensor([1, 0]) * pool.pair_weight[0]
 
     estimates = torch.stack([others(sampled(problem, 16, seed)) for seed in range(draws)])
     error = (estimates.mean(0) - torch.tensor([149, 350])).abs()
@@ -228,7 +230,7 @@ def test_rows_stand_for_one_over_their_chance() -> None:
     kept, chance = torch.zeros(n, dtype=torch.float64), torch.full((n,), torch.nan, dtype=torch.float64)
     for seed in range(draws):
         pool = sampled(problem, 16, seed)
-        kept[pool.kept] += 1
-        chance[pool.kept] = 1 / pool.stands_for
+        kept[pool.row_index] += 1
+        chance[pool.row_index] = 1 / pool.inclusion_weight
     assert len(chance.unique()) > 3
     assert ((kept / draws - chance).abs() <= 5 * (chance * (1 - chance) / draws).sqrt() + 0.01).all()

@@ -396,7 +396,7 @@ def test_steps_chosen_by_the_values_are_the_others(
     logits, targets = case.inputs(n=9)
     values = gradient_of(case, scale * logits, targets, gamma=gamma, reduction=reduction)
     for module in (kernel, sigmoid_kernel, softmax_kernel):
-        monkeypatch.setattr(module, "reads_freely", lambda *_: False)
+        monkeypatch.setattr(module, "may_branch_on_values", lambda *_: False)
     expected = gradient_of(case, scale * logits, targets, gamma=gamma, reduction=reduction)
     assert_close(values, expected, rtol=1e-9, atol=1e-14)
 

@@ -239,7 +239,7 @@ def test_nothing_reads_data_or_changes_an_argument(
     monkeypatch.setattr(kernel, "FEW_LOGITS", few)
     if not on_cpu:
         for module in (kernel, sigmoid_kernel, softmax_kernel):
-            monkeypatch.setattr(module, "reads_freely", lambda *_: False)
+            monkeypatch.setattr(module, "may_branch_on_values", lambda *_: False)
     logits, targets = case.inputs()
     logits.requires_grad_()
     weights = torch.rand(6)

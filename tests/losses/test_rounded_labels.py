@@ -25,7 +25,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param != "few":
         monkeypatch.setattr(kernel, "FEW_LOGITS", 0)
     if request.param == "accelerator":
-        monkeypatch.setattr(sigmoid_kernel, "reads_freely", lambda *_: False)
+        monkeypatch.setattr(sigmoid_kernel, "may_branch_on_values", lambda *_: False)
 
 
 def problem(dtype: torch.dtype, ulps: int = 1) -> tuple[Tensor, Tensor, Tensor]:

@@ -221,7 +221,7 @@ def test_steps_that_overwrite_and_those_that_do_not_agree(gamma: float, monkeypa
     """An accelerator reads nothing."""
     expected = value_and_grad(focal, ROWS, gamma=gamma)
     for module in (kernel, softmax_kernel):
-        monkeypatch.setattr(module, "reads_freely", lambda *_: False)
+        monkeypatch.setattr(module, "may_branch_on_values", lambda *_: False)
     assert_close(value_and_grad(focal, ROWS, gamma=gamma), expected)
     leaf = ROWS.clone().requires_grad_()
     (plain,) = torch.autograd.grad(focal(leaf, gamma=gamma).sum(), leaf, create_graph=True)

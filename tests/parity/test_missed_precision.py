@@ -35,7 +35,7 @@ def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     monkeypatch.setattr(FEW, math.inf if name == "pairs" else -1)
     if name == "as on an accelerator":
-        monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
+        monkeypatch.setattr("imbalanced_losses.dispatch._is_host_tensor", lambda _: False)
     return name
 
 

@@ -19,7 +19,7 @@ def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if name == "blocks":
         monkeypatch.setattr(module, "CHUNK", 1)
     if name == "as on an accelerator":
-        monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
+        monkeypatch.setattr("imbalanced_losses.dispatch._is_host_tensor", lambda _: False)
     if name == "expression":
         monkeypatch.setattr(module, "is_plain_eager", lambda: False)
     return name

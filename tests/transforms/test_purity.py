@@ -119,7 +119,7 @@ def test_the_counter_sees_reads(read: Any) -> None:
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch off the dispatch that reads data: on the CPU, where it is free, some operators are spared by a look."""
-    monkeypatch.setattr("imbalanced_losses.execution._is_at_hand", lambda _: False)
+    monkeypatch.setattr("imbalanced_losses.dispatch._is_host_tensor", lambda _: False)
 
 
 @every_case

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import may_read
+from imbalanced_losses.dispatch import holds_values
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
-from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["discordant_pairs"]
 
@@ -62,8 +62,8 @@ def discordant_pairs(
     -----
     Cost: O(C M log M) time, less where pairs are few; O(C M) memory. Differentiable three times.
     """
-    mean, squares, mass = _discordant_pairs(scores, positive, negative, weight, temperature.detach(), counts)
-    return mean, squares, mass
+    mean, squares, total_weight = _discordant_pairs(scores, positive, negative, weight, temperature.detach(), counts)
+    return mean, squares, total_weight
 
 
 def _kernel(
@@ -75,7 +75,7 @@ def _kernel(
     counts: Tensor | None,
     differentiate: bool,
 ) -> tuple[Tensor, ...]:
-    if may_read(scores) and counts is None:
+    if holds_values(scores) and counts is None:
         rows, columns = pack(positive), pack(negative)
         pairs = sum(n * width for n, width in zip(rows.counts, columns.counts, strict=True))
         if pairs <= PAIRS_A_ROW * scores.numel():
@@ -90,7 +90,7 @@ def _by_pairs(
         return _by_few_pairs(scores, rows, columns, weight, temperature, differentiate)
     table, size = columns.table(columns.gather(scores)), columns.size()
     pairs = PairBlocks(rows, rows.gather(scores), table, columns.counts, temperature)
-    share, mass = rows.shares(weight)
+    share, total_weight = rows.shares(weight)
     share_of_pair = share / rows.by_row(size.clamp_min(1))
     cotangents = share_of_pair.to(scores.dtype)
     above = torch.zeros_like(cotangents)
@@ -104,23 +104,23 @@ def _by_pairs(
     mean = rows.sum_by_row(weighted).to(scores.dtype)
     squares = rows.sum_by_row(weighted * above) / size.clamp_min(1)
     if not differentiate:
-        return mean, squares, mass, scores.new_empty(0)
+        return mean, squares, total_weight, scores.new_empty(0)
     gradient = columns.scatter(columns.untable(by_table))
     gradient.view(-1).index_copy_(0, rows.place, by_own)
-    return mean, squares, mass, gradient.div_(temperature[:, None])
+    return mean, squares, total_weight, gradient.div_(temperature[:, None])
 
 
 def _by_few_pairs(
     scores: Tensor, rows: Packed, columns: Packed, weight: Tensor, temperature: Tensor, differentiate: bool
 ) -> tuple[Tensor, ...]:
     """One problem at once: what counts is the number of operators."""
-    share, mass = rows.shares(weight)
+    share, total_weight = rows.shares(weight)
     size = len(columns.place)
     difference = columns.gather(scores) - rows.gather(scores).unsqueeze(1)
     pairs = wide_sigmoid(difference / temperature)
     above = pairs.sum(1).div_(max(1, size))
     weighted = above * share
-    statistics = weighted.sum(0, keepdim=True).to(scores.dtype), (weighted @ above)[None], mass
+    statistics = weighted.sum(0, keepdim=True).to(scores.dtype), (weighted @ above)[None], total_weight
     if not differentiate:
         return *statistics, scores.new_empty(0)
     slopes = (1 - pairs).mul_(pairs).mul_((share / (temperature * max(1, size))).unsqueeze(1))
@@ -140,14 +140,14 @@ def _by_ranks(
     differentiate: bool,
 ) -> tuple[Tensor, ...]:
     counts = _counts(scores, negative, counts)
-    share, mass = shares(positive, weight)
-    size = counts.sum(-1, dtype=widest_dtype(scores.device))[:, 0].clamp_min(1)
+    share, total_weight = shares(positive, weight)
+    size = counts.sum(-1, dtype=accumulation_dtype(scores.device))[:, 0].clamp_min(1)
     share_of_pair = share / size[:, None]
     sums = PairSums(scores, temperature)
     above = sums(counts, counts[:, :0], 0)[0][:, 0]
     weighted = above * share_of_pair
     squares = (weighted * above).sum(-1) / size
-    statistics = weighted.sum(-1).to(scores.dtype), squares, mass
+    statistics = weighted.sum(-1).to(scores.dtype), squares, total_weight
     if not differentiate:
         return *statistics, scores.new_empty(0)
     return *statistics, sums.gradient(counts, share_of_pair.to(scores.dtype)[:, None])

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
-from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["sorted_sums"]
 
@@ -117,7 +117,7 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
     In float64, where there is one: the alternating coefficients amplify rounding some thirty times when many scores lie
     within a temperature.
     """
-    wide = widest_dtype(scores.device)
+    wide = accumulation_dtype(scores.device)
     table = (DOUBLE if scores.dtype == torch.float64 else SINGLE)[order]
     scores, weights, temperature = scores.to(wide), weights.to(wide), temperature.to(wide)
     first, last = scores[..., :1], scores[..., -1:]
@@ -139,8 +139,8 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
     sums = _in_parts(read_off, len(table), scores, earlier, later)
     if order > 0:
         return sums
-    mass = weights.sum(-1, keepdim=True)
-    return sums + (mass.sum(1, keepdim=True) - mass.cumsum(1))
+    total_weight = weights.sum(-1, keepdim=True)
+    return sums + (total_weight.sum(1, keepdim=True) - total_weight.cumsum(1))
 
 
 def _make_coefficients(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalanced_losses.execution import may_read
+from imbalanced_losses.dispatch import holds_values
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores, pair_sums
-from imbalanced_losses.precision import widest_dtype
 
 __all__ = ["missed_precision"]
 
@@ -61,8 +61,8 @@ def missed_precision(
     Cost: O(C M log M) time, less where positives are few; O(C M) memory. Differentiable three times.
     """
     constants = positive, negative, weight, temperature.detach().expand(len(scores)), counts
-    mean, mass = _missed_precision(scores, *constants)
-    return mean, mass
+    mean, total_weight = _missed_precision(scores, *constants)
+    return mean, total_weight
 
 
 def _kernel(
@@ -74,7 +74,7 @@ def _kernel(
     counts: Tensor | None,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if may_read(scores) and counts is None:
+    if holds_values(scores) and counts is None:
         rows = pack(positive)
         if len(rows.place) * (scores.shape[1] + rows.width) <= FEW_POSITIVES * scores.numel():
             return _by_pairs(scores, rows, negative, weight, temperature, differentiate)
@@ -90,7 +90,7 @@ def _by_pairs(
     others = torch.where(negative, scores, -torch.inf) if columns is None else columns.gather(scores)[None]
     table = torch.cat([rows.table(own), others], 1)
     pairs = PairBlocks(rows, own, table, [table.shape[1]] * len(table), temperature, skip_self=True)
-    share, mass = rows.shares(weight)
+    share, total_weight = rows.shares(weight)
     missed, by_plus = torch.zeros_like(share), torch.zeros_like(share)  # R^-/R, and the derivative of its mean by R^+
     by_own, by_table = torch.zeros_like(own), table.new_zeros(table.shape)
     for block, sigmoids, odds in pairs.evaluate(pairs.blocks):
@@ -108,7 +108,7 @@ def _by_pairs(
             pairs.add_gradient(block, slopes, parts, by_own, by_table)
     mean = rows.sum_by_row(missed * share).to(own.dtype)
     if not differentiate:
-        return mean, mass, scores.new_empty(0)
+        return mean, total_weight, scores.new_empty(0)
     if divided := [block._replace(width=n) for block in pairs.blocks if not block.is_whole]:
         among = rows.centred(by_plus).to(own.dtype)
         for block, sigmoids, odds in pairs.evaluate(divided):
@@ -117,7 +117,7 @@ def _by_pairs(
     by_own += rows.untable(by_table[:, :n])
     gradient = by_table[:, n:].contiguous() if columns is None else columns.scatter(by_table[0, n:])
     gradient.view(-1).index_copy_(0, rows.place, by_own)
-    return mean, mass, gradient.div_(temperature[:, None])
+    return mean, total_weight, gradient.div_(temperature[:, None])
 
 
 def _by_ranks(
@@ -130,18 +130,18 @@ def _by_ranks(
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     counts = _counts(scores, positive, negative, counts)
-    share, mass = shares(positive, weight)
+    share, total_weight = shares(positive, weight)
     sums = PairSums(scores, temperature)
     missed, cotangents = _missed_and_cotangents(sums(counts, counts[:, :0], 0)[0], share)
     mean = (missed * share).sum(-1).to(scores.dtype)
     if not differentiate:
-        return mean, mass, scores.new_empty(0)
+        return mean, total_weight, scores.new_empty(0)
     # less the share along the positives' counts, which they exchange to no effect but rounding
     plus, of_positives = counts[:, 0], cotangents[:, 0]
     norm = (plus * plus).sum(-1, keepdim=True)
     along = (of_positives * plus).sum(-1, keepdim=True) / norm.clamp_min(1)
     of_positives.addcmul_(plus, along, value=-1)
-    return mean, mass, sums.gradient(counts, cotangents)
+    return mean, total_weight, sums.gradient(counts, cotangents)
 
 
 def _counts(scores: Tensor, positive: Tensor, negative: Tensor, counts: Tensor | None) -> Tensor:
@@ -150,7 +150,7 @@ def _counts(scores: Tensor, positive: Tensor, negative: Tensor, counts: Tensor |
 
 def _missed_and_cotangents(above: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """``R^- / R [C, M]`` of ``above [C, 2, M]``, and the gradient of its mean by ``above``."""
-    plus, minus = above.to(widest_dtype(above.device)).unbind(1)
+    plus, minus = above.to(accumulation_dtype(above.device)).unbind(1)
     rank = plus + 1
     # 1 - R^+/R would lose a small loss; the gradient by R^- cancels where R^- is most of R, hence the wider dtype
     total = rank + minus

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from imbalanced_losses.precision import widest_dtype
+from imbalanced_losses.dtypes import accumulation_dtype
 
 __all__ = ["sigmoid_derivative", "stop_underflow", "wide_sigmoid"]
 
@@ -17,7 +17,7 @@ def wide_sigmoid(x: Tensor) -> Tensor:
 
     In float32 it loses them from 8 on, and is 0 from 17 on: where a positive is missed most.
     """
-    return x.to(widest_dtype(x.device)).sigmoid()
+    return x.to(accumulation_dtype(x.device)).sigmoid()
 
 
 def stop_underflow(x: Tensor) -> Tensor:

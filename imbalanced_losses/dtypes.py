@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["label_slack", "widest_dtype", "working_dtype"]
+__all__ = ["accumulation_dtype", "compute_dtype", "label_slack"]
 
 ROUNDINGS = 4  # mixing, smoothing or resizing labels makes a few
 
 
-def working_dtype(tensor: Tensor) -> torch.dtype:
+def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Of scores, weights and losses: float32, or float64 if they come in float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -22,6 +22,6 @@ def label_slack(dtype: torch.dtype) -> float:
     return ROUNDINGS * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
-def widest_dtype(device: torch.device) -> torch.dtype:
+def accumulation_dtype(device: torch.device) -> torch.dtype:
     """For what float32 is too narrow for, such as positions beyond 2^24: float64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64

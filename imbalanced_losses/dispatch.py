@@ -12,18 +12,18 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "can_overwrite",
     "can_read_values",
     "forward_levels",
     "has_tangent",
+    "holds_values",
     "is_in_backward",
     "is_plain_eager",
     "is_traced",
     "is_transformed",
-    "may_read",
-    "outside_modes",
-    "reads_freely",
+    "may_branch_on_values",
+    "may_run_in_place",
     "version_of",
+    "without_dispatch_modes",
 ]
 
 T = TypeVar("T")
@@ -52,17 +52,17 @@ def is_in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def reads_freely(*tensors: Tensor) -> bool:
+def may_branch_on_values(*tensors: Tensor) -> bool:
     """Whether this is plain eager mode on the CPU, where reading data costs nothing."""
-    return is_plain_eager() and may_read(*tensors)
+    return is_plain_eager() and holds_values(*tensors)
 
 
-def may_read(*tensors: Tensor) -> bool:
+def holds_values(*tensors: Tensor) -> bool:
     """Whether a kernel, which gets what no transform wraps, may look into these at no cost."""
-    return all(map(_is_at_hand, tensors))
+    return all(map(_is_host_tensor, tensors))
 
 
-def _is_at_hand(tensor: Tensor) -> bool:
+def _is_host_tensor(tensor: Tensor) -> bool:
     """Whether this is a tensor in the host's memory; a subclass may hold no data."""
     return type(tensor) is Tensor and tensor.device.type == "cpu"
 
@@ -85,7 +85,7 @@ def forward_levels() -> int:
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
-def can_overwrite(*tensors: Tensor) -> bool:
+def may_run_in_place(*tensors: Tensor) -> bool:
     """Whether nothing differentiates, maps or traces what is done with these: then steps may overwrite each other."""
     if not is_plain_eager() or torch.is_grad_enabled():
         return False
@@ -94,7 +94,7 @@ def can_overwrite(*tensors: Tensor) -> bool:
     return not any(has_tangent(tensor) for tensor in tensors)
 
 
-def outside_modes(function: Callable[..., T], *args: object) -> T:
+def without_dispatch_modes(function: Callable[..., T], *args: object) -> T:
     """Call it where tensors hold values, whatever mode (fake tensors, say) its caller runs under."""
     if torch._C._len_torch_dispatch_stack() == 0:
         return function(*args)
