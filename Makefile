@@ -4,6 +4,7 @@
 # make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; about 50 minutes
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
+# make bench-paths  both sides of each choice between two evaluators, into docs/paths.md; two minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
 # make outcome      when ranking losses help and when they do not: trains thousands of small models, into docs/; under an hour
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
@@ -34,7 +35,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo check test test-compiled lint suite bench bench-distributed notebooks outcome test-oldest clean
+.PHONY: demo check test test-compiled lint suite bench bench-paths bench-distributed notebooks outcome test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
@@ -59,6 +60,9 @@ test-compiled: $(VENV)/.installed
 
 bench: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/run.py --peer $(PEER_VENV)/bin/python $(BENCH_FLAGS)
+
+bench-paths: $(VENV)/.installed
+	$(BIN)/python benchmarks/paths.py
 
 bench-distributed: $(VENV)/.installed $(PEER_VENV)/.installed
 	$(BIN)/python benchmarks/distributed.py --peer $(PEER_VENV)/bin/python --metric-learning $(PEER_VENV)/bin/python

@@ -53,6 +53,19 @@ def test_page_is_what_its_numbers_say(report: ModuleType) -> None:
     assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.page(data)
 
 
+def test_page_of_both_ways_is_what_its_numbers_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The committed page, and that of a shortest run, which times every choice of the package."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import paths
+
+    text = (ROOT / "docs" / "paths.md").read_text(encoding="utf-8")
+    assert text == paths.page(json.loads((ROOT / "docs" / "paths.json").read_text(encoding="utf-8")))
+    command = [sys.executable, str(ROOT / "benchmarks" / "paths.py"), "--output", str(tmp_path), "--seconds", "0"]
+    subprocess.run([*command, "--rounds", "1"], check=True, capture_output=True, timeout=120)
+    measured = json.loads((tmp_path / "paths.json").read_text(encoding="utf-8"))["choices"]
+    assert {name: list(sizes) for name, sizes in measured.items()} == {c.name: list(c.sizes) for c in paths.CHOICES}
+
+
 def run_smallest(folder: Path, *flags: str) -> dict[str, Any]:
     """The cells of a run with our package alone."""
     smallest = ("--quick", "--rows", "sweep", "--max-rows", "1056", "--threads", "1", "--output", str(folder))

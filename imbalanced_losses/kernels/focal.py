@@ -1,8 +1,9 @@
 """What the focal losses share: derivatives in closed form, blocks, powers.
 
-In eager mode an ``autograd.Function`` keeps the inputs only (of few logits the terms, too) and computes the rest anew
-in the backward, by steps that overwrite each other unless a transform or a further derivative asks for the plain
-expressions. Under ``torch.compile`` the loss is one plain expression, which the compiler differentiates itself.
+In eager mode an ``autograd.Function`` saves the inputs. Up to ``FEW_LOGITS`` logits it also keeps the terms of the
+forward; with more it recomputes them in the backward. Both run in place, unless a transform or a further derivative
+needs the plain expressions. Under ``torch.compile`` the loss is one plain expression, which the compiler
+differentiates.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values, may_run_in_place
+from imbalanced_losses.kernels.tuning import FEW_LOGITS
 
 __all__ = ["Focal", "Terms", "by_blocks", "floored", "lowest_base", "softplus"]
-
-# Of up to so many logits the graph keeps all that the forward knows: what counts is the number of operators.
-FEW_LOGITS = 1 << 12
 
 
 class Terms(Protocol):
@@ -88,8 +87,9 @@ class _Derivatives(torch.autograd.Function):
         logits, targets, alpha = ctx.saved_tensors
         grad = grad.expand(targets.shape)
         overwrites = may_run_in_place(grad, logits)
-        if overwrites and ctx.terms is not None:
-            gradient = ctx.terms.gradient(grad).to(logits.dtype)
+        terms, ctx.terms = ctx.terms, None  # freed now, however long the loss is kept
+        if overwrites and terms is not None:
+            gradient = terms.gradient(grad).to(logits.dtype)
         elif overwrites:
             gradient = ctx.focal._fused(grad, logits, targets, alpha)
         else:

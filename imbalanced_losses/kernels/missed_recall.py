@@ -21,13 +21,9 @@ from imbalanced_losses.dispatch import has_tangent, holds_values, is_plain_eager
 from imbalanced_losses.kernels.operators import propagate_nonfinite, with_gradient
 from imbalanced_losses.kernels.packing import Unpacked, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
+from imbalanced_losses.kernels.tuning import PACKED_FROM, RECALL_CHUNK
 
 __all__ = ["missed_recall"]
-
-# Scores of the classes that are taken at a time on the CPU: as many as stay in a core's share of the cache.
-CHUNK = 1 << 17
-# Scores on the CPU, from which on the positives are worth finding.
-PACKED_FROM = 1 << 14
 
 
 def missed_recall(
@@ -84,7 +80,7 @@ def missed_recall(
 @propagate_nonfinite
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Value, statistics and gradient ``[C, M]``; on the CPU of the positives alone, some classes at a time."""
-    step = max(1, CHUNK // scores.shape[1]) if holds_values(scores) else len(scores)
+    step = max(1, RECALL_CHUNK // scores.shape[1]) if holds_values(scores) else len(scores)
     if step >= len(scores):
         return _with_gradient(scores, *constants)
     each = []

@@ -10,15 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["argsort_rows", "sorts_by_integers"]
+from imbalanced_losses.kernels.tuning import JOINED_UP_TO, RADIX_FROM
 
-# Below it torch sorts integers like floats. Measured on 2 CPU cores, in ms by integers / as floats: 16,384 values
-# 0.76 / 1.1; 32,768 values 0.29 / 2.5; 262,144 values 1.5 / 23; 1,048,576 values 12 / 104; 10 x 262,144 values
-# 31 / 113.
-RADIX_FROM = 1 << 15
-# Shorter rows are sorted as one, their number in the upper half of 64 bits: 100 x 1,056 values 1.1 / 2.5, 10 x 16,384
-# values 1.9 / 5.6, but 100 x 16,384 values 147 / 124.
-JOINED_UP_TO = 1 << 19
+__all__ = ["argsort_rows", "sorts_by_integers"]
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 

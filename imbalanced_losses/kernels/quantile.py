@@ -17,6 +17,7 @@ from imbalanced_losses.dispatch import holds_values, is_plain_eager
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.kernels.operators import in_graph, make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
+from imbalanced_losses.kernels.tuning import LARGE_SHARE, OPAQUE_FROM, QUANTILE_CHUNK, SMALL_ROW
 
 __all__ = ["INTERPOLATIONS", "Interpolation", "masked_quantile"]
 
@@ -24,13 +25,6 @@ Interpolation = Literal["linear", "lower", "higher", "nearest", "midpoint"]
 INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
 ROUNDINGS = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}
 ROUNDINGS_OF_NUMBERS: dict[str, Callable[[float], int]] = {"lower": math.floor, "higher": math.ceil, "nearest": round}
-
-# Of a row. Measured on 2 CPU cores, in ms: the largest 1.5% / 5% / 25% of 262,144 values 2.3 / 3.6 / 7.5, sorting all
-# by integers 1.5; of 100 x 2,048 values 0.18 / 1.0 / 2.0, sorting 2.3 to 3.7.
-LARGE_SHARE = 1 / 16
-OPAQUE_FROM = 1 << 13  # values that are worth an operator of their own in compiled code and under transforms
-SMALL_ROW = 2048  # a single one, which is sorted at once for several levels
-CHUNK = 1 << 19  # values that are ordered at a time on the CPU
 
 
 def masked_quantile(
@@ -69,7 +63,7 @@ def _kernel(
 ) -> Tensor:
     """On the CPU some rows at a time: temporaries are several times as large as the values."""
     r, m = values.shape
-    step = max(1, CHUNK // max(1, m)) if holds_values(values) else r
+    step = max(1, QUANTILE_CHUNK // max(1, m)) if holds_values(values) else r
     if step >= r:
         return _quantiles(values, mask, levels, interpolation, counts)
     parts = [slice(start, start + step) for start in range(0, r, step)]

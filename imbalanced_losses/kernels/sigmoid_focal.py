@@ -11,11 +11,9 @@ from torch import Tensor
 from imbalanced_losses.dispatch import may_branch_on_values, may_run_in_place
 from imbalanced_losses.dtypes import compute_dtype, label_slack
 from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, lowest_base, softplus
+from imbalanced_losses.kernels.tuning import SIGMOID_BLOCK
 
 __all__ = ["SigmoidFocal"]
-
-# Logits per thread that are worked on at a time on the CPU: more leave the cache, fewer do not hide the cost of calls.
-BLOCK_SIZE = 1 << 17
 
 
 class _SigmoidTerms(NamedTuple):
@@ -71,7 +69,7 @@ class SigmoidFocal(Focal):
             return block if ignored is None else block.masked_fill_(ignored, 0)
 
         rows = [tensor.reshape(-1) for tensor in (logits, targets, *([] if grad is None else [grad]))]
-        return by_blocks(of_block, BLOCK_SIZE, dtype if grad is None else logits.dtype, rows[0], *rows).view(
+        return by_blocks(of_block, SIGMOID_BLOCK, dtype if grad is None else logits.dtype, rows[0], *rows).view(
             logits.shape
         )
 

@@ -12,18 +12,9 @@ from torch import Tensor
 from imbalanced_losses.dispatch import is_traced, may_branch_on_values, may_run_in_place
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.kernels.focal import Focal, by_blocks, floored, softplus
+from imbalanced_losses.kernels.tuning import FEW_CLASSES, FEW_POWERS, SOFTMAX_BLOCK
 
 __all__ = ["SoftmaxFocal"]
-
-# Logits per thread that are worked on at a time on the CPU: more leave the cache, fewer do not hide the cost of calls,
-# some of which go by rows.
-BLOCK_SIZE = 1 << 20
-
-# Up to so many classes, reductions over them as the last axis cost more than to lay the rows out as that axis.
-FEW_CLASSES = 16
-
-# Up to so many powers, one call of exp costs less than the two that exp2 takes; of more, twice as much.
-FEW_POWERS = 1 << 12
 
 # A sigmoid of so much is 1, also in float64.
 CERTAIN = 100.0
@@ -70,19 +61,17 @@ class SoftmaxFocal(Focal):
         few_classes = reads and logits.dim() == 2 and logits.shape[1] <= FEW_CLASSES
 
         def of_block(*rows: Tensor) -> Tensor:
-            if few_classes:
-                rows = tuple(tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows)
             z, y, *grads = rows
-            terms = self._fused_terms(z, y, alpha) if reads else None
-            if terms is not None:
-                block = terms.gradient(grads[0]) if grads else terms.loss()
-            else:
-                block = self._vjp(grads[0], z, y, alpha) if grads else self._value(z, y, alpha)
+            if reads and (terms := self._fused_terms(z, y, alpha)) is not None:
+                return terms.gradient(grads[0]) if grads else terms.loss()
+            if few_classes:
+                z, y, *grads = (tensor.movedim(0, -1).unsqueeze(0).contiguous() for tensor in rows)
+            block = self._vjp(grads[0], z, y, alpha) if grads else self._value(z, y, alpha)
             return block.squeeze(0).movedim(-1, 0) if few_classes else block
 
         if grad is None:
-            return by_blocks(of_block, BLOCK_SIZE, compute_dtype(logits), targets, logits, targets)
-        return by_blocks(of_block, BLOCK_SIZE, logits.dtype, logits, logits, targets, grad)
+            return by_blocks(of_block, SOFTMAX_BLOCK, compute_dtype(logits), targets, logits, targets)
+        return by_blocks(of_block, SOFTMAX_BLOCK, logits.dtype, logits, logits, targets, grad)
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets, alpha)

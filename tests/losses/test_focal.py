@@ -237,8 +237,8 @@ def test_a_logit_that_is_not_finite_shows(case: Case, gamma: float, bad: float) 
 def test_blocks_of_rows_change_nothing(case: Case, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.inputs(n=11)
     expected = gradient_of(case, *inputs, reduction="none")
-    for of_one in (sigmoid_kernel, softmax_kernel):
-        monkeypatch.setattr(of_one, "BLOCK_SIZE", 2 * inputs[0][0].numel())
+    monkeypatch.setattr(sigmoid_kernel, "SIGMOID_BLOCK", 2 * inputs[0][0].numel())
+    monkeypatch.setattr(softmax_kernel, "SOFTMAX_BLOCK", 2 * inputs[0][0].numel())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert_close(gradient_of(case, *inputs, reduction="none"), expected, rtol=1e-14, atol=1e-15)
 

@@ -25,7 +25,7 @@ EVALUATORS = {  # few pairs, pairs a row, pairs a block
 def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     few, a_row, a_block = EVALUATORS[request.param]
     monkeypatch.setattr(f"{MODULE}.discordance.FEW_PAIRS", few)
-    monkeypatch.setattr(f"{MODULE}.discordance.PAIRS_A_ROW", a_row)
+    monkeypatch.setattr(f"{MODULE}.discordance.PAIRS_PER_ROW", a_row)
     monkeypatch.setattr(f"{MODULE}.pair_blocks.CHUNK_PAIRS", a_block)
     return str(request.param)
 
@@ -87,7 +87,7 @@ def test_few_pairs_make_no_rank(problems: int, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError
 
     monkeypatch.setattr(f"{MODULE}.discordance.PairSums", refuse)
-    monkeypatch.setattr(f"{MODULE}.discordance.PAIRS_A_ROW", 8)
+    monkeypatch.setattr(f"{MODULE}.discordance.PAIRS_PER_ROW", 8)
     scores, positive, negative, *rest = inputs((problems, 400))
     discordant_pairs(scores, positive, negative & (negative.cumsum(-1) < 20), *rest)
     with pytest.raises(AssertionError):

@@ -17,7 +17,7 @@ def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if name in ("positives alone", "blocks"):
         monkeypatch.setattr(module, "PACKED_FROM", 1)
     if name == "blocks":
-        monkeypatch.setattr(module, "CHUNK", 1)
+        monkeypatch.setattr(module, "RECALL_CHUNK", 1)
     if name == "as on an accelerator":
         monkeypatch.setattr("imbalanced_losses.dispatch._is_host_tensor", lambda _: False)
     if name == "expression":
@@ -116,7 +116,7 @@ def test_blocks_of_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "_with_gradient", recorded)
     for chunk, expected in ((91, [90]), (70, [60, 30]), (1, [30, 30, 30])):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setattr(module, "RECALL_CHUNK", chunk)
         sizes.clear()
         missed_recall(inputs()[0].requires_grad_(), *inputs()[1:])
         assert sizes == expected

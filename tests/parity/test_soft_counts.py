@@ -64,7 +64,7 @@ def inputs(draw: st.DrawFn, extremes: bool = True) -> tuple[Tensor, Tensor, Tens
 def test_values(method: Method, chunk_pairs: int, drawn: tuple[Tensor, Tensor, Tensor], data: st.DataObject) -> None:
     queries = data.draw(matrices(st.booleans(), *drawn[0].shape, torch.bool))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHUNKS, {"cpu": chunk_pairs})
+        patch.setattr(CHUNKS, chunk_pairs)
         actual = soft_counts(*drawn, queries, method)
     torch.testing.assert_close(actual, loop(*drawn) * queries[:, None], rtol=0, atol=1e-12)
 
@@ -89,7 +89,7 @@ def test_derivatives(
     """The kernels of orders 1 and 2, with respect to scores and weights."""
     queries = data.draw(matrices(st.booleans(), *drawn[0].shape, torch.bool))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHUNKS, {"cpu": chunk_pairs})
+        patch.setattr(CHUNKS, chunk_pairs)
         actual = derivatives(lambda *inputs: soft_counts(*inputs, queries, method), *drawn)
     expectations = derivatives(lambda *inputs: plain(*inputs) * queries[:, None], *drawn)
     for result, expected in zip(actual, expectations, strict=True):

@@ -16,14 +16,9 @@ from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
+from imbalanced_losses.kernels.tuning import FEW_PAIRS, PAIRS_PER_ROW
 
 __all__ = ["discordant_pairs"]
-
-# Measured on 2 CPU cores, one thread, forward + backward in ms, by pairs / by soft ranks. Problems x rows, pairs a row:
-# 1 x 4,096, 150: 2.4 / 6.3; 1 x 16,384, 127: 5.7 / 14; 1 x 65,536, 49: 17 / 56, 99: 29 / 64, 199: 62 / 66; 10 x 2,048,
-# 97: 12 / 18, 312: 29 / 21; 10 x 16,384, 63: 58 / 171, 127: 106 / 169, 255: 214 / 153; 100 x 2,048, 14: 20 / 37.
-PAIRS_A_ROW = 160
-FEW_PAIRS = 1 << 15  # of one problem, which take as long as the operators that a block needs
 
 
 def discordant_pairs(
@@ -78,7 +73,7 @@ def _kernel(
     if holds_values(scores) and counts is None:
         rows, columns = pack(positive), pack(negative)
         pairs = sum(n * width for n, width in zip(rows.counts, columns.counts, strict=True))
-        if pairs <= PAIRS_A_ROW * scores.numel():
+        if pairs <= PAIRS_PER_ROW * scores.numel():
             return _by_pairs(scores, rows, columns, weight, temperature, differentiate)
     return _by_ranks(scores, positive, negative, weight, temperature, counts, differentiate)
 

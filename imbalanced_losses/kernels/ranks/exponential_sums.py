@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative
+from imbalanced_losses.kernels.tuning import FAN_OUT, SLICE, near_field_block
 
 __all__ = ["sorted_sums"]
 
@@ -62,8 +63,6 @@ DOUBLE = {
         48.89176158050155, -8.324599914390781, 0.6716002197402939),
 }
 # fmt: on
-FAN_OUT = 16  # blocks that one level of the tree joins
-SLICE = 1 << 19  # numbers in a temporary, about a core's share of the cache
 
 
 def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
@@ -82,7 +81,7 @@ def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
     Tensor [R, K, M]
     """
     (r, m), k = scores.shape, weights.shape[1]
-    size = _block_size(r * m)
+    size = near_field_block(r * m)
     n = (m + size - 1) // size
     if padding := n * size - m:  # of no weight, at the last score
         scores = torch.cat([scores, scores[:, -1:].expand(r, padding)], 1)
@@ -93,11 +92,6 @@ def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
         blocks, block_weights, temperature, order
     )
     return sums.transpose(1, 2).reshape(r, k, n * size)[..., :m].to(scores.dtype)
-
-
-def _block_size(rows: int) -> int:
-    """Measured: long blocks while the number of operators counts, short ones once their pairs do."""
-    return 128 if rows <= 1536 else 64 if rows <= 4096 else 32
 
 
 def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:

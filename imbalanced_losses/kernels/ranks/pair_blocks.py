@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.kernels.packing import Packed
+from imbalanced_losses.kernels.tuning import CHUNK_PAIRS, OWN_BLOCK_PAIRS
 
 __all__ = ["Block", "PairBlocks"]
-
-# Pairs of scores held at a time: 2 MB of float32, about a core's share of the cache.
-CHUNK_PAIRS = 1 << 19
-# Of one problem, to have blocks of its own; smaller problems share them.
-OWN_BLOCK_PAIRS = 1 << 16
 
 
 class Block(NamedTuple):

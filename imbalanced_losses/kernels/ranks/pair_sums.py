@@ -29,16 +29,11 @@ from imbalanced_losses.kernels.operators import (
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.ranks.exponential_sums import sorted_sums
 from imbalanced_losses.kernels.ranks.sigmoid import sigmoid_derivative, stop_underflow
+from imbalanced_losses.kernels.tuning import CHUNK_PAIRS, CHUNK_PAIRS_ELSEWHERE, NEAR_LINEAR_FROM
 
 __all__ = ["Method", "PairSums", "gradient_by_scores", "pair_sums", "soft_counts"]
 
 Method = Literal["auto", "all_pairs", "near_linear"]
-
-# Measured on one core, forward + backward in ms, all pairs / sums of exponentials: 1,056 rows 3.5 / 3.
-NEAR_LINEAR_FROM = 1400  # rows
-# Pairs held at a time: 2 MB of float32 are about a core's share of the cache; elsewhere fewer steps matter more.
-CHUNK_PAIRS = {"cpu": 1 << 19}
-CHUNK_PAIRS_ELSEWHERE = 1 << 24
 
 
 def soft_counts(
@@ -121,7 +116,7 @@ class PairSums:
         """A block of queries at a time: static shapes, one matrix product a block."""
         scores = self.scores
         r, m = scores.shape
-        rows = max(1, CHUNK_PAIRS.get(scores.device.type, CHUNK_PAIRS_ELSEWHERE) // max(1, r * m))
+        rows = max(1, (CHUNK_PAIRS if scores.device.type == "cpu" else CHUNK_PAIRS_ELSEWHERE) // max(1, r * m))
         # written in place: small results between large temporaries fragment the heap
         counts, weight_grads = torch.empty_like(weights), torch.empty_like(cotangents)
         for start in range(0, m, rows):

@@ -15,14 +15,9 @@ from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores, pair_sums
+from imbalanced_losses.kernels.tuning import FEW_POSITIVES
 
 __all__ = ["missed_precision"]
-
-# Measured on 2 CPU cores, forward + backward in ms, by pairs / by ranks. Classes x rows, positives each: 10 x 200, 20:
-# 0.7 / 1.6; 100 x 64, 5: 0.7 / 1.4; 10 x 4,096, 256: 22 / 24, 400: 32 / 24; 10 x 16,384, 256: 81 / 75; 100 x 2,048,
-# 20: 6.4 / 32, 200: 64 / 90; 1 x 1,500, 300: 1.5 / 3.4; 1 x 4,096, 20: 0.7 / 0.8, 128: 1.2 / 2.1; 1 x 16,384, 128:
-# 6.9 / 12.6. One class of 95 % of the rows, the others share the rest: 10 x 2,048: 12 / 9.6; 100 x 4,096: 42 / 45.
-FEW_POSITIVES = 250  # on average over the classes, if no class has many
 
 
 def missed_precision(
