@@ -1,6 +1,6 @@
-"""What a ranking loss's last pass looked like: kept is what its pool can be put together from, if someone asks.
+"""Diagnostics of a ranking loss's last step: a record of the step, from which statistics are computed on demand.
 
-Nothing here reads a tensor: logging waits for the device no sooner than its numbers are printed.
+Nothing here reads a tensor's values, so logging waits for the device only when the numbers are printed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from imbalanced_losses.rows import Rows
 __all__ = ["StepRecord", "describe_queue"]
 
 
-# Up to this many scores (0.4 MB) a pool is kept whole: to keep its parts takes ten operators a step.
+# A pool of up to this many scores (0.4 MB) is kept whole: keeping its parts takes ten operators per step.
 KEPT_WHOLE = 1 << 16
 
 
 class StepRecord(NamedTuple):
-    """A step without its graph.
+    """A step, without its autograd graph.
 
-    Of a large pool only the live rows are kept, and those that they replace in the queue, which holds the others: this
-    takes memory for the rows of a batch. ``versions`` tells whether the queue is still as the step left it. A sample of
-    a pool (``max_pool_size``) is kept: it cannot be drawn again. ``stats``, once they are there, need no pool.
+    For a large pool only the live rows are kept, and the queue's rows that they replaced; the queue holds the others.
+    This takes the memory of one batch. ``versions`` shows whether the queue has changed since the step. A sampled pool
+    (``max_pool_size``) is kept, because it cannot be drawn again. Once ``stats`` are computed, the pool is dropped.
     """
 
     config: RankingConfig
@@ -43,7 +43,7 @@ class StepRecord(NamedTuple):
 
     @classmethod
     def keep(cls, config: RankingConfig, step: RankingStep, live: Rows) -> StepRecord:
-        """Before the push: ``step.queue`` still holds what it will overwrite."""
+        """Record a step. Call it before the push, while ``step.queue`` holds the rows that the push overwrites."""
         pool, n_live = step.pool, step.pool.n_live
         result = PerClass(loss=step.result.loss.detach(), valid=step.result.valid, diagnostics={})
         if pool.row_index is not None or pool.scores.numel() <= KEPT_WHOLE:
@@ -52,11 +52,11 @@ class StepRecord(NamedTuple):
         return cls(config, result, n_live, None, (rows, next_slots(step.queue, n_live), pool.temperature))
 
     def after_push(self, queue: QueueState) -> StepRecord:
-        """With the versions of the queue that the pool is put together from, where they can be told."""
+        """Add the versions of the queue's tensors, unless the pool is kept or the code is traced."""
         return self if self.parts is None or is_traced() else self._replace(versions=_versions(queue))
 
     def settle(self, queue: QueueState, exact: Exact) -> StepRecord:
-        """With the statistics of the step's pool, and without the pool; ``queue`` is as the step left it."""
+        """Replace the step's pool by its statistics; ``queue`` is the queue after the step."""
         if self.stats is not None:
             return self
         pool, result = self._find_pool(queue), mark_invalid(self.result)
@@ -80,11 +80,11 @@ class StepRecord(NamedTuple):
 
 
 Exact = Callable[[Pool, Any], tuple[Tensor, dict[str, Tensor]]]
-"""The metric of a pool ``[C]`` that a loss tends to, and what else there is to tell."""
+"""Returns a pool's exact metric ``[C]``, which the loss approximates, and further statistics."""
 
 
 def describe_queue(queue: QueueState, n_live: int) -> dict[str, Tensor]:
-    """Fill and age of the queue as it now is, after batches of ``n_live`` rows."""
+    """Return the queue's current fill and age, after batches of ``n_live`` rows."""
     held = queue.valid if queue.valid.dim() == 1 else queue.valid.any(1)
     return {"queue_fill": held.sum() / max(len(held), 1), "queue_age": _age(held, queue.cursor, n_live)}
 
@@ -94,7 +94,7 @@ def _versions(queue: QueueState) -> tuple[object, ...]:
 
 
 def _age(held: Tensor, cursor: Tensor, n_live: int) -> Tensor:
-    """Steps since the oldest of the rows ``held [Q]`` was pushed, if all batches were as large as the last one."""
+    """Steps since the oldest of the rows ``held [Q]`` was pushed, assuming batches as large as the last one."""
     rows_ago = (cursor - 1 - torch.arange(len(held), device=held.device)) % max(len(held), 1) + 1
     ages = torch.where(held, rows_ago, 0)
     oldest = torch.cat([ages, ages.new_zeros(1)]).amax()  # 0 for an empty queue

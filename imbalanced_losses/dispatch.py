@@ -1,4 +1,4 @@
-"""Who runs this code: eager mode, a transform of ``torch.func`` or a tracer. Whatever may depend on it asks here."""
+"""The execution mode: plain eager, a transform of ``torch.func``, or a tracer. Code that depends on it asks here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def is_traced() -> bool:
-    """Whether operators are recorded (``torch.compile``, ``make_fx``, ``torch.jit.trace``) or faked instead of run."""
+    """Whether operators are recorded (``torch.compile``, ``make_fx``, ``torch.jit.trace``) or faked, not run."""
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
     modes = torch._C._TorchDispatchModeKey
@@ -38,7 +38,7 @@ def is_traced() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` is active: it wraps tensors, which then are not to be read."""
+    """Whether a transform of ``torch.func`` is active. Tensors that it wraps must not be read."""
     return torch._C._are_functorch_transforms_active()
 
 
@@ -48,7 +48,7 @@ def is_plain_eager() -> bool:
 
 
 def is_in_backward() -> bool:
-    """Whether autograd's engine runs this: a hook, or the second pass of what is checkpointed."""
+    """Whether autograd's engine runs this code: in a hook, or when a checkpointed function is recomputed."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -58,35 +58,35 @@ def may_branch_on_values(*tensors: Tensor) -> bool:
 
 
 def holds_values(*tensors: Tensor) -> bool:
-    """Whether a kernel, which gets what no transform wraps, may look into these at no cost."""
+    """Whether a kernel, whose inputs no transform wraps, can read these tensors at no cost."""
     return all(map(_is_host_tensor, tensors))
 
 
 def _is_host_tensor(tensor: Tensor) -> bool:
-    """Whether this is a tensor in the host's memory; a subclass may hold no data."""
+    """Whether this is a plain tensor in host memory; a subclass may hold no data."""
     return type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
 def can_read_values(tensor: object) -> bool:
-    """Whether this is a Tensor that Python may look into: not if traced, under ``vmap``, on ``meta`` or fake."""
+    """Whether Python can read the values of this Tensor: not if traced, under ``vmap``, on ``meta`` or fake."""
     if is_traced() or not isinstance(tensor, Tensor) or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether this is differentiated in forward mode outside any transform."""
+    """Whether this tensor is differentiated in forward mode outside any transform."""
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def forward_levels() -> int:
-    """How many transforms of ``torch.func`` that are active differentiate in forward mode."""
+    """The number of active ``torch.func`` transforms that differentiate in forward mode."""
     stack = torch._C._functorch.get_interpreter_stack() or []
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
 def may_run_in_place(*tensors: Tensor) -> bool:
-    """Whether nothing differentiates, maps or traces what is done with these: then steps may overwrite each other."""
+    """Whether nothing differentiates, maps or traces operations on these tensors, so that they may run in-place."""
     if not is_plain_eager() or torch.is_grad_enabled():
         return False
     if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
@@ -95,7 +95,7 @@ def may_run_in_place(*tensors: Tensor) -> bool:
 
 
 def without_dispatch_modes(function: Callable[..., T], *args: object) -> T:
-    """Call it where tensors hold values, whatever mode (fake tensors, say) its caller runs under."""
+    """Call ``function`` with dispatch modes (such as fake tensors) disabled, so that its tensors hold values."""
     if torch._C._len_torch_dispatch_stack() == 0:
         return function(*args)
     with _disable_current_modes():
@@ -103,7 +103,7 @@ def without_dispatch_modes(function: Callable[..., T], *args: object) -> T:
 
 
 def version_of(value: object) -> tuple[int, int] | None:
-    """What tells whether a tensor was changed or replaced; inference tensors do not count their changes."""
+    """Return a value that changes when a tensor is modified or replaced; inference tensors do not count changes."""
     if not isinstance(value, Tensor):
         return None
     return id(value), 0 if value.is_inference() else value._version

@@ -1,4 +1,4 @@
-"""Checks that read tensor data: values of labels and weights. Only the module shells make them, in eager mode."""
+"""Checks of the values of labels and weights. They read tensor data; only the module shells run them, in eager mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_class_id_values", "check_probability_values", "check_target_va
 
 
 def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *, multilabel: bool) -> None:
-    """Labels must be 0 or 1 (binary, multi-label) or class ids in ``[0, C)``, or ``ignore_index``."""
+    """Check that labels are 0 or 1 (binary, multi-label), class ids in ``[0, C)``, or ``ignore_index``."""
     if not multilabel and num_classes > 1:
         check_class_id_values(targets, num_classes, ignore_index)
         return
@@ -23,7 +23,7 @@ def check_target_values(targets: Tensor, num_classes: int, ignore_index: int, *,
 
 
 def check_probability_values(targets: Tensor, ignore_index: int | None) -> None:
-    """Labels must lie in [0, 1], up to a few roundings, or equal ``ignore_index``."""
+    """Check that labels lie in [0, 1], up to rounding, or equal ``ignore_index``."""
     slack = label_slack(targets.dtype)
     label = _find_wrong(targets, -slack, 1 + slack, ignore_index, whole=False)
     if label is not None:
@@ -32,7 +32,7 @@ def check_probability_values(targets: Tensor, ignore_index: int | None) -> None:
 
 
 def check_class_id_values(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Class ids must lie in ``[0, C)`` or equal ``ignore_index``."""
+    """Check that class ids lie in ``[0, C)`` or equal ``ignore_index``."""
     label = _find_wrong(targets, 0, num_classes - 1, ignore_index, whole=True)
     if label is not None:
         remedy = remedies.for_one_class(label) if num_classes == 1 else ""
@@ -43,18 +43,18 @@ def check_class_id_values(targets: Tensor, num_classes: int, ignore_index: int) 
 
 
 def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
-    """Weights must be finite and not negative."""
+    """Check that weights are finite and not negative."""
     wrong = ~(weights.isfinite() & (weights >= 0))
     if wrong.any():
         raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
 
 
 def _find_wrong(targets: Tensor, low: float, high: float, ignore_index: int | None, *, whole: bool) -> float | None:
-    """The first label that is neither in ``[low, high]`` (and, if need be, whole) nor ``ignore_index``."""
+    """Return the first label that is neither ``ignore_index`` nor in ``[low, high]`` (and an integer if ``whole``)."""
     needs_rounding = whole and targets.is_floating_point()
     if not needs_rounding and _all_within(targets, low, high):
         return None
-    labels = targets if targets.is_floating_point() else targets.long()  # uint8 156 equals -100 if asked as it is
+    labels = targets if targets.is_floating_point() else targets.long()  # in uint8, 156 == -100
     allowed = (labels >= low) & (labels <= high)
     if needs_rounding:
         allowed &= labels == labels.trunc()
@@ -64,8 +64,8 @@ def _find_wrong(targets: Tensor, low: float, high: float, ignore_index: int | No
 
 
 def _all_within(values: Tensor, low: float, high: float) -> bool:
-    """Whether all values lie in ``[low, high]``: one operator for the data of most batches."""
-    if values.numel() == 0 or values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which aminmax refuses
+    """Whether all values lie in ``[low, high]``; False also if one operator cannot tell."""
+    if values.numel() == 0 or values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # aminmax refuses these
         return False
     lowest, highest = torch.aminmax(values)
     return low <= lowest.item() and highest.item() <= high

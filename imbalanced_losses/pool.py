@@ -1,7 +1,6 @@
-"""The pool: the live batch and the queue's rows, side by side under masks, one row of scores per class.
+"""The pool: the live batch and the queue's rows, concatenated, with masks and one row of scores per class.
 
-Everything that depends on labels being ignored, rows being live or classes being one-vs-rest is decided here, once; the
-losses see scores and masks.
+Ignored labels, live rows and the one-vs-rest split are handled here, once; the losses see scores and masks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["Pool", "check_queue", "join_rows"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """M = N live rows, then Q queue rows, as C one-vs-rest problems, in memory of its own.
+    """M = N live rows, then Q queue rows, as C one-vs-rest problems; shares no memory with batch or queue.
 
     Attributes
     ----------
@@ -40,12 +39,11 @@ class Pool:
         N.
     temperature : Tensor []
     row_index : Tensor [M], int64, optional
-        Which of the rows are in the pool; all of them if left out.
+        Indices, in the whole pool, of the rows in this one; all rows if left out.
     inclusion_weight : Tensor [M], optional
-        For how many rows of the whole pool each kept one counts: one over its probability to be kept (nearly that for
-        rows of several classes).
+        One over the row's inclusion probability (approximately, for rows of several classes).
     pair_weight : Tensor [C], optional
-        For how many positives of the whole pool each kept one counts beside another kept one.
+        One over the inclusion probability of another positive, given that one positive is in the pool.
     """
 
     scores: Tensor
@@ -78,7 +76,7 @@ class Pool:
 
     @property
     def row_count(self) -> Tensor | None:
-        """``[C, M]``: for how many rows of the whole pool each counts, if not always 1."""
+        """``[C, M]``: the number of rows of the whole pool that each row represents; None if that is always 1."""
         return None if self.inclusion_weight is None else self.inclusion_weight.expand_as(self.scores)
 
     @property
@@ -87,19 +85,19 @@ class Pool:
         return self.count(self.positive) * self.sample_weight
 
     def count(self, rows: Tensor) -> Tensor:
-        """What each of ``rows [..., M]``, a mask, adds to a count over the whole pool."""
+        """What each row of the mask ``rows [..., M]`` adds to a count over the whole pool."""
         counts = rows.to(self.scores.dtype)
         return counts if self.inclusion_weight is None else counts * self.inclusion_weight
 
     def rank_weights(self, negative: Tensor) -> Tensor | None:
-        """``[C, 2, M]``: what each positive and each negative adds to the rank of a kept positive, if not always 1."""
+        """``[C, 2, M]``: what each positive and negative adds to the rank of a positive; None if that is always 1."""
         if self.pair_weight is None:
             return None
         return torch.stack([self.positive * self.pair_weight[:, None], self.count(negative)], 1)
 
 
 def check_queue(state: QueueState, live: Rows, task: Task) -> None:
-    """The queue must be one that the live rows can be pushed to."""
+    """Check that the live rows can be pushed to the queue."""
     if not isinstance(state, QueueState):
         raise TypeError(f"expected queue_state to be a QueueState, got {type(state).__name__}")
     kind = "multi-label" if task.multilabel else "single-label"
@@ -113,7 +111,7 @@ def check_queue(state: QueueState, live: Rows, task: Task) -> None:
 
 
 def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | float) -> Pool:
-    """The pool of checked rows and a queue that fits. Without any row it gets an ignored one: nothing knows M = 0."""
+    """Join checked rows and a matching queue. An empty pool gets one ignored row, so that M is never 0."""
     dtype = compute_dtype(live.logits)
     parts = [live]
     if queue.logits.shape[0] > 0:
@@ -121,14 +119,14 @@ def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | f
         parts.append(Rows(queue.logits, queue.targets, queue.iid, weights, queue.valid))
     elif live.logits.shape[0] == 0:
         parts.append(Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
-    # transposed before they are joined: of [C, M] intermediates in two layouts the default backend makes wrong code
+    # transpose, then join: for [C, M] intermediates in two layouts the compiler's default backend generates wrong code
     logits, targets, iid, sample_weight, valid = (
         torch.cat([values.mT if values.dim() == 2 else values for values in field], -1)
         for field in zip(*parts, strict=True)
     )
     valid, positive = _one_vs_rest(targets, valid, task)
     scores = logits.to(dtype)
-    if not (may_branch_on_values(valid) and valid.all()):  # spares two operators, and two in the backward
+    if not (may_branch_on_values(valid) and valid.all()):  # saves two operators, and two in the backward
         scores = torch.where(valid, scores, 0)
     return Pool(
         scores=scores,
@@ -142,9 +140,11 @@ def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | f
 
 
 def _one_vs_rest(targets: Tensor, valid: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Masks ``[C, M]`` of valid rows and positives; ``targets`` and ``valid`` are ``[M]`` or, of labels, ``[C, M]``.
+    """Return masks ``[C, M]`` of valid rows and of positives.
 
-    What is no label never counts: one out of range that nobody checked, or what averaging made of a queue's labels.
+    ``targets`` and ``valid`` are ``[M]`` or, if multi-label, ``[C, M]``.
+
+    Targets out of range are never valid: unchecked ones, or labels in a queue that was averaged.
     """
     highest = 1 if task.multilabel or task.num_classes == 1 else task.num_classes - 1
     valid = valid & (targets.clamp(0, highest) == targets)

@@ -1,7 +1,7 @@
-"""States: frozen dataclasses of tensors that torch and optree both see as pytrees.
+"""States: frozen dataclasses of tensors that are pytrees of torch and of optree.
 
-A state is the only thing that survives from one call to the next. ``vmap``, ``torch.compile`` and ``optree.tree_map``
-look through it because it is registered here, once, with both libraries: one registration does not reach the other.
+Only states carry values from one call to the next. They are registered here with both libraries, which do not share a
+registry, so that ``vmap``, ``torch.compile`` and ``optree.tree_map`` accept them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["stack_states", "state_dataclass", "unstack_states"]
 
 T = TypeVar("T")
 
-# optree's registry for "every namespace"; it has no public name there, so fall back to a namespace of our own.
+# optree's "every namespace" has no public name, so fall back to a namespace of our own.
 _EVERY_NAMESPACE: Any = getattr(optree.registry, "__GLOBAL_NAMESPACE", "imbalanced_losses")
 
 
@@ -34,8 +34,8 @@ _EVERY_NAMESPACE: Any = getattr(optree.registry, "__GLOBAL_NAMESPACE", "imbalanc
 def state_dataclass(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, keyword-only dataclass and a pytree node of torch and optree.
 
-    Every field must hold a tensor (or a pytree of tensors) from the start: a field that is ``None`` first and a tensor
-    later changes the structure, and with it costs a compilation.
+    Every field must hold a tensor (or a pytree of tensors) from the start. A field that is ``None`` first and a tensor
+    later changes the structure, which forces a recompilation.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def stack_states(states: Sequence[T]) -> T:
 
 
 def unstack_states(stacked: T) -> list[T]:
-    """Undo :func:`stack_states`: the list of the ensemble's single states.
+    """Undo :func:`stack_states`: return the states of the ensemble as a list.
 
     Examples
     --------

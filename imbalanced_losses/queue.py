@@ -1,7 +1,7 @@
-"""The queue: a ring buffer of past rows as an immutable state and three functions over it.
+"""The queue: a ring buffer of past rows, as an immutable state and functions over it.
 
-A queue lets a ranking loss see more negatives (and positives) than one batch holds. Its rows are detached, and an
-unfilled slot is an ignored row, so a fresh queue needs no special case anywhere.
+A queue gives a ranking loss more negatives (and positives) than one batch holds. Its rows are detached. An unfilled
+slot is an ignored row, so a fresh queue needs no special case.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Slots(NamedTuple):
-    """Slots [n] of a queue, and the fields of the rows in them."""
+    """Indices [n] of slots in a queue, and the rows in them, field by field."""
 
     indices: Tensor
     logits: Tensor
@@ -53,10 +53,10 @@ class QueueState:
         Whether the row was drawn from the deployment distribution.
     sample_weight : Tensor [Q], float32 or wider
     cursor : Tensor [], int64
-        The slot that the next row goes to; the oldest row once the ring is full.
+        The slot that the next row goes to. Once the buffer is full, it holds the oldest row.
     ignore_index : Tensor [], int64
-        The target that marks a slot as ignored. It travels with the state so that :func:`reset_queue` needs nothing
-        else and a loss with another ``ignore_index`` cannot take an unfilled slot for a row.
+        The target that marks a slot as ignored. It is part of the state so that :func:`reset_queue` needs no other
+        argument, and a loss with another ``ignore_index`` does not mistake an unfilled slot for a row.
     """
 
     logits: Tensor
@@ -68,7 +68,7 @@ class QueueState:
 
     @property
     def valid(self) -> Tensor:
-        """Bool ``[Q]`` or ``[Q, C]``: where a slot holds a row that counts."""
+        """Bool ``[Q]`` or ``[Q, C]``: labels that are not ignored."""
         return self.targets != self.ignore_index
 
 
@@ -86,15 +86,15 @@ def init_queue(
     Parameters
     ----------
     queue_size : int >= 0
-        Rows kept; 0 is a queue that keeps nothing.
+        Number of rows kept; a queue of size 0 keeps nothing.
     num_classes : int >= 1
-        Columns of the logits.
+        Number of columns of the logits.
     multilabel : bool
         Targets are ``[N, C]`` labels instead of ``[N]`` class ids.
     ignore_index : int
         Stored in unfilled slots.
     dtype : torch.dtype
-        Of the stored logits. Rows are rounded to it when pushed.
+        Dtype of the stored logits. Rows are rounded to it when pushed.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def init_queue(
 
 
 def reset_queue(state: QueueState) -> QueueState:
-    """Empty the queue: the state that :func:`init_queue` gave.
+    """Empty the queue: return the state that :func:`init_queue` returned.
 
     Examples
     --------
@@ -153,9 +153,8 @@ def push(
 ) -> QueueState:
     """Replace the oldest rows by new ones, detached and in the queue's dtypes.
 
-    A batch longer than the queue leaves its last ``Q`` rows. A row with a logit or weight that is not finite in the
-    queue's dtype is stored as an ignored row, so that one overflowed batch cannot spoil the steps after it. Cost:
-    O(Q C).
+    If a batch is longer than the queue, its last ``Q`` rows are kept. A row with a logit or weight that is not finite
+    in the queue's dtype is stored as an ignored row, so that an overflow does not affect later steps. Cost: O(Q C).
 
     Parameters
     ----------
@@ -165,23 +164,24 @@ def push(
     iid : Tensor [N], bool
     sample_weight : Tensor [N]
     valid : Tensor like targets, bool, optional
-        False where a target is to be ignored, besides those that equal ``state.ignore_index``.
+        False where a target is ignored, in addition to those that equal ``state.ignore_index``.
 
     Returns
     -------
     QueueState
-        Structure, shapes, dtypes and device of ``state``; a field that does not change is the same tensor.
+        A state with the structure, shapes, dtypes and device of ``state``; unchanged fields are the same tensors.
     """
     if min(len(logits), len(state.logits)) == 0:
         return state
     valid = torch.ones_like(targets, dtype=torch.bool) if valid is None else valid
     slots, cursor, values = _to_store(state, Rows(logits, targets, iid, sample_weight, valid))
     fields = {name: getattr(state, name).index_copy(0, slots, own) for name, own in values.items()}
-    return QueueState(**fields, cursor=cursor.clone(), ignore_index=state.ignore_index)  # memory of its own
+    # cloned: the cursor is a view
+    return QueueState(**fields, cursor=cursor.clone(), ignore_index=state.ignore_index)
 
 
 def push_in_place(state: QueueState, rows: Rows) -> None:
-    """:func:`push` that overwrites the tensors of ``state``: for buffers. Cost: O(N C)."""
+    """Like :func:`push`, but overwrite the tensors of ``state``, which are buffers. Cost: O(N C)."""
     if min(len(rows.logits), len(state.logits)) > 0:
         slots, cursor, values = _to_store(state, rows)
         for name, own in values.items():
@@ -190,13 +190,13 @@ def push_in_place(state: QueueState, rows: Rows) -> None:
 
 
 def next_slots(state: QueueState, n_rows: int) -> Slots:
-    """Copy what a push of ``n_rows`` will overwrite."""
+    """Copy the rows that a push of ``n_rows`` will overwrite."""
     slots = _ring(state, min(n_rows, len(state.logits)))
     return Slots(slots, *(getattr(state, name).index_select(0, slots) for name in Slots._fields[1:]))
 
 
 def with_slots(state: QueueState, slots: Slots) -> QueueState:
-    """The queue with these rows put back, in new tensors; the cursor stays where it is."""
+    """Return the queue with these rows put back, in new tensors; the cursor does not change."""
     indices, *rows = slots
     names = Slots._fields[1:]
     fields = {name: getattr(state, name).index_copy(0, indices, own) for name, own in zip(names, rows, strict=True)}
@@ -204,22 +204,22 @@ def with_slots(state: QueueState, slots: Slots) -> QueueState:
 
 
 def _ring(state: QueueState, n_rows: int) -> Tensor:
-    """``[n_rows]``: the slots from the cursor on."""
+    """``[n_rows]``: indices of the slots from the cursor on."""
     return (state.cursor + torch.arange(n_rows, device=state.cursor.device)) % max(len(state.logits), 1)
 
 
 def _to_store(state: QueueState, rows: Rows) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Slots ``[N]``, the next cursor, and what goes to the slots, by field."""
+    """Return the slots ``[N]`` to write, the next cursor, and the values to write, by field."""
     capacity = len(state.logits)
     if len(rows.logits) > capacity:  # repeated indices in index_copy are undefined
         rows = Rows(*(values[-capacity:] for values in rows))
     n, logits, stored = len(rows.logits), rows.logits.detach().to(state.logits.dtype), rows.valid
-    if not (may_branch_on_values(logits) and math.isfinite(logits.sum())):  # spares four operators
+    if not (may_branch_on_values(logits) and math.isfinite(logits.sum())):  # saves four operators
         finite = logits.nan_to_num(0, 0, 0)
         stored = stored & (finite == logits).all(-1, keepdim=stored.dim() == 2)
         logits = finite
     weight = rows.sample_weight.detach().to(state.sample_weight.dtype)
-    if weight.dtype != rows.sample_weight.dtype:  # it may overflow in a narrower one
+    if weight.dtype != rows.sample_weight.dtype:  # a narrower dtype may overflow
         finite = weight.isfinite()
         stored = stored & (finite[:, None] if stored.dim() == 2 else finite)
         weight = torch.where(finite, weight, 1)

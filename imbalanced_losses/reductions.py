@@ -1,6 +1,6 @@
 """Masked and weighted means and sums.
 
-Every division by a count or a total weight happens here, except the fused mean of few focal losses.
+Every division by a count or a total weight is here, except the fused mean of small focal losses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 Reduction = Literal["mean", "sum", "none"]
 Elements = tuple[Tensor, Tensor | None, Tensor | None]
-"""What :func:`reduce_elements` takes: a loss per element, which of them count, their weights."""
+"""Arguments of :func:`reduce_elements`: a loss per element, a mask of those that count, and their weights."""
 
 
 def mean_over_weight(total: Tensor, total_weight: Tensor) -> Tensor:
@@ -33,27 +33,27 @@ def mean_over_weight(total: Tensor, total_weight: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of ``values [..., M]`` under ``weights [..., M] >= 0`` over the last axis; 0 where all weights are 0."""
+    """Weighted mean of ``values [..., M]`` over the last axis, with ``weights [..., M] >= 0``; 0 if all are 0."""
     return mean_over_weight((values * weights).sum(-1), weights.sum(-1))
 
 
 def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:
     """Reduce per-class losses ``[C]``, which are 0 where invalid, over the valid classes.
 
-    ``"mean"`` and ``"sum"`` give a 0-dim tensor (0 if no class is valid), ``"none"`` gives ``[C]`` with ``nan`` at each
-    invalid class.
+    ``"mean"`` and ``"sum"`` return a 0-dim tensor (0 if no class is valid), ``"none"`` returns ``[C]`` with ``nan`` at
+    invalid classes.
     """
     if reduction == "none":
         return torch.where(valid, loss, torch.nan)
     if reduction == "sum" or len(loss) == 1:
         return loss.sum()
-    if may_branch_on_values(valid) and valid.all():  # one operator for four
+    if may_branch_on_values(valid) and valid.all():  # one operator instead of four
         return loss.mean()
     return loss.sum() / valid.sum().clamp_min(1)
 
 
 def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None, reduction: Reduction) -> Tensor:
-    """Reduce a loss per element ``[N, ...]`` that is 0 where it does not count.
+    """Reduce a loss per element ``[N, ...]``, which is 0 at elements that do not count.
 
     Parameters
     ----------
@@ -61,12 +61,12 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     counted : Tensor [N, ...], bool, optional
         The elements whose number or total weight ``"mean"`` divides by; all of them if left out.
     weights : Tensor [N], or one that broadcasts to [N, ...] with a first axis of N, optional
-        Non-negative. Left out is the same as ones, to the last bit: both divide a sum by a total weight.
+        Non-negative. Leaving them out gives bit for bit the result of ones: both divide a sum by a total weight.
     reduction : {"mean", "sum", "none"}
-        ``"none"`` gives the weighted loss ``[N, ...]``.
+        ``"none"`` returns the weighted loss ``[N, ...]``.
     """
     if reduction == "mean" and weights is None and counted is None:
-        return loss.sum() / max(1, loss.numel())  # not mean(), whose backward writes a tensor of the loss's size
+        return loss.sum() / max(1, loss.numel())  # the backward of mean() writes a tensor of the loss's size
     if reduction == "mean":
         total, total_weight = sum_elements(loss, counted, weights)
         return total / total_weight.clamp_min(1) if weights is None else mean_over_weight(total, total_weight)
@@ -75,15 +75,15 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
 
 
 def sum_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The two sums whose quotient is the mean of :func:`reduce_elements`: of weighted losses, of what counts."""
+    """Return numerator and denominator of the mean: the sum of weighted losses, and their number or total weight."""
     if weights is None:
         return loss.sum(), torch.full((), loss.numel(), device=loss.device) if counted is None else counted.sum()
     weights = _of_elements(weights, loss)
-    # laid out as the loss, so that weights that broadcast add up in the same order as expanded ones
+    # in the loss's layout, so that broadcast weights are summed in the same order as expanded ones
     total_weight = weights.expand_as(loss).contiguous() if counted is None else torch.where(counted, weights, 0)
     return (loss * weights).sum(), total_weight.sum()
 
 
 def _of_elements(weights: Tensor, loss: Tensor) -> Tensor:
-    """Weights of rows ``[N]``, or of elements, as they broadcast to a loss ``[N, ...]``."""
+    """Reshape weights of rows ``[N]``, or of elements, so that they broadcast to a loss ``[N, ...]``."""
     return weights.reshape(weights.shape + (1,) * (loss.dim() - weights.dim())).to(loss.dtype)

@@ -1,6 +1,6 @@
-"""The last part of an error message: what to do about inputs that a well-known mistake explains.
+"""Remedies for common mistakes: the last part of an error message, which says what to do.
 
-Each function looks at shapes and dtypes only (:func:`for_label` at one label, too), and gives ``""`` where it knows no
+Each function looks at shapes and dtypes only (:func:`for_label` also at one label) and returns ``""`` if it knows no
 remedy.
 """
 
@@ -24,12 +24,12 @@ __all__ = [
 
 
 def for_integer_logits(logits: Tensor) -> str:
-    """Integers are seldom scores; where they are, a float dtype says so."""
+    """Remedy for logits of an integer dtype, which usually are predicted classes."""
     return "" if logits.is_complex() else ": pass raw scores, not predictions (whole-number scores as .float())"
 
 
 def for_ranking_logits(logits: Tensor, num_classes: int) -> str:
-    """Of logits that are not ``[N, num_classes]``."""
+    """Remedy for logits that are not ``[N, num_classes]``."""
     if num_classes == 1 and logits.dim() == 2 and logits.shape[1] == 2:
         make_one = "of two logits for a binary task make one, logits[:, 1] - logits[:, 0]"
         return f": {make_one}, and of one-hot labels targets[:, 1]"
@@ -38,7 +38,7 @@ def for_ranking_logits(logits: Tensor, num_classes: int) -> str:
     if logits.dim() < 3:
         return ""
     second, last = logits.shape[1] == num_classes, logits.shape[-1] == num_classes
-    if second == last and num_classes > 1:  # no axis of classes, or two that may be it
+    if second == last and num_classes > 1:  # no class axis, or two candidates
         return ""
     rows = "{}.flatten(0, -2)" if last else "{}.movedim(1, -1).flatten(0, -2)"
     ids = f"{rows.format('logits')} beside class ids targets.flatten()"
@@ -46,7 +46,7 @@ def for_ranking_logits(logits: Tensor, num_classes: int) -> str:
 
 
 def for_ranking_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> str:
-    """Of targets of the wrong shape or dtype beside logits ``[N, C]``."""
+    """Remedy for targets of the wrong shape or dtype, given logits ``[N, C]``."""
     n, num_classes = logits.shape
     if multilabel:
         one_id_a_row = targets.shape in ((n,), (n, 1))
@@ -62,7 +62,7 @@ def for_ranking_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) ->
 
 
 def for_class_ids(targets: Tensor, logits: Tensor) -> str:
-    """Of targets of the wrong shape or dtype beside logits ``[N, C, ...]``."""
+    """Remedy for class ids of the wrong shape or dtype, given logits ``[N, C, ...]``."""
     if targets.is_complex():
         return ""
     if targets.shape == logits.shape:
@@ -81,12 +81,12 @@ def for_class_ids(targets: Tensor, logits: Tensor) -> str:
 
 
 def for_one_class(label: float) -> str:
-    """Of a class id that is out of range beside logits ``[N, 1, ...]`` of a softmax."""
+    """Remedy for a class id that is out of range, given softmax logits ``[N, 1, ...]``."""
     return ": for one logit and labels in {0, 1} use SigmoidFocalLoss, targets.unsqueeze(1)" if label == 1 else ""
 
 
 def for_element_targets(targets: Tensor, logits: Tensor) -> str:
-    """Of targets that are not of the logits' shape."""
+    """Remedy for targets that are not of the logits' shape."""
     if targets.shape == (*logits.shape, 1):
         return ": use targets.squeeze(-1)"
     if logits.dim() < 2:
@@ -96,7 +96,7 @@ def for_element_targets(targets: Tensor, logits: Tensor) -> str:
             return f": use targets.movedim({source}, {destination})"
     classes_second = targets.shape == logits.shape[:1] + logits.shape[2:]
     classes_last = targets.shape == logits.shape[:-1]
-    if logits.dim() > 2 and classes_second == classes_last:  # no class ids, or of either layout
+    if logits.dim() > 2 and classes_second == classes_last:  # not class ids, or the layout is ambiguous
         return ""
     if classes_second and logits.shape[1] == 1:
         return ": use targets.unsqueeze(1)"
@@ -106,7 +106,7 @@ def for_element_targets(targets: Tensor, logits: Tensor) -> str:
 
 
 def _for_ids(targets: Tensor, logits: Tensor, *, last: bool) -> str:
-    """Of class ids beside logits of several classes, the second axis or the last."""
+    """Remedy for class ids, given logits of several classes on the second axis or the last."""
     num_classes = logits.shape[-1 if last else 1]
     ids = "targets" if targets.dtype == torch.int64 else "targets.long()"
     one_hot = f"one_hot({ids}, {num_classes}){'' if last or logits.dim() == 2 else '.movedim(-1, 1)'}"
@@ -117,13 +117,13 @@ def _for_ids(targets: Tensor, logits: Tensor, *, last: bool) -> str:
 
 
 def for_weight_sequence() -> str:
-    """Of one number where each class has a weight."""
+    """Remedy for one number where each class needs a weight."""
     return ": give each class its weight, for two classes [1 - alpha, alpha]"
 
 
 def for_label(label: float, *, binary: bool) -> str:
-    """Of a label that is out of range."""
-    if label not in (-1, -100, 255):  # what datasets mark rows with
+    """Remedy for a label that is out of range."""
+    if label not in (-1, -100, 255):  # common markers in datasets
         return ""
     ignored = f"to ignore such labels use ignore_index={label:.0f}"
     mapped = {-1.0: "map labels in {-1, 1} to (targets > 0).long(); ", 255.0: "map {0, 255} to targets / 255; "}
@@ -131,14 +131,14 @@ def for_label(label: float, *, binary: bool) -> str:
 
 
 def for_tensor_elsewhere(name: str, device: torch.device) -> str:
-    """Of an argument that is not on the logits' device."""
+    """Remedy for an argument that is not on the logits' device."""
     return f": move it with {name}.to({str(device)!r})"
 
 
 def for_loss_elsewhere(device: torch.device) -> str:
-    """Of what a module keeps, or a function is given, that is not on the logits' device.
+    """Remedy for a module's buffer, or a function's argument, that is not on the logits' device.
 
-    Whoever asks adds a comma and what makes the function's argument there.
+    The caller appends a comma and an expression that makes the argument on that device.
     """
     return f": make it there, with loss_fn.to({str(device)!r}) or, for the pure function"
 
@@ -148,4 +148,5 @@ def _is_float_or_bool(targets: Tensor) -> bool:
 
 
 def _argmax(targets: Tensor) -> str:
-    return "targets.int().argmax(1)" if targets.dtype == torch.bool else "targets.argmax(1)"  # which has none of bool
+    # argmax does not take bool
+    return "targets.int().argmax(1)" if targets.dtype == torch.bool else "targets.argmax(1)"

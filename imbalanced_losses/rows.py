@@ -1,4 +1,4 @@
-"""Parsed rows: the arguments of a ranking loss after the only checks that they go through."""
+"""Parsed rows: the checked arguments of a ranking loss. They are checked here and nowhere else."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Rows", "Task", "parse_rows"]
 
 
 class Task(Protocol):
-    """What a configuration says of logits and targets."""
+    """The part of a configuration that describes logits and targets."""
 
     @property
     def num_classes(self) -> int:
-        """Columns of the logits."""
+        """Number of columns of the logits."""
 
     @property
     def multilabel(self) -> bool:
@@ -29,7 +29,7 @@ class Task(Protocol):
 
     @property
     def ignore_index(self) -> int:
-        """The target of what is ignored."""
+        """The target that marks an ignored row or label."""
 
 
 class Rows(NamedTuple):
@@ -51,9 +51,9 @@ def parse_rows(
     *,
     check_values: bool = False,
 ) -> Rows:
-    """Check the arguments of a ranking loss; ones stand for what is left out.
+    """Check the arguments of a ranking loss; flags and weights that are left out become ones.
 
-    ``check_values`` also reads labels and weights, where they can be read.
+    ``check_values`` also checks the values of labels and weights, if they can be read.
     """
     logits = check_logits(logits, task.num_classes)
     labels = check_targets(targets, logits, multilabel=task.multilabel)
@@ -75,9 +75,9 @@ def parse_rows(
 
 
 def _with_finite_weights(rows: Rows) -> Rows:
-    """Give rows whose weight is not finite ``nan`` logits, also ignored rows.
+    """Set the logits of rows whose weight is not finite to ``nan``, also of ignored rows.
 
-    So the rules of such logits hold: this step's loss is not finite, and the row is stored as an ignored one.
+    The rule for ``nan`` logits then covers them: this step's loss is not finite, and the queue ignores the row.
     """
     weight = rows.sample_weight
     if may_branch_on_values(weight) and math.isfinite(weight.sum()):

@@ -1,6 +1,6 @@
-"""Settings: what stands for a number or a flag, as the plain Python value that a frozen configuration keeps.
+"""Settings: numbers and flags of any kind, converted to the Python values that a frozen configuration keeps.
 
-Python's own values compare, hash and pickle, and a compiler can guard on them.
+Python values compare, hash and pickle, and a compiler can guard on them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 __all__ = ["check_fields", "described", "optional", "plain"]
 
 Check = Callable[[str, Any], Any]
-"""Takes a setting's name and its value, returns the value to keep or raises."""
+"""A function of a setting's name and value that returns the value to keep, or raises."""
 
 
 def plain(value: object) -> object:
-    """A NumPy scalar, a 0-dim array or a 0-dim tensor as its Python number; anything else as it is.
+    """Convert a NumPy scalar, a 0-dim array or a 0-dim tensor to a Python number; return anything else as it is.
 
-    A tensor that requires grad is more than a number, one on ``meta`` is none: they stay, so that a check refuses them.
+    A tensor that requires grad or is on ``meta`` is not converted, so that the checks refuse it.
     """
     is_refused = isinstance(value, Tensor) and (value.requires_grad or value.is_meta)
     if isinstance(value, (int, float, str)) or is_refused:
@@ -29,7 +29,7 @@ def plain(value: object) -> object:
 
 
 def described(value: object) -> str:
-    """What a message shows of a value that is refused."""
+    """Describe a refused value in an error message."""
     if not isinstance(value, Tensor):
         return repr(value)
     if value.requires_grad:
@@ -41,11 +41,11 @@ def described(value: object) -> str:
 
 
 def check_fields(config: object, **checks: Check) -> None:
-    """Put fields of a frozen dataclass through their checks, and keep what the checks return."""
+    """Check fields of a frozen dataclass, and set them to what the checks return."""
     for name, check in checks.items():
         object.__setattr__(config, name, check(name, getattr(config, name)))
 
 
 def optional(check: Check) -> Check:
-    """The same check for a setting that may be ``None``."""
+    """Return the same check, which also accepts ``None``."""
     return lambda name, value: None if value is None else check(name, value)

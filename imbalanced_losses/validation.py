@@ -1,7 +1,7 @@
 """Argument checks: every error says what was expected and what came.
 
-They look at shapes, dtypes, devices and Python values only: they cost nothing, never synchronise with a device, and run
-in the pure functions. What reads tensor data is in :mod:`imbalanced_losses.label_values`.
+They look at shapes, dtypes, devices and Python values only, so they cost nothing, never synchronise with a device, and
+run in the pure functions. Checks that read tensor data are in :mod:`imbalanced_losses.label_values`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 def check_tensor(name: str, value: object) -> None:
-    """``value`` must be a dense Tensor."""
+    """Check that ``value`` is a dense Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} to be a Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -58,20 +58,20 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_config(cfg: object, expected: type) -> None:
-    """``cfg`` must be of the class that the loss is configured with."""
+    """Check that ``cfg`` is of the loss's configuration class."""
     if not isinstance(cfg, expected):
         raise TypeError(f"expected cfg to be a {expected.__name__}, got {type(cfg).__name__}")
 
 
 def check_choice(name: str, value: T, choices: Sequence[object]) -> T:
-    """``value``, which must be one of ``choices``."""
+    """Return ``value`` if it is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {', '.join(map(repr, choices))}, got {described(value)}")
     return value
 
 
 def check_flag(name: str, value: object) -> bool:
-    """``True`` or ``False``, given as Python's, NumPy's or a 0-dim tensor."""
+    """Return a bool (Python's, NumPy's or a 0-dim tensor) as Python's."""
     flag = plain(value)
     if not isinstance(flag, bool):
         raise TypeError(f"expected {name} to be True or False, got {described(value)}")
@@ -79,7 +79,7 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_integer(name: str, value: object, minimum: int) -> int:
-    """An int (Python's, NumPy's or a 0-dim tensor, but not a bool) of at least ``minimum``, as Python's."""
+    """Return an int >= ``minimum`` (Python's, NumPy's or a 0-dim tensor, but not a bool) as Python's."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"expected {name} to be an int, got {described(value)}")
@@ -89,7 +89,7 @@ def check_integer(name: str, value: object, minimum: int) -> int:
 
 
 def check_counter(name: str, value: object) -> int | Tensor:
-    """An int >= 0, as Python's, or a 0-dim integer tensor (whose value is not read)."""
+    """Return an int >= 0 as Python's; a 0-dim integer tensor is returned as it is, and its value is not read."""
     if not isinstance(value, Tensor):
         return check_integer(name, value, minimum=0)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
@@ -100,19 +100,19 @@ def check_counter(name: str, value: object) -> int | Tensor:
 
 
 def check_module(name: str, value: object) -> None:
-    """``value`` must be an ``nn.Module``."""
+    """Check that ``value`` is an ``nn.Module``."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"expected {name} to be an nn.Module, got {type(value).__name__}")
 
 
 def check_callable(name: str, value: object) -> None:
-    """``value`` must be callable."""
+    """Check that ``value`` is callable."""
     if not callable(value):
         raise TypeError(f"expected {name} to be an nn.Module or another callable, got {type(value).__name__}")
 
 
 def check_number(name: str, value: object) -> float:
-    """A number (Python's, NumPy's or a 0-dim tensor, but not a bool), as a Python float."""
+    """Return a number (Python's, NumPy's or a 0-dim tensor, but not a bool) as a Python float."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"expected {name} to be a number, got {described(value)}")
@@ -120,7 +120,7 @@ def check_number(name: str, value: object) -> float:
 
 
 def check_positive(name: str, value: object) -> float:
-    """A finite number above zero."""
+    """Return a finite number > 0 as a float."""
     number = check_number(name, value)
     if not 0 < number < math.inf:
         raise ValueError(f"expected {name} to be a finite number above 0, got {number}")
@@ -128,7 +128,7 @@ def check_positive(name: str, value: object) -> float:
 
 
 def check_nonnegative(name: str, value: object) -> float:
-    """A finite number of at least zero."""
+    """Return a finite number >= 0 as a float."""
     number = check_number(name, value)
     if not 0 <= number < math.inf:
         raise ValueError(f"expected {name} to be a finite number of at least 0, got {number}")
@@ -136,7 +136,7 @@ def check_nonnegative(name: str, value: object) -> float:
 
 
 def check_fraction(name: str, value: object) -> float:
-    """A number in [0, 1]."""
+    """Return a number in [0, 1] as a float."""
     number = check_number(name, value)
     if not 0 <= number <= 1:
         raise ValueError(f"expected {name} in [0, 1], got {number}")
@@ -144,7 +144,7 @@ def check_fraction(name: str, value: object) -> float:
 
 
 def check_open_fraction(name: str, value: object, remedy: str) -> float:
-    """A number strictly between 0 and 1."""
+    """Return a number strictly between 0 and 1 as a float."""
     number = check_number(name, value)
     if not 0 < number < 1:
         raise ValueError(f"expected {name} strictly between 0 and 1, got {number}: {remedy}")
@@ -152,7 +152,7 @@ def check_open_fraction(name: str, value: object, remedy: str) -> float:
 
 
 def check_temperature_number(name: str, value: object) -> float:
-    """A finite number above zero also in float32: losses divide by it there."""
+    """Return a number that is finite and > 0 also in float32, in which losses divide by it."""
     number = check_positive(name, value)
     float32 = torch.finfo(torch.float32)
     if not float32.tiny <= number <= float32.max:
@@ -163,13 +163,13 @@ def check_temperature_number(name: str, value: object) -> float:
 
 
 def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
-    """A sequence, or Tensor ``[C]``, of finite numbers of at least zero, as a tuple."""
+    """Return finite numbers >= 0, given as a sequence or a Tensor ``[C]``, as a tuple."""
     if isinstance(weights, Tensor) and (weights.requires_grad or weights.is_meta):
         raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}")
     if isinstance(weights, Tensor) and weights.dim() != 1:
         remedy = remedies.for_weight_sequence() if weights.dim() == 0 else ""
         raise ValueError(f"expected {name} of shape [C], got {list(weights.shape)}{remedy}")
-    values = getattr(weights, "tolist", lambda: weights)()  # also NumPy's numbers become Python's
+    values = getattr(weights, "tolist", lambda: weights)()  # also turns NumPy numbers into Python's
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         remedy = remedies.for_weight_sequence() if isinstance(values, (int, float)) else ""
         raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}{remedy}")
@@ -177,7 +177,7 @@ def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
 
 
 def check_prior_sequence(name: str, priors: object) -> tuple[float, ...]:
-    """A number, or a sequence or Tensor ``[C]`` of finite numbers of at least zero and not all zero, as a tuple."""
+    """Return finite numbers >= 0, not all 0, as a tuple; given as a number, a sequence or a Tensor ``[C]``."""
     number = plain(priors)
     values = check_weight_sequence(name, [number] if isinstance(number, (int, float)) else priors)
     if not any(values):
@@ -186,7 +186,7 @@ def check_prior_sequence(name: str, priors: object) -> tuple[float, ...]:
 
 
 def check_logits(logits: Tensor, num_classes: int) -> Tensor:
-    """Raw scores ``[N, C]`` (``[N]`` is taken as ``[N, 1]``), returned as ``[N, C]``."""
+    """Return raw scores ``[N, C]``; ``[N]`` is taken as ``[N, 1]``."""
     _check_floating(logits)
     columns = logits.unsqueeze(-1) if logits.dim() == 1 else logits
     if columns.dim() != 2 or columns.shape[1] != num_classes:
@@ -195,14 +195,13 @@ def check_logits(logits: Tensor, num_classes: int) -> Tensor:
     return columns
 
 
-NO_LABEL = -1  # what a nan or a fraction becomes, which is no label
+NO_LABEL = -1  # replaces a nan or a fraction, which is not a label
 
 
 def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tensor:
-    """Class ids ``[N]`` (``[N, 1]`` is taken as ``[N]``) or, with ``multilabel``, 0/1 labels ``[N, C]``, as int64.
+    """Return class ids ``[N]`` or, with ``multilabel``, 0/1 labels ``[N, C]`` as int64; ``[N, 1]`` is taken as ``[N]``.
 
-    Labels that can only be 0 or 1 (binary, multi-label) may be bool or float, so that the same targets feed
-    ``BCEWithLogitsLoss``.
+    Binary and multi-label targets may be bool or float, so that the same targets feed ``BCEWithLogitsLoss``.
     """
     check_tensor("targets", targets)
     n, num_classes = logits.shape
@@ -222,7 +221,7 @@ def check_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> Tenso
 
 
 def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:
-    """A bool ``[N]``; beside logits ``[N, 1]``, ``[N, 1]`` is taken as ``[N]``."""
+    """Return bool flags ``[N]``; with logits ``[N, 1]``, ``[N, 1]`` is taken as ``[N]``."""
     check_tensor(name, flags)
     if flags.dtype != torch.bool:
         raise TypeError(f"expected {name} of dtype torch.bool, got {flags.dtype}: use {name}.bool()")
@@ -230,13 +229,13 @@ def check_row_flags(name: str, flags: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_row_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
-    """A real-valued ``[N]`` without gradient; beside logits ``[N, 1]``, ``[N, 1]`` is taken as ``[N]``."""
+    """Return real weights ``[N]`` without gradient; with logits ``[N, 1]``, ``[N, 1]`` is taken as ``[N]``."""
     _check_real(name, weights)
     return _check_rows(name, weights, logits).detach()
 
 
 def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
-    """One label in [0, 1] of any real dtype for each of the logits, returned without gradient."""
+    """Return labels of the logits' shape, of any real dtype, without gradient."""
     _check_floating(logits)
     check_tensor("targets", targets)
     if targets.is_complex():
@@ -250,7 +249,7 @@ def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_class_ids(targets: Tensor, logits: Tensor) -> None:
-    """Class ids ``[N, ...]`` of an integer dtype for logits ``[N, C, ...]``."""
+    """Check that class ids ``[N, ...]`` of an integer dtype fit logits ``[N, C, ...]``."""
     _check_floating(logits)
     check_tensor("targets", targets)
     if logits.dim() < 2 or logits.shape[1] == 0:
@@ -268,7 +267,7 @@ def check_class_ids(targets: Tensor, logits: Tensor) -> None:
 
 
 def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
-    """A floating-point ``[C]`` for logits ``[N, C, ...]``, returned without gradient."""
+    """Return floating-point weights ``[C]`` for logits ``[N, C, ...]``, without gradient."""
     check_tensor(name, weights)
     if not weights.is_floating_point():
         raise TypeError(f"expected floating-point {name}, got {weights.dtype}")
@@ -280,7 +279,7 @@ def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_class_priors(name: str, priors: Tensor, logits: Tensor) -> Tensor:
-    """A real-valued ``[C]`` for logits ``[N, C, ...]``, returned without gradient; for one logit a row also ``[2]``."""
+    """Return real priors ``[C]`` for logits ``[N, C, ...]``, without gradient; with one logit per row also ``[2]``."""
     _check_real(name, priors)
     num_classes = logits.shape[1] if logits.dim() > 1 else 1
     if list(priors.shape) != [num_classes] and not (num_classes == 1 and list(priors.shape) == [2]):
@@ -291,9 +290,9 @@ def check_class_priors(name: str, priors: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor:
-    """Real-valued weights of rows, ``[N]``, or of elements, returned without gradient.
+    """Return real weights of rows, ``[N]``, or of elements, without gradient.
 
-    Those of elements broadcast to the targets' shape ``[N, ...]``, with a first axis of N.
+    Element weights broadcast to the targets' shape ``[N, ...]``, with a first axis of N.
     """
     _check_real(name, weights)
     n_rows, shape = list(targets.shape[:1]), list(targets.shape)
@@ -307,7 +306,7 @@ def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor
 
 
 def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
-    """A finite number above 0 or a 0-dim tensor, as a 0-dim tensor without gradient of ``like``'s dtype and device."""
+    """Return a finite number > 0 or a 0-dim tensor as a 0-dim tensor, detached, of ``like``'s dtype and device."""
     if not isinstance(temperature, Tensor):
         number = check_temperature_number("temperature", temperature)
         return torch.full((), number, dtype=like.dtype, device=like.device)
@@ -315,7 +314,7 @@ def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
         raise TypeError(f"expected temperature of a real dtype, got {temperature.dtype}")
     if temperature.dim() != 0:
         raise ValueError(f"expected temperature as a float or a 0-dim tensor, got shape {list(temperature.shape)}")
-    # a copy: autograd keeps it, and the buffer that it may come from is filled anew before a late backward
+    # a copy: autograd saves it, and the buffer that it may come from can be overwritten before the backward
     return temperature.detach().to(like, copy=True)
 
 
