@@ -1,4 +1,4 @@
-"""Class frequencies estimated from the labels of a training run: an explicit, immutable state."""
+"""Class counts of the labels seen in training, as an immutable state, and the priors estimated from them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["ClassCounts", "class_priors", "count_classes", "init_class_counts", 
 class ClassCounts:
     """How often each class was seen.
 
-    Integers, so that counts are exact, the same on all ranks, and unchanged by a cast of the module that holds them.
+    The counts are integers: exact, the same on all ranks, and unchanged by a cast of the module that holds them.
 
     Attributes
     ----------
     positives : Tensor [C], int64
-        Labels of each class.
+        Number of labels of each class.
     labels : Tensor [C], int64
-        Labels that could have been of the class: those of all classes together or, for binary and multi-label targets,
-        the zeros and ones of that class.
+        Number of labels that could have been of the class: the total over all classes or, for binary and multi-label
+        targets, the zeros and ones of that class.
     """
 
     positives: Tensor
@@ -33,7 +33,7 @@ class ClassCounts:
 
 
 def init_class_counts(num_classes: int, *, device: torch.device | str | None = None) -> ClassCounts:
-    """Make counts of nothing seen yet.
+    """Make counts of zero.
 
     Parameters
     ----------
@@ -65,10 +65,10 @@ def update_class_counts(
     ----------
     state : ClassCounts
     targets : Tensor [N, ...], integer, or [N, C, ...] with ``multilabel``, or of any shape for one class
-        Class ids in [0, C); labels in [0, 1] for binary and multi-label targets, of which those above 1/2 count as
-        positive. Any other value counts for no class.
+        Class ids in [0, C). For binary and multi-label targets labels in [0, 1]; those above 1/2 are positive. Any
+        other value counts for no class.
     multilabel : bool
-        Each class has a label of its own, on axis 1.
+        Each class has its own label, on axis 1.
     ignore_index : int
         Targets that do not count.
 
@@ -84,7 +84,7 @@ def update_class_counts(
 
     Notes
     -----
-    Cost: O(N C). Runs under ``vmap`` and ``torch.compile``. Sample weights do not enter.
+    Cost: O(N C). Runs under ``vmap`` and ``torch.compile``. Sample weights are not used.
 
     Examples
     --------
@@ -97,10 +97,10 @@ def update_class_counts(
 
 
 def class_priors(state: ClassCounts) -> Tensor:
-    """Estimate the share of labels that are of each class, ``[C]`` in float32.
+    """Estimate the share of labels of each class, ``[C]`` in float32.
 
-    ``(positives + 1/2) / (labels + 1)``, the Krichevsky-Trofimov estimate: strictly between 0 and 1, also for a class
-    that was never seen, and the same for all classes before the first batch.
+    ``(positives + 1/2) / (labels + 1)``, the Krichevsky-Trofimov estimate. It is strictly between 0 and 1, also for a
+    class that was never seen, and the same for all classes before the first batch.
 
     Examples
     --------
@@ -116,13 +116,13 @@ def _estimate(positives: Tensor, labels: Tensor) -> Tensor:
     return (positives + 0.5) / (labels + 1.0)
 
 
-# Opaque, so that a compiled backward uses the priors that its forward saved: of an expression the partitioner saves the
-# counts, which a module overwrites before the backward, and estimates again.
+# Opaque, so that a compiled backward uses the priors that its forward saved. For an expression the partitioner would
+# save the counts, which a module overwrites before the backward, and recompute the priors from them.
 _operator = make_operator("class_priors(Tensor positives, Tensor labels) -> Tensor", _estimate, _estimate)
 
 
 def count_classes(state: ClassCounts, targets: Tensor, *, multilabel: bool, ignore_index: int) -> ClassCounts:
-    """The labels of one batch, in the shape and on the device of ``state``."""
+    """Count the labels of one batch; ``state`` gives the shape and the device."""
     num_classes = len(state.positives)
     _check_targets(targets, state, multilabel=check_flag("multilabel", multilabel))
     if multilabel or num_classes == 1:
@@ -138,13 +138,13 @@ def count_classes(state: ClassCounts, targets: Tensor, *, multilabel: bool, igno
 
 
 def _count_labels(targets: Tensor, num_classes: int, ignore_index: int) -> ClassCounts:
-    """Of binary or multi-label targets; whatever is no label, nan included, counts for no class."""
-    values = targets if targets.is_floating_point() else targets.long()  # uint8 156 equals -100 if asked as it is
+    """Count binary or multi-label targets. Values that are not labels, such as nan, count for no class."""
+    values = targets if targets.is_floating_point() else targets.long()  # in uint8, 156 == -100
     by_class = values.reshape(-1, 1) if num_classes == 1 else values
     others = [axis for axis in range(by_class.dim()) if axis != 1]
     if targets.numel() and ignore_index not in (0, 1) and may_branch_on_values(targets):
         lowest, highest = torch.aminmax(by_class)
-        if lowest.item() >= 0 and highest.item() <= 1:  # as in most batches: a third of the work
+        if lowest.item() >= 0 and highest.item() <= 1:  # true of most batches, and a third of the work
             positives = (by_class > 0.5).sum(others)
             return ClassCounts(positives=positives, labels=torch.full_like(positives, by_class[:, 0].numel()))
     is_label = (by_class >= -0.5) & (by_class <= 1.5) & (by_class != ignore_index)

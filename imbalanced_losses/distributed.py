@@ -1,11 +1,11 @@
-"""Rows of all ranks, and the rule by which W processes train exactly as one.
+"""Gathers of rows from all ranks, and the gradient rule that makes W processes train exactly like one.
 
-Every rank computes the loss of all rows, of which its own carry gradient. DDP and FSDP average the ranks' gradients, so
-a loss multiplies its own by the number of ranks: what arrives is the gradient of the one loss. Nothing is communicated
-in the backward.
+Every rank computes the loss of all rows; only its own rows carry gradient. DDP and FSDP average the ranks' gradients,
+so a loss multiplies its gradient by the world size: the average is then the gradient of the loss of all rows. The
+backward does not communicate.
 
-A rank that finds its input wrong still takes part in the first collective and says so there: then every rank raises the
-same error, and none waits for the others.
+A rank with invalid input still takes part in the first collective and reports the error there. Every rank then raises
+the same error, and no rank waits for another.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from imbalanced_losses.validation import check_tensor
 
-__all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is the shells' own
+__all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is for the module shells
 
 GradReduction = Literal["mean", "sum"]
 
-# Numbers that travel; a dtype that is not here has no rows to gather.
+# The dtypes that can be gathered; a dtype is sent as its index.
 _DTYPES = (
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -39,33 +39,33 @@ _CALLERS = ("all_gather", "a ranking loss", "an elementwise loss")
 
 
 def all_gather_with_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Concatenate all ranks' rows; the gradient reaches the local rows as if the result held them in place.
+    """Concatenate the rows of all ranks; gradients flow to the local rows.
 
-    To be called by all ranks of the group. The gradient is that of this rank's own use of the result: nothing is
-    summed over ranks, and nothing multiplied.
+    All ranks of the group must call it. The gradient is that of this rank's use of the result: it is neither summed
+    over ranks nor multiplied.
 
     Parameters
     ----------
     tensor : Tensor [N, ...], floating point, integer or bool
-        ``N`` may differ between ranks and be 0; the other sizes and the dtype may not.
+        ``N`` may differ between ranks and may be 0. The other sizes and the dtype must be the same on all ranks.
     group : ProcessGroup, optional
         Default: the default group.
 
     Returns
     -------
     Tensor [sum of N, ...]
-        In the order of the ranks; with one rank the input itself.
+        Rows in the order of the ranks. With one rank, the input itself.
 
     Raises
     ------
     RuntimeError
         If there is no process group, or this process is not in it.
     TypeError, ValueError
-        On every rank, if the input of some rank has no rows or differs from that of the others in dtype or shape.
+        On every rank, if any rank's input is not a tensor of rows or differs from the others' in dtype or shape.
 
     Notes
     -----
-    Cost: two collectives, of sizes and of rows padded to the largest number of them, and one wait for the sizes.
+    Cost: two collectives, one of the sizes and one of rows padded to the largest ``N``, and one wait for the sizes.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def all_gather_with_grad(tensor: Tensor, group: dist.ProcessGroup | None = None)
 
 
 def all_gather_no_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """:func:`all_gather_with_grad` without gradient.
+    """Like :func:`all_gather_with_grad`, without gradient.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def all_gather_no_grad(tensor: Tensor, group: dist.ProcessGroup | None = None) -
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The processes that train together: their group (``None`` is the default one), their number, this one's."""
+    """The processes that train together: their group (``None`` is the default group), the world size, this rank."""
 
     group: dist.ProcessGroup | None
     size: int
@@ -103,10 +103,10 @@ class Ranks:
 
 
 def find_ranks(gather_distributed: bool | None, group: dist.ProcessGroup | None) -> Ranks | None:
-    """Whose rows a loss is to gather: ``None`` if it is to stay with its own.
+    """Return the ranks whose rows a loss gathers, or ``None`` if it uses only its own.
 
-    ``gather_distributed`` is ``None`` to gather where there is a group of several ranks, ``False`` never, ``True`` for
-    an error where there is no group.
+    ``gather_distributed``: ``None`` gathers if there is a group of several ranks, ``False`` never, ``True`` raises if
+    there is no group.
     """
     if not (_is_initialised() if gather_distributed is None else gather_distributed):
         return None
@@ -115,13 +115,13 @@ def find_ranks(gather_distributed: bool | None, group: dist.ProcessGroup | None)
 
 
 def with_local_gradient(own: Tensor, value: Tensor, ranks: Ranks, grad_reduction: GradReduction) -> Tensor:
-    """``value``, the same on all ranks, with the gradient of ``own``, this rank's part of it.
+    """Return ``value``, the same on all ranks, with the gradient of ``own``, this rank's part of it.
 
-    The gradient rule: with ``"mean"`` the part counts as often as there are ranks, since what averages gradients over
-    them (DDP, FSDP) will divide by their number; with ``"sum"`` it counts once.
+    The gradient rule: with ``"mean"`` the gradient is multiplied by the world size, because the framework (DDP, FSDP)
+    will average gradients over the ranks; with ``"sum"`` it is not.
     """
     factor = ranks.size if grad_reduction == "mean" else 1
-    # detached also because the compiler does not trace a Function of one tensor twice
+    # detach: the compiler cannot trace a Function that takes the same tensor twice
     return _Part.apply(own, value.detach(), factor)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -129,7 +129,7 @@ class _Part(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, value: Tensor, factor: int) -> Tensor:
         ctx.factor = factor
-        return value.clone()  # a view could not be changed in place, as by `loss /= 2`
+        return value.clone()  # a view could not be modified in-place, as `loss /= 2` does
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -144,9 +144,9 @@ def all_gather_header(
     error: Exception | None = None,
     totals: Tensor | None = None,
 ) -> tuple[list[list[int]], Tensor]:
-    """Tell the other ranks who calls, whether that failed, up to 11 integers and two float64 totals: one collective.
+    """Exchange a header in one collective: the caller, an error flag, up to 11 integers and two float64 totals.
 
-    The message is as long whoever calls, so that calls which do not belong together are found out.
+    The header has the same length for all callers, so that calls by different callers are detected.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def all_gather_header(
     Raises
     ------
     ValueError, TypeError, RuntimeError
-        The first failed rank's error, or that the ranks call different things; on all ranks.
+        On all ranks: the first failed rank's error, or an error that the callers differ.
     """
     head = [error is not None, _CALLERS.index(caller), *facts, *[0] * (_MAX_INTEGERS - len(facts))]
     totals = torch.zeros(2, dtype=torch.float64, device=device) if totals is None else totals.detach().double()
@@ -180,36 +180,36 @@ def _raise_first_error(ranks: Ranks, error: Exception | None) -> NoReturn:
 
 
 def header_device(value: object, ranks: Ranks) -> torch.device:
-    """The value's device; of what should have been a tensor, the one that the other ranks' tensors are likely on."""
+    """Return the value's device. If it is not a tensor, guess the device of the other ranks' tensors."""
     if isinstance(value, Tensor):
         return value.device
     return torch.device("cuda" if "nccl" in dist.get_backend(ranks.group) else "cpu")
 
 
 def require_equal_on_ranks(what: str, of_ranks: Sequence[object]) -> None:
-    """All ranks must have the same."""
+    """Check that ``what`` is the same on all ranks."""
     if any(value != of_ranks[0] for value in of_ranks):
         found = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(of_ranks))
         raise ValueError(f"expected {what} to be the same on all ranks, got {found}")
 
 
 def dtype_number(dtype: torch.dtype) -> int:
-    """The number that a dtype travels as."""
+    """Return the number that a dtype is sent as."""
     if dtype not in _DTYPES:
         raise TypeError(f"expected a dtype that can be gathered, got {dtype}")
     return _DTYPES.index(dtype)
 
 
 def dtype_name(number: int) -> str:
-    """Of the number that a dtype travels as."""
+    """Return the name of the dtype that is sent as ``number``."""
     return str(_DTYPES[number])
 
 
 def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     """Concatenate the ranks' rows of several tensors ``[N, ...]`` in one collective.
 
-    Of ``counts`` rows a rank; all sizes but these, and the dtypes, are the same on all ranks. Own rows stay in place,
-    with their gradient.
+    Rank ``r`` has ``counts[r]`` rows; all other sizes and the dtypes are the same on all ranks. Own rows keep their
+    gradient.
     """
     own_bytes = [_as_bytes(column) for column in columns]
     own_rows = torch.cat(own_bytes, 1)
@@ -228,7 +228,7 @@ def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int
 
 
 def _as_bytes(column: Tensor) -> Tensor:
-    """Uint8 ``[N, B]`` of ``[N, ...]``."""
+    """Return the bytes of ``[N, ...]`` as uint8 ``[N, B]``."""
     return column.detach().reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)
 
 
@@ -245,7 +245,7 @@ def _gather(tensor: Tensor, ranks: Ranks) -> Tensor:
         _check_rows(tensor)
         rest = list(tensor.shape[1:])
         facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MAX_DIMENSIONS - len(rest))]
-    except Exception as caught:  # of whatever type: the other ranks wait
+    except Exception as caught:  # of any type: the other ranks wait
         error = caught
     everyones, _ = all_gather_header(ranks, "all_gather", device, facts, error)
     require_equal_on_ranks("the dtype", [dtype_name(number) for _, number, *_ in everyones])

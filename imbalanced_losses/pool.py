@@ -142,9 +142,8 @@ def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | f
 def _one_vs_rest(targets: Tensor, valid: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     """Return masks ``[C, M]`` of valid rows and of positives.
 
-    ``targets`` and ``valid`` are ``[M]`` or, if multi-label, ``[C, M]``.
-
-    Targets out of range are never valid: unchecked ones, or labels in a queue that was averaged.
+    ``targets`` and ``valid`` are ``[M]`` or, if multi-label, ``[C, M]``. Targets out of range (unchecked ones, or those
+    of a queue that was averaged) are never valid.
     """
     highest = 1 if task.multilabel or task.num_classes == 1 else task.num_classes - 1
     valid = valid & (targets.clamp(0, highest) == targets)

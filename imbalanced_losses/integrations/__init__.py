@@ -1,1 +1,1 @@
-"""Adapters to training frameworks, which are extras: a framework is imported with the adapter that needs it."""
+"""Adapters to training frameworks. Frameworks are optional: each is imported only by its own adapter."""

@@ -1,4 +1,4 @@
-"""What a Hugging Face model returns, and its labels, as the rows that a loss takes."""
+"""Convert the output of a Hugging Face model and its labels to the rows that a loss takes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 __all__ = ["IGNORED", "as_rows", "find_logits", "is_shifted"]
 
 IGNORED = -100
-"""The label that the Trainer leaves out when it counts items, whatever a loss's own ``ignore_index``."""
+"""The label that the Trainer does not count as an item, whatever the loss's ``ignore_index``."""
 
 
 def find_logits(outputs: Any) -> Tensor:
-    """The logits in a ``ModelOutput`` or other mapping, a tuple or list that begins with them, or the tensor itself."""
+    """Return the logits from a ``ModelOutput`` or other mapping, a tuple or list that starts with them, or a tensor."""
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:
             raise ValueError(f"expected logits in what the model returns, got {', '.join(map(str, outputs))}")
         outputs = outputs["logits"]
-    # without labels, which the Trainer has taken out of the batch, no loss stands before the logits
+    # the logits come first: the Trainer removed the labels from the batch, so the model returns no loss
     logits: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     return logits
 
 
 def is_shifted(outputs: Any, logits: Tensor, labels: Tensor, shift_labels: bool | None) -> bool:
-    """Whether row ``t`` of a sequence is scored against label ``t + 1``."""
+    """Whether the logits at position ``t`` of a sequence are scored against label ``t + 1``."""
     if shift_labels is None:
         is_causal = any("CausalLMOutput" in kind.__name__ for kind in type(outputs).__mro__)
         return is_causal and labels.dim() == 2 and labels.shape == logits.shape[:-1]
@@ -36,7 +36,7 @@ def is_shifted(outputs: Any, logits: Tensor, labels: Tensor, shift_labels: bool 
 
 
 def as_rows(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and labels, ``[N]`` or ``[N, C]``, of the rows that have one."""
+    """Return logits ``[N, C]`` and labels, ``[N]`` or ``[N, C]``, of the rows that have a label."""
     if labels is None:
         raise ValueError(
             "expected labels in the batch, got None: the Trainer takes the column 'labels', and drops it unless the "

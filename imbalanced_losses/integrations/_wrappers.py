@@ -1,4 +1,4 @@
-"""What every adapter does with a model's losses: find them, start a run, and read off what is worth logging."""
+"""What all adapters do with a model's losses: find them, start a run, and read the values to log."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ __all__ = ["find_wrappers", "has_losses", "read_schedules", "start_new_run"]
 
 
 def find_wrappers(module: nn.Module) -> dict[str, LossWarmupWrapper]:
-    """Every wrapper in a module, at any depth and once each, by its path."""
+    """Return every wrapper in a module, at any depth and once each, by its path."""
     return {name: part for name, part in module.named_modules() if isinstance(part, LossWarmupWrapper)}
 
 
 def has_losses(module: nn.Module) -> bool:
-    """Whether there is a wrapper or a ranking loss in a module."""
+    """Whether a module contains a wrapper or a ranking loss."""
     return any(isinstance(part, (LossWarmupWrapper, RankingLoss)) for part in module.modules())
 
 
 def start_new_run(module: nn.Module) -> None:
-    """Set every schedule to its start and empty every ranking loss's queue: what an earlier run left there."""
+    """Restart every schedule and empty the queue of every ranking loss, so that nothing of an earlier run is left.
+
+    Unlike a wrapper's loss, a model may have other parts with a ``reset_queue``, which is not ours to call.
+    """
     for part in module.modules():
         if isinstance(part, LossWarmupWrapper):
             part.start_new_run()
@@ -30,7 +33,7 @@ def start_new_run(module: nn.Module) -> None:
 
 
 def read_schedules(wrappers: dict[str, LossWarmupWrapper]) -> dict[str, float]:
-    """``main_weight`` and ``temperature`` of each wrapper; with several, ``path/main_weight`` and so on."""
+    """Return ``main_weight`` and ``temperature`` of each wrapper; with several, as ``path/main_weight`` and so on."""
     values: dict[str, float] = {}
     for name, wrapper in wrappers.items():
         prefix = f"{name}/" if len(wrappers) > 1 else ""

@@ -1,4 +1,4 @@
-"""Lightning: a callback that drives every loss schedule of a module, so that nobody wires hooks by hand."""
+"""Lightning: a callback that calls the hooks of every loss schedule in a module."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ __all__ = ["LossWarmupCallback"]
 class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     """Drive and log every :class:`~imbalanced_losses.LossWarmupWrapper` and ranking loss of a ``LightningModule``.
 
-    Wrappers are found at any depth, also within each other. Each gets ``trainer.current_epoch`` when an epoch begins
-    and ``trainer.global_step`` before each training batch. Logged with each step: ``main_weight`` and, if the main
-    loss has one, ``temperature``; with several wrappers after their path in the module, as in
+    Wrappers are found at any depth, also inside each other. Each gets ``trainer.current_epoch`` when an epoch begins
+    and ``trainer.global_step`` before each training batch. The callback logs ``main_weight`` and, if the main loss has
+    one, ``temperature`` at each step. With several wrappers, their path in the module is a prefix, as in
     ``heads.fraud/main_weight``.
 
-    A run from step 0 without a checkpoint is a new one (another fold, a ``fit`` of a new Trainer): every schedule
-    starts anew, and every ranking loss, in a wrapper or not, with an empty queue. A run that goes on, with
+    A run from step 0 without a checkpoint is a new run (another fold, a ``fit`` of a new Trainer): every schedule
+    restarts, and the queue of every ranking loss, in a wrapper or not, is emptied. A run that continues, with
     ``ckpt_path=`` or in a second ``fit`` of the same Trainer, keeps both.
 
     Warns
     -----
     UserWarning
-        If training starts and the module has neither a wrapper nor a ranking loss; and once of a ranking loss that had
+        If training starts and the module has neither a wrapper nor a ranking loss; and once per ranking loss that had
         no valid class in any step of an epoch.
 
     Notes
     -----
-    ``trainer.global_step`` is the clock of ``max_steps``: it counts the steps of optimizers. With
-    ``accumulate_grad_batches`` all batches of a step share one objective; several optimizers (manual optimization)
-    count one step each. Lengths of the schedule are in this unit.
+    ``trainer.global_step``, which ``max_steps`` refers to, counts optimizer steps. With ``accumulate_grad_batches`` all
+    batches of a step share one objective. With several optimizers (manual optimization) each step of each counts.
+    Lengths of the schedule are in this unit.
 
-    The callback has no state. The schedule's is in the module's checkpoint, so that a run resumed with ``ckpt_path=``
-    goes on exactly, within an epoch, too; Lightning then takes up the data where they were only if the loader has a
-    ``state_dict``. The Trainer of ``pytorch_lightning`` takes the callback, too.
+    The callback has no state. The schedule's state is in the module's checkpoint, so a run resumed with ``ckpt_path=``
+    continues exactly, also mid-epoch; Lightning resumes the data at the same place only if the loader has a
+    ``state_dict``. The callback also works with the Trainer of ``pytorch_lightning``.
 
     Examples
     --------
@@ -82,10 +82,10 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._wrappers: dict[str, LossWarmupWrapper] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the wrappers, start them and the queues anew in a new run, else tell them the epoch."""
+        """Find the wrappers. In a new run restart them and empty the queues. Then set the epoch."""
         self._wrappers = find_wrappers(pl_module)
         if not has_losses(pl_module):
-            # no error: whoever compares losses swaps a plain one in and leaves the callbacks as they are
+            # not an error: to compare losses, users swap in a plain loss and keep the callbacks
             warnings.warn(
                 f"expected a LossWarmupWrapper or a ranking loss in {type(pl_module).__name__}, got none: there is "
                 "nothing to drive. Assign it to an attribute of the module; a plain list or dict hides it",
@@ -93,21 +93,22 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
             )
         if trainer.global_step == 0 and trainer.ckpt_path is None:
             start_new_run(pl_module)
-        # Lightning does not start the epoch that it resumes in, be it the one after a checkpoint at an epoch's end
+        # Lightning does not call on_train_epoch_start for the epoch that it resumes in, not even for a new epoch after
+        # a checkpoint at an epoch's end
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move every wrapper on to the epoch."""
+        """Set the epoch of every wrapper."""
         for wrapper in self._wrappers.values():
             wrapper.on_train_epoch_start(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Move every wrapper on to the step, and log where it stands."""
+        """Set the step of every wrapper, and log its weight and temperature."""
         for wrapper in self._wrappers.values():
             wrapper.on_train_batch_start(trainer.global_step)
-        # tensors on the host, for of a number Lightning makes one on the device, and waits for it
+        # tensors on the host: Lightning would move a number to the device, and wait for it
         pl_module.log_dict({name: torch.tensor(value) for name, value in read_schedules(self._wrappers).items()})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of ranking losses that had no valid class in the epoch."""
+        """Warn about ranking losses that had no valid class in the epoch."""
         warn_of_invalid_epoch(pl_module)

@@ -1,4 +1,4 @@
-"""What every loss has as a module: its configuration as attributes, and the ranks that it gathers from."""
+"""The base class of all loss modules: the configuration as attributes, and the ranks to gather from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Config = TypeVar("Config")
 
 @final
 class _SharedGroup:
-    """A process group as a module's attribute: a copy of the module shares it; with one it cannot be pickled."""
+    """A process group as a module's attribute. Copies of the module share it; a module with one cannot be pickled."""
 
     def __init__(self, group: ProcessGroup | None) -> None:
         self.group = group
@@ -48,7 +48,7 @@ class _SharedGroup:
 
 
 def field_property(name: str) -> property:
-    """A field of ``module._config``, which an assignment replaces through ``module.config``."""
+    """A property for a field of ``module._config``. An assignment sets ``module.config``."""
 
     def read(module: Any) -> Any:
         return getattr(module._config, name)
@@ -60,7 +60,7 @@ def field_property(name: str) -> property:
 
 
 def flag_property(name: str, *, optional: bool = False) -> Any:
-    """An attribute that is ``True`` or ``False``, or ``None`` if ``optional``."""
+    """A property that is ``True`` or ``False``, or ``None`` if ``optional``."""
 
     def read(module: Any) -> bool | None:
         return getattr(module, f"_{name}")  # type: ignore[no-any-return]
@@ -72,16 +72,16 @@ def flag_property(name: str, *, optional: bool = False) -> Any:
 
 
 class LossModule(StatefulModule, ABC, Generic[Config]):
-    """The settings of a loss: the fields of its configuration, whether it reads values, and how it gathers.
+    """A loss module: its configuration's fields, ``validate_targets``, and how it gathers.
 
     A class names its configuration, ``class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig)``, and has
-    each field as an attribute. An assignment is checked like an argument of the constructor, and holds from the next
-    call on; one that the state rules out raises ``AttributeError``.
+    each field as an attribute. An assignment is checked like an argument of the constructor and takes effect from the
+    next call on. A change that the state does not allow raises ``AttributeError``.
     """
 
-    # Fields that are buffers of the module: they are assigned as such.
+    # Fields that are buffers of the module and are assigned as such.
     _buffer_fields: ClassVar[tuple[str, ...]] = ()
-    # Fields that shape the state: they cannot change.
+    # Fields that determine the state's shape and cannot change.
     _fixed_fields: ClassVar[tuple[str, ...]] = ()
 
     validate_targets = flag_property("validate_targets")
@@ -99,7 +99,7 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
                     setattr(cls, name, field_property(name))
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        """``arguments`` are those of the class below, by name: the fields of its configuration among them."""
+        """``arguments`` are those of the subclass, by name. They include the fields of its configuration."""
         super().__init__()
         self._config = self._config_class(**{name: arguments[name] for name in field_names(self._config_class)})
         self.gather_distributed = arguments["gather_distributed"]
@@ -108,17 +108,17 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
         self.group = arguments["group"]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A loss has no parameters to train."""
+        """Refuse a tensor that requires grad: a loss has no parameters to train."""
         refuse_gradient(name, value)
         super().__setattr__(name, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Follow ``.to()``, but stay in float32 where the module is cast to a half type: weights overflow there."""
+        """Follow ``.to()``, but stay in float32 when the module is cast to a half dtype, in which weights overflow."""
         return super()._apply(partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        for name, buffer in self._buffers.items():  # which assign=True takes as they are
+        for name, buffer in self._buffers.items():  # assign=True puts loaded tensors here in their own dtype
             if buffer is not None and buffer.is_floating_point():
                 self._buffers[name] = at_least_float32(buffer)
 
@@ -141,7 +141,7 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     @property
     def grad_reduction(self) -> GradReduction:
-        """What happens to the ranks' gradients."""
+        """What happens to the ranks' gradients: ``"mean"`` or ``"sum"``."""
         return self._grad_reduction
 
     @grad_reduction.setter
@@ -151,7 +151,7 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     @property
     def group(self) -> ProcessGroup | None:
-        """The process group whose rows count; ``None`` is the default group."""
+        """The process group to gather from; ``None`` is the default group."""
         return self._group.group
 
     @group.setter
@@ -160,39 +160,39 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     @abstractmethod
     def _configuration(self) -> Config:
-        """The configuration, with what buffers hold."""
+        """Return the configuration, with the values in the buffers."""
 
     @final
     def _find_ranks(self) -> Ranks | None:
-        """Whose rows count in this call, if not the own ones alone."""
+        """Return the ranks to gather from in this call, or ``None`` if there is nothing to gather."""
         return find_ranks(self.gather_distributed, self.group)
 
 
 def field_names(config: type) -> tuple[str, ...]:
-    """Of a configuration's class."""
+    """Return the field names of a configuration class."""
     return tuple(field.name for field in dataclasses.fields(config))
 
 
 def refuse_gradient(name: str, value: object) -> None:
-    """A setting that a user made trainable would be copied, and never trained."""
+    """Raise if a setting requires grad: it would be copied, and never trained."""
     if isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.requires_grad):
         raise TypeError(f"expected {name} that needs no gradient (no loss trains it), got one that does: detach() it")
 
 
 def fixed_setting(module: nn.Module, name: str) -> AttributeError:
-    """What to raise where a setting cannot change."""
+    """Return the error to raise when a setting that cannot change is assigned."""
     return AttributeError(
         f"expected no change of {name}, which shapes the queue, got an assignment: make a new {type(module).__name__}"
     )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor``, in float32 if it is of a half type."""
+    """Return ``tensor``, converted to float32 if it has a half dtype."""
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
 
 
 def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """What ``fn`` makes of a buffer, with the digits that the buffer has."""
+    """Apply ``fn`` to a buffer, but keep the buffer's precision if ``fn`` casts to a half dtype."""
     moved = fn(tensor)
     is_half = moved.is_floating_point() and moved.dtype.itemsize < 4
     return at_least_float32(tensor).to(moved.device) if is_half else moved

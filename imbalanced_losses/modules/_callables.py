@@ -1,4 +1,4 @@
-"""What the warm-up wrapper asks of a loss that may be any callable, and does to it."""
+"""Helpers for the warm-up wrapper, whose losses may be any callables: query their features and set attributes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Loss: TypeAlias = Callable[..., Any]
 
 
 def takes(loss: Loss, keyword: str) -> bool:
-    """Whether the signature has the keyword, or takes any. What shows no signature does not."""
-    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile(module) wraps with a forward that takes anything
+    """Whether a loss accepts the keyword, by its signature; False if it has none."""
+    loss = getattr(loss, "_orig_mod", loss)  # torch.compile(module) is a wrapper whose forward accepts any keyword
     try:
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     except (TypeError, ValueError):
@@ -35,17 +35,17 @@ def takes(loss: Loss, keyword: str) -> bool:
 
 
 def first(output: Any) -> Any:
-    """The loss in what a call gave: of a tuple the first element."""
+    """Return the loss in a call's output: the first element of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def has_temperature(loss: Loss) -> bool:
-    """Whether there is a temperature to set."""
+    """Whether the loss has a temperature."""
     return getattr(loss, "temperature", None) is not None
 
 
 def set_temperature(loss: Any, value: float) -> None:
-    """Fill the tensor that ``loss.temperature`` is, else assign the number to the attribute or property."""
+    """Fill ``loss.temperature`` if it is a tensor, else assign the number to the attribute or property."""
     if keeps_temperature(loss):
         with torch.no_grad():
             loss.temperature.fill_(value)
@@ -54,20 +54,20 @@ def set_temperature(loss: Any, value: float) -> None:
 
 
 def keeps_temperature(loss: Any) -> bool:
-    """Whether ``loss.temperature`` is a tensor to be filled, such as a buffer."""
+    """Whether ``loss.temperature`` is a tensor to fill, such as a buffer."""
     is_property = isinstance(getattr(type(loss), "temperature", None), property)
     return isinstance(getattr(loss, "temperature", None), Tensor) and not is_property
 
 
 def override_gather(gather_distributed: bool | None, *losses: Loss) -> None:
-    """Set the attribute of that name, where there is one, unless it is ``None``."""
+    """Set ``gather_distributed`` on the losses that have it, unless it is ``None``."""
     for loss in losses:
         if gather_distributed is not None and hasattr(loss, "gather_distributed"):
             loss.gather_distributed = gather_distributed
 
 
 def warn_of_missing_hooks(main_loss: Loss) -> None:
-    """Warn of a main loss without a temperature or a queue; the warning points to the caller's caller."""
+    """Warn about a main loss without a temperature or a queue; the warning points to the caller's caller."""
     missing = [name for name in ("temperature", "reset_queue") if getattr(main_loss, name, None) is None]
     if missing:
         names = " and no ".join(missing)

@@ -1,4 +1,4 @@
-"""What the elementwise losses share as modules."""
+"""The base class of the elementwise loss modules."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["ElementwiseLoss", "class_numbers"]
 
 
 class ElementwiseLoss(LossModule[Config], ABC):
-    """Settings in buffers (numbers of each class) and value checks: what the elementwise losses share as modules."""
+    """An elementwise loss module: per-class settings in buffers, and checks of values."""
 
     def reset_parameters(self) -> None:
-        """Bring back the numbers of each class of the configuration; a loss without any has no state."""
+        """Reset the per-class settings to those of the configuration; a loss without any has no state."""
         for name in self._buffer_fields:
             buffer, values = getattr(self, name), getattr(self._config, name)
             if isinstance(buffer, Tensor) and values is not None:
@@ -29,12 +29,12 @@ class ElementwiseLoss(LossModule[Config], ABC):
                     buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
 
     def extra_repr(self) -> str:
-        """Show the configuration in ``repr``, with what its buffers hold."""
+        """Show the configuration in ``repr``, with the values in the buffers."""
         settings = {name: getattr(self._config, name) for name in field_names(type(self._config))}
         return ", ".join(f"{name}={value!r}" for name, value in (settings | self._held_settings()).items())
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A setting in a buffer is checked like an argument; it fills the buffer, or makes or removes it."""
+        """Check a setting in a buffer like an argument, then set, make or remove the buffer."""
         old = self._buffers.get(name) if name in self._buffer_fields else None
         # load_state_dict(assign=True) fills a module on meta
         if name not in self._buffer_fields or (old is not None and old.is_meta and isinstance(value, Tensor)):
@@ -51,16 +51,16 @@ class ElementwiseLoss(LossModule[Config], ABC):
         return dataclasses.replace(self._config, **held) if held else self._config  # type: ignore[type-var]
 
     def _held_settings(self) -> dict[str, Any]:
-        """The fields of the configuration that are in buffers, where these can be read."""
+        """Return the configuration's fields that are in buffers, if their values can be read."""
         buffers = {name: getattr(self, name) for name in self._buffer_fields}
         return {name: tuple(buffer.tolist()) for name, buffer in buffers.items() if can_read_values(buffer)}
 
     def _before_compiled_call(self, **kwargs: Any) -> None:
-        """Nothing, where a call changes no state."""
+        """Do nothing: a call changes no state."""
 
     @abstractmethod
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
-        """Read the targets."""
+        """Check the values of the targets."""
 
     def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
         if is_traced() or not self.validate_targets:
@@ -72,7 +72,7 @@ class ElementwiseLoss(LossModule[Config], ABC):
 
 
 def class_numbers(given: Any, values: tuple[float, ...] | None) -> Tensor | None:
-    """The buffer of checked ``values``: float32 or wider (half types overflow), as wide as a tensor that was given."""
+    """Make the buffer of checked ``values``, in the dtype of a given tensor, but float32 or wider: half overflows."""
     if values is None:
         return None
     is_tensor = isinstance(given, Tensor)

@@ -1,4 +1,4 @@
-"""Where the shells meet ``torch.distributed``: a batch or a sum of all ranks in place of the own one."""
+"""Gathering in the module shells: replace a rank's batch or sum by that of all ranks."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def gather_rows(
     has_flags: bool,
     has_weights: bool,
 ) -> tuple[Rows, torch.Generator | None]:
-    """Join the ranks' rows, in two collectives whatever optional arguments each rank was given.
+    """Concatenate the ranks' rows in two collectives, whatever optional arguments each rank was given.
 
-    The first tells the sizes, and whether a rank's input is wrong, the second brings the rows: logits, targets, and
-    flags and weights if some rank has any. The generator draws what ``max_pool_size`` keeps.
+    The first exchanges sizes and errors. The second exchanges the rows: logits, targets, and flags and weights if any
+    rank has them. The returned generator samples the pool (``max_pool_size``) the same way on all ranks.
     """
     error: Exception | None = None
     rows, facts, device = None, [0] * (5 + len(_SETTINGS)), queue.logits.device
@@ -49,7 +49,7 @@ def gather_rows(
         rows = parse()
         check_queue(queue, rows, cfg)
         facts = _describe(rows, cfg, queue, update_queue, has_flags, has_weights)
-    except Exception as caught:  # of whatever type: the other ranks wait
+    except Exception as caught:  # of any type: the other ranks wait
         error = caught
     everyones, _ = all_gather_header(ranks, "a ranking loss", device, facts, error)
     assert rows is not None  # else every rank has raised
@@ -74,13 +74,14 @@ _SETTINGS = ("num_classes", "multilabel", "queue_size", "ignore_index", "whether
 def _describe(
     rows: Rows, cfg: RankingConfig, queue: QueueState, update_queue: bool, has_flags: bool, has_weights: bool
 ) -> list[int]:
-    seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))  # all keep the same rows
+    # all ranks use the seed of rank 0, so that they sample the same rows
+    seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))
     settings = (cfg.num_classes, cfg.multilabel, len(queue.targets), cfg.ignore_index, update_queue)
     return [len(rows.logits), dtype_number(rows.logits.dtype), has_flags, has_weights, seed, *settings]
 
 
 def _encode(rows: Rows, cfg: RankingConfig) -> Tensor:
-    """Labels that are 0, 1 or of no row that counts travel in a byte."""
+    """Return the targets to send. Binary and multi-label ones take a byte: 0, 1, or 2 for any other value."""
     if cfg.num_classes > 1 and not cfg.multilabel:
         return rows.targets
     counts = rows.valid & (rows.targets.clamp(0, 1) == rows.targets)
@@ -88,7 +89,7 @@ def _encode(rows: Rows, cfg: RankingConfig) -> Tensor:
 
 
 def _decode(gathered: dict[str, Tensor], own: Rows, cfg: RankingConfig) -> Rows:
-    """Rows of all ranks; ones where no rank has flags or weights."""
+    """Return the rows of all ranks; flags and weights are ones if no rank has any."""
     targets = gathered["targets"]
     if cfg.num_classes > 1 and not cfg.multilabel:
         valid = targets != cfg.ignore_index
@@ -114,17 +115,17 @@ def reduce_over_ranks(
     single_label: bool,
     updates: bool = False,
 ) -> Tensor:
-    """The mean or sum of all ranks' ``elements()``, in one collective that brings two numbers of each.
+    """Return the mean or sum of all ranks' ``elements()``, in one collective of two numbers per rank.
 
-    All ranks must have as many columns, but where ``inputs [N, A, ...]`` are not ``single_label`` (hold no class in
-    each column): then A may be anchors, of which each image has its own number.
+    All ranks must have the same number of columns, unless ``inputs [N, A, ...]`` are not ``single_label`` (a column is
+    not a class): A may then be the number of anchors, which differs between images.
     """
     error: Exception | None = None
     device = header_device(inputs, ranks)
     own, total_weight = torch.zeros(2, device=device)
     try:
         own, total_weight = sum_elements(*elements())
-    except Exception as caught:  # of whatever type: the other ranks wait
+    except Exception as caught:  # of any type: the other ranks wait
         error = caught
     n_columns = inputs.shape[1] if error is None and (single_label or inputs.dim() == 2) else 0
     total, total_weight = _add_up(ranks, n_columns, error, own, total_weight, updates)
@@ -136,12 +137,12 @@ def reduce_over_ranks(
 
 
 def keep_own_elements(ranks: Ranks, inputs: Tensor, loss: Callable[[], Tensor], *, updates: bool) -> Tensor:
-    """The own ``loss()`` per element, once no rank has failed: one collective."""
+    """Return this rank's ``loss()`` per element, or raise if any rank failed: one collective."""
     error: Exception | None = None
     own = torch.zeros((), device=header_device(inputs, ranks))
     try:
         own = loss()
-    except Exception as caught:  # of whatever type: the other ranks wait
+    except Exception as caught:  # of any type: the other ranks wait
         error = caught
     _add_up(ranks, 0, error, own.new_zeros(()), own.new_zeros(()), updates)
     return own
@@ -149,7 +150,7 @@ def keep_own_elements(ranks: Ranks, inputs: Tensor, loss: Callable[[], Tensor], 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def sum_over_ranks(ranks: Ranks, numbers: Tensor) -> Tensor:
-    """The sum of all ranks' integers ``[K]``: one collective, for ranks that have agreed to make it."""
+    """Return the sum of all ranks' integers ``[K]``: one collective, which all ranks must call."""
     return gather_columns(ranks, [numbers.unsqueeze(0)], [1] * ranks.size)[0].sum(0)
 
 
@@ -157,7 +158,7 @@ def sum_over_ranks(ranks: Ranks, numbers: Tensor) -> Tensor:
 def _add_up(
     ranks: Ranks, n_columns: int, error: Exception | None, own: Tensor, total_weight: Tensor, updates: bool
 ) -> Tensor:
-    """The sums of all ranks: ``[2]``, of the own dtype."""
+    """Return the two sums over all ranks, ``[2]``, in this rank's dtype."""
     facts, totals = all_gather_header(
         ranks,
         "an elementwise loss",

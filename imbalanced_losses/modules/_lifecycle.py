@@ -1,4 +1,4 @@
-"""What happens to a module between its calls: loaders that make it without memory, and compilation in place."""
+"""The lifecycle of a module with state: loaders that make it on ``meta``, and compilation in-place."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ __all__ = ["StatefulModule", "refuse_second_pass"]
 
 
 class StatefulModule(nn.Module, ABC):
-    """A module whose buffers are right after ``from_pretrained`` of transformers, and that is compiled in place.
+    """A module with state that supports ``from_pretrained`` of transformers and compilation in-place.
 
     The loader makes a model on ``meta``, fills it from the checkpoint and sets ``_is_hf_initialized`` on each tensor
-    that it has filled. The others hold uninitialised memory. The model's ``_init_weights`` is to initialise them, but
-    knows only layers. After it the loader sets ``_is_hf_initialized`` on each module: the setter restores the buffers.
+    that it has filled. The other tensors hold uninitialised memory. The model's ``_init_weights`` should initialise
+    them, but it knows only layers. The loader then sets ``_is_hf_initialized`` on each module; this setter restores
+    the buffers.
     """
 
     _was_marked = False
@@ -31,7 +32,7 @@ class StatefulModule(nn.Module, ABC):
 
     @abstractmethod
     def reset_parameters(self) -> None:
-        """Bring back the state after construction, from the configuration alone."""
+        """Reset the state to what it was after construction, using only the configuration."""
 
     @property
     def _is_hf_initialized(self) -> bool:
@@ -44,23 +45,23 @@ class StatefulModule(nn.Module, ABC):
             return
         self._has_no_memory = False
         if not all(getattr(buffer, "_is_hf_initialized", False) for buffer in self.buffers(recurse=False)):
-            self.reset_parameters()  # all of it: a part that was loaded need not fit what is new
+            self.reset_parameters()  # all buffers: loaded ones need not be consistent with initialised ones
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile calls of this module in place, as of any module; :func:`torch.compile` takes the arguments."""
+        """Compile calls of this module in-place; the arguments are those of :func:`torch.compile`."""
         super().compile(*args, **kwargs)
-        # generated code sees neither who calls it nor what has filled the buffers since
+        # compiled code can see neither its caller nor that buffers have been overwritten since the last call
         compiled = self._compiled_call_impl
         assert compiled is not None
         self._compiled_call_impl = partial(_look_and_call, self, compiled)
 
     @abstractmethod
     def _before_compiled_call(self, **kwargs: Any) -> None:
-        """What an eager call looks at and a compiled one cannot; ``kwargs`` are the call's."""
+        """Check in eager mode what a compiled call cannot check; ``kwargs`` are the call's."""
 
 
 def refuse_second_pass() -> None:
-    """For a call that changes state. Activation checkpointing runs it once more in the backward: on changed state."""
+    """Raise if a call that changes state runs again in the backward, as activation checkpointing makes it do."""
     if not is_traced() and is_in_backward():
         raise RuntimeError(
             "expected the loss outside activation checkpointing, got a second pass of it in the backward, which would "

@@ -1,4 +1,4 @@
-"""What begins with a run and ends with an epoch, for every loss in a module at any depth."""
+"""Actions on every loss in a module, at any depth: empty queues when a run starts, warn when an epoch ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["empty_queues", "warn_of_invalid_epoch"]
 
 
 def empty_queues(loss: Callable[..., Any]) -> None:
-    """Empty the queue of everything in a loss that has one."""
+    """Call ``reset_queue`` on a wrapper's loss and all its parts; any callable that has it counts."""
     for part in _parts(loss):
         reset_queue = getattr(part, "reset_queue", None)
         if reset_queue is not None:
@@ -21,7 +21,7 @@ def empty_queues(loss: Callable[..., Any]) -> None:
 
 
 def warn_of_invalid_epoch(loss: Callable[..., Any]) -> None:
-    """Call at an epoch's end: one warning of each ranking loss that had no valid class in any step of it."""
+    """Warn about each ranking loss that had no valid class in any step of an epoch. Call it when the epoch ends."""
     for part in _parts(loss):
         if isinstance(part, RankingLoss):
             part.warn_of_invalid_epoch()

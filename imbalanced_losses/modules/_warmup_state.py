@@ -1,4 +1,4 @@
-"""The warm-up wrapper's parameters, read and assigned, and the schedule's state, in buffers and on the host."""
+"""The warm-up wrapper's parameters, and the schedule's state in buffers with a copy on the host."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SCHEDULE_FIELDS = ("epoch", "step", "switch_step")
 
 
 class WarmupState(StatefulModule, ABC):
-    """Parameters and schedule of :class:`~imbalanced_losses.LossWarmupWrapper`, which adds hooks and forward."""
+    """Parameters and schedule state of :class:`~imbalanced_losses.LossWarmupWrapper`, which adds hooks and forward."""
 
-    warmup_loss: Any  # a Loss; for mypy a callable attribute would be a method
+    warmup_loss: Any  # a Loss, but mypy takes a callable attribute for a method
     main_loss: Any
-    # the schedule's parameters: properties, made below the class
+    # the schedule's parameters: properties, set below the class
     warmup_epochs: int
     temp_start: float
     temp_end: float
@@ -57,7 +57,7 @@ class WarmupState(StatefulModule, ABC):
     _gather_distributed: bool | None
     _weights_warmup: bool  # whether the warm-up loss takes sample_weight
     _main_updates_queue: bool  # whether the main loss takes update_queue
-    _written: tuple[int, int] | None = None  # of the temperature, when the schedule last set it
+    _written: tuple[int, int] | None = None  # the temperature's version when the schedule last set it
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class WarmupState(StatefulModule, ABC):
         self._follow(state)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A loss may be any callable. A new main loss takes on the schedule's temperature at its next use."""
+        """Accept any callable as a loss. A new main loss gets the schedule's temperature at its next use."""
         if name not in ("warmup_loss", "main_loss"):
             super().__setattr__(name, value)
             return
         check_callable(name, value)
         override_gather(self._gather_distributed, value)
         if not isinstance(value, nn.Module):
-            self._modules.pop(name, None)  # torch refuses to put a function in a module's place
+            self._modules.pop(name, None)  # torch refuses to replace a module by a function
         super().__setattr__(name, value)
         if name == "warmup_loss":
             self._weights_warmup = takes(value, "sample_weight")
@@ -139,7 +139,7 @@ class WarmupState(StatefulModule, ABC):
 
     @property
     def gather_distributed(self) -> bool | None:
-        """What overrides the losses' attribute of that name; ``None`` leaves it as it is."""
+        """Overrides the losses' attribute of that name; ``None`` leaves it unchanged."""
         return self._gather_distributed
 
     @gather_distributed.setter
@@ -149,7 +149,7 @@ class WarmupState(StatefulModule, ABC):
 
     def _first_state(self) -> ScheduleState:
         state = without_dispatch_modes(functools.partial(schedule.init_schedule, device="cpu"), self.config)
-        # the first call of auto_step moves on to step 0
+        # with auto_step the first call advances to step 0
         return (
             dataclasses.replace(state, step=without_dispatch_modes(torch.sub, state.step, 1))
             if self.auto_step
@@ -157,13 +157,13 @@ class WarmupState(StatefulModule, ABC):
         )
 
     def reset_parameters(self) -> None:
-        """Bring back the schedule's state after construction; the losses bring back their own."""
+        """Reset the schedule to its state after construction; the losses reset their own state."""
         self._fill_buffers(self._first_state())
-        self._versions = None  # the main loss may be reset after this: its temperature is set at the next use
+        self._versions = None  # the main loss may be reset after this, so set its temperature at the next use
         self._await_hooks()
 
     def start_new_run(self) -> None:
-        """Go back to the schedule's start, with empty queues: what the hooks do at epoch 0 and step 0 of a new run."""
+        """Restart the schedule and empty the queues, as the hooks do at epoch 0 or step 0 of a new run."""
         self._restart()
         self._await_hooks()
 
@@ -189,7 +189,7 @@ class WarmupState(StatefulModule, ABC):
 
     @property
     def schedule_state(self) -> ScheduleState:
-        """The buffers as the state that the pure functions take (not a copy)."""
+        """The buffers (not copies) as the state that the pure functions take."""
         return ScheduleState(epoch=self.epoch, step=self.step, switch_step=self.switch_step)
 
     @property
@@ -206,13 +206,13 @@ class WarmupState(StatefulModule, ABC):
 
     @property
     def main_weight(self) -> float:
-        """Weight of the main loss, in [0, 1]."""
+        """The weight of the main loss, in [0, 1]."""
         self._catch_up()
         return self._on_host(schedule.main_weight)
 
     @property
     def ap_weight(self) -> float:
-        """Another name of :attr:`main_weight`, from the library's predecessor."""
+        """The same as :attr:`main_weight`: its name in the library's predecessor."""
         return self.main_weight
 
     @property
@@ -223,14 +223,14 @@ class WarmupState(StatefulModule, ABC):
             return None
         held = self.main_loss.temperature
         if isinstance(held, Tensor) and not held.is_cpu and self._written == version_of(held):
-            return self._written_temperature  # nobody else has set it since: the device is not waited for
+            return self._written_temperature  # unchanged since the schedule set it: no wait for the device
         return float(held)
 
     def _on_host(self, function: Callable[[ScheduleState, ScheduleConfig], Tensor]) -> float:
         return without_dispatch_modes(lambda: float(function(self._host_state, self.config)))
 
     def _advance(self, state: ScheduleState, reset: bool = False) -> None:
-        """Take on a new state; empty the queue if it leaves warm-up, or is past it and ``reset``."""
+        """Set a new state. Empty the queue if this ends warm-up, or if warm-up is over and ``reset`` is set."""
         was_in_warmup = self._phase == "warmup"
         self._fill_buffers(state)
         if self._phase != "warmup" and (was_in_warmup or reset):
@@ -238,14 +238,15 @@ class WarmupState(StatefulModule, ABC):
 
     def _fill_buffers(self, state: ScheduleState) -> None:
         for field in SCHEDULE_FIELDS:
-            # filling with a Python number enqueues a kernel; a copy from the host would wait for the device
+            # fill_ with a Python number only enqueues a kernel; a copy from the host would wait for the device
             getattr(self, field).fill_(without_dispatch_modes(int, getattr(state, field)))
         self._follow(state)
 
     def _catch_up(self) -> None:
-        """Follow the buffers, if something else has filled them: a loader, an average of models, a broadcast.
+        """Update the host's copy if something else has written to the buffers: a loader, averaging, a broadcast.
 
-        Their version counters tell, so that a device is waited for only then. So was a temperature in a buffer.
+        Version counters show that, so this waits for a device only then. A temperature in a buffer is left as it is:
+        it was written with the others.
         """
         if is_plain_eager() and not self.epoch.is_meta and self._versions != self._buffer_versions():
             temperature = self._versions is None or not keeps_temperature(self.main_loss)
@@ -255,11 +256,11 @@ class WarmupState(StatefulModule, ABC):
         return ScheduleState(**{field: getattr(self, field).to("cpu", copy=True) for field in SCHEDULE_FIELDS})
 
     def _buffer_versions(self) -> tuple[object, ...]:
-        """The values of the buffers on the CPU; elsewhere what changes with most that fills them, without a wait."""
+        """Return the buffers' values on the CPU; elsewhere their versions, which need no wait for the device."""
         return tuple(map(_value_or_version, (self.epoch, self.step, self.switch_step)))
 
     def _follow(self, state: ScheduleState, *, temperature: bool = True) -> None:
-        """Set what lives on the host, and the main loss's temperature, to a state on the host."""
+        """Set the host's copy, and the main loss's temperature, from a state on the host."""
         self._versions = self._buffer_versions()
         self._host_state = state
         self._phase = schedule.PHASES[int(self._on_host(schedule.phase))]
@@ -270,10 +271,13 @@ class WarmupState(StatefulModule, ABC):
 
 
 def _follow_loaded_state(wrapper: WarmupState, _: object) -> None:
-    """Runs after ``load_state_dict``; a plain function, so that a copied or unpickled wrapper follows its own state."""
-    # a temperature in a buffer was saved with its loss
+    """Update the host's copy after ``load_state_dict``.
+
+    A plain function: a bound method would still refer to the original in a copied or unpickled wrapper.
+    """
+    # a temperature in a buffer is loaded with its loss
     wrapper._follow(wrapper._read_buffers(), temperature=not keeps_temperature(wrapper.main_loss))
-    wrapper._awaited_hooks.discard("on_train_epoch_start")  # who resumes within an epoch does not start it again
+    wrapper._awaited_hooks.discard("on_train_epoch_start")  # a run that resumes mid-epoch does not call it again
 
 
 def _check_auto_step(auto_step: bool, config: ScheduleConfig) -> None:

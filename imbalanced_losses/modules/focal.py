@@ -1,4 +1,4 @@
-"""The focal losses as modules: configuration and value checks around the pure functions."""
+"""The focal losses as modules: the pure functions with settings and checks of values."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
     Parameters
     ----------
     alpha : float
-        Weight of the label 1 in [0, 1], against ``1 - alpha`` of the label 0; -1 switches the weights off.
+        Weight of the label 1, in [0, 1]; the label 0 has ``1 - alpha``. -1 switches the weights off.
     gamma : float
         At least 0; 0 is binary cross-entropy.
     reduction : {"mean", "sum", "none"}
         ``"mean"`` divides by the number (with sample weights: the total weight) of elements that are not ignored.
     ignore_index : int, optional
-        Elements with this target take no part.
+        Elements with this target are ignored.
     gather_distributed : bool, optional
-        Reduce over all ranks, so that a step of W processes is that of one on all rows: ``None`` where a process group
-        of several ranks is initialised, ``False`` never, ``True`` always (``RuntimeError`` without a group). With
-        ``reduction="none"`` each rank has its own elements, as with torch's losses: their mean is that of all rows
-        where the ranks have as many each.
+        Whether to reduce over the elements of all ranks, so that a step of W processes equals that of one process on
+        all rows. ``None``: if a process group of several ranks is initialised; ``False``: never; ``True``: always
+        (``RuntimeError`` without a group). With ``reduction="none"`` each rank returns its own elements, as torch's
+        losses do. The average of the ranks' means is then the mean over all rows only if the ranks have equally many.
     validate_targets : bool
         Check the values of targets and weights in eager mode, at the cost of a device synchronisation.
     grad_reduction : {"mean", "sum"}
-        What happens to the ranks' gradients: DDP and FSDP average them, other wrappers may sum.
+        How the training framework combines the ranks' gradients: DDP and FSDP average them, others may sum them.
     group : ProcessGroup, optional
-        Whose elements count. Default: the default group.
+        The process group to reduce over. Default: the default group.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
         super().__init__(locals())
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Give the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
+        """Return the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
         ranks = self._find_ranks()
         if ranks is None or self._config.reduction == "none":
             self._check(inputs, targets, sample_weight)
@@ -109,17 +109,17 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
     Parameters
     ----------
     alpha : sequence of C floats or Tensor [C], optional
-        Non-negative class weights. They are the buffer ``alpha``, in the default dtype or that of a floating tensor.
+        Non-negative class weights, stored in the buffer ``alpha`` in the default dtype or that of a floating tensor.
     gamma : float
         At least 0; 0 is cross-entropy.
     reduction : {"mean", "sum", "none", "mean_positive"}
         ``"mean"`` divides by the number (with sample weights: the total weight) of positions that are not ignored, also
-        with ``alpha``; ``"mean_positive"`` by that of positions that are not of ``background_class`` either
-        (RetinaNet).
+        with ``alpha``. ``"mean_positive"`` divides by that of positions that are neither ignored nor of
+        ``background_class`` (RetinaNet).
     ignore_index : int
-        Positions with this target take no part.
+        Positions with this target are ignored.
     background_class : int
-        The class that ``"mean_positive"`` does not count.
+        The class that ``"mean_positive"`` leaves out of the count.
     label_smoothing : float
         In [0, 1], as in ``torch.nn.functional.cross_entropy``.
     gather_distributed, validate_targets, grad_reduction, group
@@ -161,7 +161,7 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
         self.register_buffer("alpha", class_numbers(alpha, self._config.alpha))
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Give the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
+        """Return the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
         options = {"alpha": self.alpha, "sample_weight": sample_weight}
         ranks = self._find_ranks()
         if ranks is None or self._config.reduction == "none":

@@ -1,4 +1,4 @@
-"""Logit-adjusted cross-entropy as a module: priors in a buffer, or class counts that follow the training labels."""
+"""Logit-adjusted cross-entropy as a module: priors in a buffer, or estimated from counts of the training labels."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
     Parameters
     ----------
     priors : sequence of C floats, Tensor [C], float, or "stream"
-        How frequent each class is: class counts or shares. For binary logits the share of positives, or the counts of
-        the labels 0 and 1; with ``multilabel`` the share of positives of each class. They are the buffer ``priors``.
+        The frequency of each class: counts or shares. For binary logits the share of positives, or the counts of the
+        labels 0 and 1; with ``multilabel`` the share of positives of each class. Stored in the buffer ``priors``.
         ``"stream"`` estimates them from the targets of the earlier calls in training mode: each call uses the counts
         so far, then adds its own targets. The counts are buffers, too.
     tau : float
@@ -50,15 +50,15 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
     reduction : {"mean", "sum", "none"}
         ``"mean"`` divides by the number (with sample weights: the total weight) of targets that are not ignored.
     ignore_index : int
-        Targets that take no part.
+        Targets with this value are ignored.
     label_smoothing : float
         In [0, 1], as in ``torch.nn.functional.cross_entropy``; for exclusive classes only.
     multilabel : bool
-        Each logit is a decision of its own, with a label in [0, 1].
+        Each logit is an independent binary decision, with a label in [0, 1].
     num_classes : int, optional
-        Required by ``priors="stream"``, and for nothing else; 1 for binary logits.
+        Required by ``priors="stream"``, and not allowed otherwise; 1 for binary logits.
     gather_distributed, validate_targets, grad_reduction, group
-        As in :class:`SigmoidFocalLoss`. Counts are those of all ranks.
+        As in :class:`SigmoidFocalLoss`. When gathering, the counts are those of all ranks.
 
     Raises
     ------
@@ -115,7 +115,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that a stream counts; ``None`` with given priors."""
+        """The number of classes of a stream; ``None`` with given priors."""
         return self._num_classes
 
     @num_classes.setter
@@ -125,13 +125,13 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
 
     @property
     def class_counts(self) -> ClassCounts:
-        """The counts of a stream as the state that the pure functions take (not a copy)."""
+        """The counts of a stream (not copies) as the state that the pure functions take."""
         if not self._is_streaming:
             raise RuntimeError('expected a loss with priors="stream", got one with given priors: it counts nothing')
         return ClassCounts(positives=self.class_positives, labels=self.class_labels)
 
     def reset_parameters(self) -> None:
-        """Bring back the priors of the configuration, or empty the counts of a stream."""
+        """Reset the priors to those of the configuration, or the counts of a stream to 0."""
         super().reset_parameters()
         if self._is_streaming:
             with torch.no_grad():
@@ -139,7 +139,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
                 self.class_labels.zero_()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """``loss.priors = counts`` fills the buffer; a stream stays one."""
+        """Set the buffer on ``loss.priors = counts``; refuse a change between given priors and a stream."""
         if name == "priors":
             is_stream = not isinstance(value, Tensor) and _as_tuple(value) is None
             if is_stream != self._is_streaming:
@@ -159,7 +159,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
             refuse_second_pass()
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Give the loss: 0-dim or, with ``reduction="none"``, one for each target."""
+        """Return the loss: 0-dim or, with ``reduction="none"``, one for each target."""
         ranks = self._find_ranks()
         updates = self._is_streaming and self.training
         if updates:
@@ -195,7 +195,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
 
     @torch.no_grad()
     def _count(self, targets: Tensor, ranks: Ranks | None) -> None:
-        """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
+        """Add the targets to the counts, with ``copy_``: ``vmap(functional_call)`` loses an assignment."""
         counts, cfg = self.class_counts, self._config
         batch = count_classes(counts, targets, multilabel=cfg.multilabel, ignore_index=cfg.ignore_index)
         added = torch.stack([batch.positives, batch.labels])
@@ -213,7 +213,7 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
 
 
 def _as_tuple(priors: Any) -> tuple[float, ...] | None:
-    """The numbers of given priors; None of a stream."""
+    """Return given priors as a tuple, or None for a stream."""
     refuse_gradient("priors", priors)
     if not isinstance(priors, str):
         return check_prior_sequence("priors", priors)

@@ -1,4 +1,4 @@
-"""Warm-up on one loss, then another: :mod:`imbalanced_losses.schedule` as a module around two losses."""
+"""Warm-up on one loss, then training on another: :mod:`imbalanced_losses.schedule` as a module around two losses."""
 
 from __future__ import annotations
 
@@ -28,64 +28,65 @@ __all__ = ["LossWarmupWrapper"]
 
 @final
 class LossWarmupWrapper(WarmupState):
-    """Train on an easy loss first, blend over to a ranking loss, then anneal the ranking loss's temperature.
+    """Train on an easy loss first, blend into a ranking loss, then anneal the ranking loss's temperature.
 
     ``loss = (1 - w) * warmup_loss + w * main_loss`` with ``w`` from :func:`~imbalanced_losses.schedule.main_weight`: in
     warm-up only ``warmup_loss`` runs, at ``w = 1`` only ``main_loss``. ``main_loss.temperature`` follows
-    :func:`~imbalanced_losses.schedule.temperature`, and ``main_loss.reset_queue()`` is called once, when warm-up ends.
+    :func:`~imbalanced_losses.schedule.temperature`. ``main_loss.reset_queue()`` is called once, when warm-up ends.
 
-    The training loop calls :meth:`on_train_epoch_start` and :meth:`on_train_batch_start`; where phases are counted in
-    steps, ``auto_step=True`` does without. The schedule is part of ``state_dict()``: a resumed run goes on as if it had
-    never stopped.
+    The training loop calls :meth:`on_train_epoch_start` and :meth:`on_train_batch_start`. If phases are counted in
+    steps, ``auto_step=True`` makes these calls unnecessary. The schedule is part of ``state_dict()``: a resumed run
+    continues as if it had never stopped.
 
     Parameters
     ----------
     warmup_loss, main_loss : nn.Module or other callable
-        Called with ``(logits, targets)``; of a tuple the first element is the loss. Keyword arguments go to
-        ``main_loss`` whenever it runs, ``sample_weight`` also to a ``warmup_loss`` whose signature takes it.
+        Called with ``(logits, targets)``. If a loss returns a tuple, its first element is the loss. Keyword arguments
+        go to ``main_loss`` whenever it runs; ``sample_weight`` also goes to a ``warmup_loss`` that accepts it.
     warmup_epochs, temp_start, temp_end, temp_decay_steps, blend_epochs
         As in :class:`~imbalanced_losses.schedule.ScheduleConfig`.
     reset_queue_each_epoch : bool
-        Empty the queue also at the start of each epoch after warm-up.
+        Also empty the queue at the start of each epoch after warm-up.
     gather_distributed : bool, optional
         If not ``None``, overrides the attribute of that name of both losses.
     warmup_steps, blend_steps, final_main_weight
         As in :class:`~imbalanced_losses.schedule.ScheduleConfig`.
     auto_step : bool
-        Each call in training mode is a step of its own, until :meth:`on_train_batch_start` is called for the first
-        time. Micro-batches of accumulated gradients are steps, too. Compiled, it breaks the graph.
+        Count each call in training mode as a step, until :meth:`on_train_batch_start` is called for the first time.
+        With gradient accumulation each micro-batch is a step. Under ``torch.compile`` this causes a graph break.
 
     Attributes
     ----------
     config : ScheduleConfig
-        Every parameter is an attribute, too. One that is assigned is checked as here and holds from then on: assign
-        several parameters of the schedule at once as ``config``. If that ends warm-up, the queue is emptied.
+        Every parameter is also an attribute. An assignment is checked like an argument and takes effect at once. To
+        assign several parameters of the schedule together, assign ``config``. If that ends warm-up, the queue is
+        emptied.
 
     Raises
     ------
     TypeError, ValueError
         If the schedule is not a valid :class:`~imbalanced_losses.schedule.ScheduleConfig`, a loss is not callable, or
-        ``auto_step`` is to find out epochs.
+        ``auto_step`` is used with phases counted in epochs.
 
     Warns
     -----
     UserWarning
-        If ``main_loss`` has no ``temperature`` or no ``reset_queue``; once for each of the two hooks, if training goes
-        on without a call of it and something stands still for that; and once, when an epoch begins, if a ranking loss
-        had no valid class in any step of the one before.
+        If ``main_loss`` has no ``temperature`` or no ``reset_queue``; once per hook, if the schedule depends on it and
+        training continues without calling it; and when an epoch begins, once per ranking loss that had no valid class
+        in any step of the previous epoch.
 
     Notes
     -----
-    *New runs.* Epoch 0 after a later epoch, or step 0 after a later step, is a new run (another fold, a second
-    ``fit``): the schedule starts anew, with empty queues. A loop whose hooks cannot tell (one of a single epoch,
-    without the batch hook) calls :meth:`start_new_run`. To resume, load the state and go on counting.
+    *New runs.* Epoch 0 after a later epoch, or step 0 after a later step, starts a new run (another fold, a second
+    ``fit``): the schedule restarts, and queues are emptied. If the hooks cannot detect this (a loop of a single epoch
+    without the batch hook), call :meth:`start_new_run`. To resume, load the state and continue counting.
 
-    *Speed.* Neither forward nor batch hook waits for a device, the epoch hook only where a ranking loss lives on one,
-    once an epoch: a copy of the schedule's state on the host, advanced by the same pure functions, decides which losses
-    run. That changes at most twice in a run, and with it a compiled graph.
+    *Speed.* Forward and batch hook never wait for a device. The epoch hook does, once per epoch, if a ranking loss is
+    on one. A copy of the schedule's state on the host, advanced by the same pure functions, decides which losses run.
+    That changes at most twice per run, so a compiled graph changes at most twice.
 
-    *Averaged weights.* An average that takes in buffers makes nonsense of queue and counters: average parameters and
-    copy buffers, as ``AveragedModel(use_buffers=False)`` does, or keep the loss out of the averaged module.
+    *Averaged weights.* Averaging buffers corrupts queue and counters. Average parameters and copy buffers, as
+    ``AveragedModel(use_buffers=False)`` does, or keep the loss out of the averaged module.
 
     Examples
     --------
@@ -136,12 +137,12 @@ class LossWarmupWrapper(WarmupState):
         self.reset_queue_each_epoch = reset_queue_each_epoch
 
     def on_train_epoch_start(self, epoch: int) -> None:
-        """Call when a training epoch begins. A second call for the same epoch changes nothing.
+        """Call this when a training epoch begins. A second call for the same epoch changes nothing.
 
         Parameters
         ----------
         epoch : int >= 0
-            From 0. 0 after a later epoch is a new run.
+            Counted from 0. 0 after a later epoch starts a new run.
         """
         self._catch_up()
         epoch, last = _read_counter("epoch", epoch), without_dispatch_modes(int, self._host_state.epoch)
@@ -158,13 +159,13 @@ class LossWarmupWrapper(WarmupState):
         self._awaited_hooks.discard("on_train_epoch_start")
 
     def on_train_batch_start(self, global_step: int) -> None:
-        """Call before each training batch.
+        """Call this before each training batch.
 
         Parameters
         ----------
         global_step : int >= 0
-            From 0, counted over all epochs. 0 after a later step is a new run, in the epoch that was told since then,
-            else in epoch 0.
+            Counted from 0 over all epochs. 0 after a later step starts a new run, in the epoch of
+            :meth:`on_train_epoch_start` if it was called since that step, else in epoch 0.
         """
         self._catch_up()
         step = _read_counter("step", global_step)
@@ -177,21 +178,21 @@ class LossWarmupWrapper(WarmupState):
         self._awaited_hooks.discard("on_train_batch_start")
 
     def forward(self, logits: Tensor, targets: Tensor, **kwargs: Any) -> Any:
-        """Give the loss of the phase that training is in.
+        """Return the loss of the current phase.
 
         Parameters
         ----------
         logits, targets : Tensor
-            As the two losses want them.
+            Arguments of both losses.
         **kwargs
-            For the main loss; in warm-up all but ``sample_weight`` are dropped. So ``return_per_class`` and the like
-            have no effect there: what comes back is the bare warm-up loss.
+            Passed to the main loss. In warm-up all but ``sample_weight`` are dropped, so ``return_per_class`` and the
+            like have no effect: the warm-up loss is returned alone.
 
         Returns
         -------
         Tensor or tuple
-            The loss. Where the main loss gives a tuple (``return_per_class=True``), its first element is the loss to be
-            mixed and the rest is passed on; of the warm-up loss's nothing but the first counts.
+            The loss. If the main loss returns a tuple (``return_per_class=True``), its first element is blended and the
+            rest is returned unchanged. If the warm-up loss returns a tuple, only its first element is used.
         """
         self._catch_up()
         if not is_traced():
@@ -203,25 +204,25 @@ class LossWarmupWrapper(WarmupState):
         self._take_own_step()
         try:
             output = self._mix(logits, targets, kwargs)
-            is_step = kwargs.get("update_queue", True)  # a pass of the same batch will follow, which is the step
+            is_step = kwargs.get("update_queue", True)  # False: another pass of this batch follows, and is the step
         finally:
-            if not is_step:  # nor is what raises
+            if not is_step:  # also if the loss raised
                 self._go_back(before)
         return output
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Tell where the schedule stands and, outside warm-up, what the main loss's last pass looked like.
+        """Return the schedule's current values and, after warm-up, the diagnostics of the main loss's last pass.
 
         Returns
         -------
         dict of str to Tensor
-            Detached: ``main_weight []``, ``temperature []`` if the main loss has one, and the main loss's own
-            ``diagnostics()`` if it has them.
+            Detached: ``main_weight []``, ``temperature []`` if the main loss has one, and the main loss's
+            ``diagnostics()`` if it has that method.
 
         Raises
         ------
         RuntimeError
-            If the main loss has diagnostics, but no pass yet although warm-up is over.
+            If warm-up is over and the main loss, which has diagnostics, has not been called yet.
         """
         stats = {"main_weight": schedule.main_weight(self.schedule_state, self.config)}
         if has_temperature(self.main_loss):
@@ -251,7 +252,7 @@ class LossWarmupWrapper(WarmupState):
             return self._run_warmup_loss(logits, targets, kwargs)
         if self._phase == "main" and self.config.final_main_weight == 1:
             return self.main_loss(logits, targets, **kwargs)
-        # first the loss without a queue: if its inputs are wrong, the queue has not moved yet
+        # the warm-up loss first: if it rejects the inputs, the main loss has not changed its queue yet
         warmup = self._run_warmup_loss(logits, targets, kwargs)
         main = self.main_loss(logits, targets, **kwargs)
         weight = schedule.main_weight(self.schedule_state, self.config)
@@ -282,6 +283,6 @@ class LossWarmupWrapper(WarmupState):
 
 
 def _read_counter(name: str, value: int | Tensor) -> int:
-    """Reads a tensor, which the pure functions cannot: they would let a negative one pass."""
+    """Read a counter as an int. The pure functions cannot read a tensor, so they would accept a negative one."""
     check_counter(name, value)
     return int(value)
