@@ -1,4 +1,4 @@
-"""Hugging Face Transformers: a loss for ``Trainer(compute_loss_func=...)``, and a callback that drives its schedule."""
+"""Hugging Face Transformers: a loss for ``Trainer(compute_loss_func=...)``, and a callback for its schedule."""
 
 from __future__ import annotations
 
@@ -35,63 +35,64 @@ __all__ = ["LossWarmupCallback", "compute_loss_func"]
 
 
 def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -> Callable[..., Tensor]:
-    """Make of a loss what ``Trainer(compute_loss_func=...)`` calls.
+    """Wrap a loss as a function for ``Trainer(compute_loss_func=...)``.
 
-    Takes the logits out of what the model returned (a ``ModelOutput`` or other mapping, a tuple or list whose first
-    element they are, or the tensor), flattens ``[B, T, C]`` to ``[B * T, C]``, leaves out rows whose label is -100 (so
-    that padding neither enters a queue nor needs an ``ignore_index``), and calls ``loss_fn``.
+    The function takes the logits from the model's output (a ``ModelOutput`` or other mapping, a tuple or list that
+    starts with them, or the tensor itself), flattens ``[B, T, C]`` to ``[B * T, C]``, drops rows whose label is -100
+    (so that padding does not enter a queue and needs no ``ignore_index``), and calls ``loss_fn``.
 
     Parameters
     ----------
     loss_fn : nn.Module
-        Any loss of this library or of torch, called with ``(logits, targets)``; it gives one value, so no
-        ``reduction="none"``. Pass the same object to :class:`LossWarmupCallback`.
+        Any loss of this library or of torch, called with ``(logits, targets)``. It must return one value, so
+        ``reduction="none"`` is not allowed. Pass the same object to :class:`LossWarmupCallback`.
     shift_labels : bool, optional
-        Whether the logits at a position are scored against the label at the next one, as causal language models want.
-        ``None`` does so where the model returns a ``...CausalLMOutput...``, as these models do, and labels are
-        ``[B, T]``. Say ``True`` for one that returns something else (a tuple, ``return_dict=False``, an output class of
-        its own), ``False`` where labels are shifted already, and for decoders taken out of an encoder-decoder
-        (``BartForCausalLM``, ``TrOCRForCausalLM``), which return such an output too, but whose own loss does not
-        shift. Labels of sequence-to-sequence models (``Seq2SeqLMOutput``) and of encoders stand where their logits do.
+        Whether the logits at a position are scored against the label at the next position, as for causal language
+        models. ``None`` shifts if the model returns a ``...CausalLMOutput...`` and labels are ``[B, T]``. Set ``True``
+        for a causal model that returns something else (a tuple, ``return_dict=False``, its own output class). Set
+        ``False`` if labels are already shifted, and for decoders of an encoder-decoder (``BartForCausalLM``,
+        ``TrOCRForCausalLM``): they return such an output, but their own loss does not shift. Labels of
+        sequence-to-sequence models (``Seq2SeqLMOutput``) and of encoders are at the same positions as their logits.
 
     Returns
     -------
     callable ``(outputs, labels, num_items_in_batch=None) -> Tensor []``
-        With logits ``[B, C]`` or ``[B, T, C]``, ``labels`` are class ids ``[B]`` or ``[B, T]``, or labels in {0, 1} of
-        the logits' shape (multi-label: elements of -100 in rows with others are the loss's affair,
-        ``ignore_index=-100``). With one column (``num_labels=1``) they are of either shape, float or integer.
+        With logits ``[B, C]`` or ``[B, T, C]``, ``labels`` are class ids ``[B]`` or ``[B, T]``, or multi-label targets
+        in {0, 1} of the logits' shape (the loss must ignore single elements of -100 itself, ``ignore_index=-100``).
+        With one column (``num_labels=1``) either shape is allowed, float or integer.
 
     Raises
     ------
     TypeError
-        If ``loss_fn`` is no module.
+        If ``loss_fn`` is not a module.
     ValueError
-        At the call: there are no logits or no labels, their shapes do not fit, the loss is not one value, or
-        ``shift_labels=True`` without a sequence.
+        At the call: if logits or labels are missing, their shapes do not match, the loss is not one value, or
+        ``shift_labels=True`` is used without a sequence.
 
     Notes
     -----
-    *Gradient accumulation.* The Trainer adds up what this function returns for the micro-batches of a step and,
-    unlike a usual loop, divides by nothing. So each loss is multiplied by its micro-batch's share of the step's items
-    (labels other than -100; ``num_items_in_batch`` counts those of the step): one over the number of micro-batches
-    where they are of one size. A loss that is a mean over items, such as focal ``reduction="mean"``, thereby equals
-    that of one large batch. Any other is the mean over micro-batches: a ranking loss with a pool for each of them.
-    The Trainer may count the first label of each text where the loss shifts, or leave it out where it does not: it goes
-    by the model's class. Micro-batches are then weighted by the Trainer's count, and shares still add up to 1.
+    *Gradient accumulation.* The Trainer sums the returned losses of a step's micro-batches and, unlike a usual loop,
+    does not divide the sum. So each loss is multiplied by its micro-batch's share of the step's items (labels other
+    than -100; ``num_items_in_batch`` is their number in the step). For micro-batches of equal size the share is one
+    over their number. A loss that is a mean over items, such as focal ``reduction="mean"``, then equals that of one
+    large batch. Any other loss is a weighted mean over micro-batches; a ranking loss has a pool per micro-batch.
+    Depending on the model's class, the Trainer may count the first label of each text although the loss shifts, or
+    leave it out although it does not. Micro-batches are then weighted by the Trainer's count, and the shares still add
+    up to 1.
 
-    *Label smoothing.* ``TrainingArguments.label_smoothing_factor`` has no effect beside ``compute_loss_func``: give the
-    loss its own, ``SoftmaxFocalLoss(label_smoothing=...)``.
+    *Label smoothing.* ``TrainingArguments.label_smoothing_factor`` has no effect with ``compute_loss_func``. Use the
+    loss's own: ``SoftmaxFocalLoss(label_smoothing=...)``.
 
-    *Several processes.* The share is that of the rows of all ranks (one ``all_reduce`` of two numbers): the losses
-    gather by themselves, so every rank has the same loss and needs the same factor. What the Trainer multiplies by
-    (``average_tokens_across_devices``) cancels. A loss with a ``group=`` of its own is weighted by the rows of all
-    ranks all the same.
+    *Several processes.* The share is over the rows of all ranks (one ``all_reduce`` of two numbers): the losses gather
+    by themselves, so every rank has the same loss and needs the same factor. The Trainer's own factor
+    (``average_tokens_across_devices``) cancels. A loss with its own ``group=`` is also weighted by the rows of all
+    ranks.
 
-    *Evaluation.* The Trainer evaluates under ``no_grad`` and leaves the loss's mode alone: the loss is set to
-    ``eval()`` wherever gradients are off, else to ``train()``, so that no evaluation touches the queue.
+    *Evaluation.* The Trainer evaluates under ``no_grad`` and does not change the loss's mode. So the function sets the
+    loss to ``eval()`` if gradients are off, else to ``train()``, and evaluation does not change the queue.
 
-    *Several runs.* This function cannot know when a run begins. :class:`LossWarmupCallback` empties the loss's queue
-    then; without it call ``loss_fn.reset_queue()`` before a second ``train()``, another fold or trial.
+    *Several runs.* This function cannot detect that a run begins. :class:`LossWarmupCallback` then empties the loss's
+    queue; without it call ``loss_fn.reset_queue()`` before a second ``train()``, another fold or trial.
 
     The loss is moved to the logits' device.
 
@@ -129,38 +130,40 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     """Drive, log and checkpoint the loss of a ``transformers.Trainer``.
 
     Every :class:`~imbalanced_losses.LossWarmupWrapper` in ``loss_fn`` and in the model, at any depth, gets the epoch
-    when one begins and ``state.global_step`` before each optimizer step. That is the clock of ``max_steps`` and of
-    checkpoints: the micro-batches of one step share one objective, and lengths of the schedule are in optimizer steps.
+    when one begins and ``state.global_step`` before each optimizer step. ``max_steps`` and checkpoints use the same
+    count: the micro-batches of a step share one objective, and lengths of the schedule are in optimizer steps.
 
-    Next to each logged ``loss`` come ``main_weight`` and, if the main loss has one, ``temperature``; with several
-    wrappers after their path, as in ``loss_fn.fraud/main_weight``. They enter ``state.log_history`` and reach the
-    callbacks that follow this one. Those of ``report_to`` come first: for the values to reach one, set
-    ``report_to="none"`` and pass it yourself, ``callbacks=[LossWarmupCallback(loss_fn), TensorBoardCallback()]``.
+    The callback adds ``main_weight`` and, if the main loss has one, ``temperature`` to each log with a ``loss``. With
+    several wrappers their path is a prefix, as in ``loss_fn.fraud/main_weight``. The values are in
+    ``state.log_history`` and reach the callbacks after this one. Callbacks of ``report_to`` come before it. To log to
+    one, set ``report_to="none"`` and pass it yourself:
+    ``callbacks=[LossWarmupCallback(loss_fn), TensorBoardCallback()]``.
 
-    The loss is no part of the model, so the Trainer's checkpoint lacks it. The callback adds ``loss_fn.state_dict()``
-    (queue, temperature, schedule) to ``trainer_state.json``: ``train(resume_from_checkpoint=...)`` then goes on
+    The loss is not part of the model, so the Trainer's checkpoint lacks it. The callback adds ``loss_fn.state_dict()``
+    (queue, temperature, schedule) to ``trainer_state.json``. ``train(resume_from_checkpoint=...)`` then continues
     exactly, from any folder, in new objects.
 
-    A run that resumes from no checkpoint is a new one (a second ``train()``, a trial of ``hyperparameter_search``):
-    every schedule starts anew, and every ranking loss in ``loss_fn`` and in the model with an empty queue.
+    A run that does not resume from a checkpoint is a new run (a second ``train()``, a trial of
+    ``hyperparameter_search``): every schedule restarts, and the queue of every ranking loss in ``loss_fn`` and in the
+    model is emptied.
 
     Parameters
     ----------
     loss_fn : nn.Module, optional
-        The loss that :func:`compute_loss_func` got; also one without schedule, for its queue's sake. ``None``
-        where the wrappers are parts of the model, whose checkpoint has them.
+        The loss passed to :func:`compute_loss_func`, also one without a schedule, so that its queue is saved. ``None``
+        if the wrappers are parts of the model, whose checkpoint has them.
 
     Raises
     ------
     TypeError
-        If ``loss_fn`` is no module.
+        If ``loss_fn`` is not a module.
     ValueError
-        On resume, if the checkpoint holds the state of a loss, and the callback has none to give it to.
+        On resume, if the checkpoint holds the state of a loss and the callback has no ``loss_fn``.
 
     Warns
     -----
     UserWarning
-        On resume, if the checkpoint has no state for ``loss_fn``; and once of a ranking loss that had no valid class in
+        On resume, if the checkpoint has no state for ``loss_fn``; and once per ranking loss that had no valid class in
         any step of an epoch.
 
     Examples
@@ -180,13 +183,13 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         self._next_epoch = 0
 
     def state(self) -> dict[str, dict[str, str | None]]:
-        """Give what the Trainer writes into ``trainer_state.json`` with each checkpoint."""
+        """Return what the Trainer writes to ``trainer_state.json`` with each checkpoint."""
         return {"args": {}, "attributes": {"loss_state": None if self.loss_fn is None else _to_text(self.loss_fn)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the wrappers; on resume give the loss its state back, else start it and the model's losses anew."""
+        """Find the wrappers. On resume restore the loss's state, else restart schedules and empty queues."""
         saved = _saved_state(state, type(self).__name__)
         searched = self._searched(kwargs["model"])
         self._wrappers = find_wrappers(searched)
@@ -199,8 +202,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move every wrapper on to the epoch."""
-        # counted: after an epoch that was cut short, or of unknown length, state.epoch is not yet that of the next one
+        """Set the epoch of every wrapper."""
+        # counted here: after an epoch that was cut short, or of unknown length, state.epoch lags behind
         epoch = self._next_epoch
         self._next_epoch += 1
         for wrapper in self._wrappers.values():
@@ -209,13 +212,13 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Warn of ranking losses that had no valid class in the epoch."""
+        """Warn about ranking losses that had no valid class in the epoch."""
         warn_of_invalid_epoch(self._searched(kwargs["model"]))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move every wrapper on to the optimizer step."""
+        """Set the optimizer step of every wrapper."""
         for wrapper in self._wrappers.values():
             wrapper.on_train_batch_start(state.global_step)
 
@@ -227,14 +230,14 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add where the schedules stand to the logs of training."""
+        """Add the schedules' weights and temperatures to the training logs."""
         if logs is not None and "loss" in logs:  # not to the metrics that evaluate() returns
             values = read_schedules(self._wrappers)
             logs.update(values)
-            state.log_history[-1].update(values)  # the Trainer has put a copy of the logs there
+            state.log_history[-1].update(values)  # where the Trainer has already put a copy of the logs
 
     def _searched(self, model: nn.Module) -> nn.ModuleDict:
-        """Where losses may be."""
+        """Return all modules that may contain losses."""
         parts = {"loss_fn": self.loss_fn, "model": model}
         return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
 
@@ -256,9 +259,9 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
 
 
 def _saved_state(state: TrainerState, name: str) -> str | None:
-    """What ``LossWarmupCallback.state`` gave when the Trainer wrote ``state``."""
+    """Return the loss's state in the checkpoint, as :meth:`LossWarmupCallback.state` wrote it."""
     callbacks = cast("dict[str, Any]", state.stateful_callbacks)
-    # a run that was begun without the callback has no entry; without one the Trainer could not save ours
+    # a run that started without the callback has no entry, and the Trainer saves only callbacks with an entry
     saved = callbacks.setdefault(name, {"args": {}, "attributes": {"loss_state": None}})
     if isinstance(saved, list):
         raise ValueError(f"expected one {name} in a Trainer, got {len(saved)}: give it all losses in a ModuleList")
@@ -267,20 +270,20 @@ def _saved_state(state: TrainerState, name: str) -> str | None:
 
 
 def _counted_by_trainer(labels: Tensor, default: Tensor) -> Tensor:
-    """Those of a batch's ``labels`` that the calling Trainer counts for ``num_items_in_batch``.
+    """Return those of a batch's ``labels`` that the calling Trainer counts for ``num_items_in_batch``.
 
-    Its rule follows its version and its model's class, not the loss: without the first label of each row for models
-    that Transformers knows to shift, all of them for others. ``default`` is what no Trainer's call counts.
+    That depends on its version and its model's class, not on the loss: all labels, or all but the first of each row for
+    models that Transformers knows to shift. Without a Trainer on the call stack, return ``default``.
     """
     trainer = _find_trainer()
     if trainer is None:
         return default
-    # a private attribute, as the rule has no public one; a Trainer without it (Transformers 5.0) counts all labels
+    # private, but there is no public attribute; a Trainer without it (Transformers 5.0) counts all labels
     return labels[..., 1:] if getattr(trainer, "_loss_shifts_labels", False) else labels
 
 
 def _find_trainer() -> Trainer | None:
-    """Find the Trainer that calls. It passes neither itself nor its model, so this looks for it on the call stack."""
+    """Find the calling Trainer on the call stack. It passes neither itself nor its model."""
     frame = inspect.currentframe()
     while frame is not None:
         if isinstance(trainer := frame.f_locals.get("self"), Trainer):
@@ -290,12 +293,13 @@ def _find_trainer() -> Trainer | None:
 
 
 def _share_of_step(items: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """Items of this micro-batch over those of the optimizer step, 0-dim."""
-    # under nn.DataParallel the Trainer passes the number once for each device, and multiplies by the devices
+    """Return the share of this micro-batch in the items of the optimizer step, 0-dim."""
+    # under nn.DataParallel the Trainer passes one number per device, and multiplies the loss by their number
     in_step = torch.as_tensor(num_items_in_batch, device=items.device).sum()
     counts = torch.stack([items.float(), in_step.float()])
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        # sums of both: the ranks' numbers for the step are their own or, averaged, that of all, times W afterwards
+        # the step's number is each rank's own or, if averaged over devices, that of all ranks, and the Trainer then
+        # multiplies the loss by W: summing both counts is right in both cases
         dist.all_reduce(counts)
     return counts[0] / counts[1].clamp(min=1)
 

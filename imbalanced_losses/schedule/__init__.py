@@ -1,7 +1,7 @@
 """The training schedule: warm-up, blend, main phase and temperature decay as functions of an immutable state.
 
-A schedule is a function of two counters that the training loop advances, and of the step at which the main phase began.
-All of it is tensor arithmetic: one compilation serves every step, and an ensemble of schedules is a ``vmap``.
+A schedule depends on two counters that the training loop advances, and on the first step after warm-up. It is tensor
+arithmetic, so that one compilation serves every step, and ``vmap`` runs an ensemble of schedules.
 """
 
 from imbalanced_losses.schedule._functions import (

@@ -1,4 +1,4 @@
-"""The schedule as functions of its state."""
+"""The schedule's configuration, state and functions."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ BEFORE_THE_SWITCH = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """What is chosen once: the lengths of the phases and the ends of the temperature decay.
+    """The lengths of the phases and the ends of the temperature decay.
 
-    Phases are counted in epochs, or in steps as soon as ``warmup_steps`` or ``blend_steps`` is given (the other one is
-    then 0). The main loss runs in the blend and in the main phase.
+    Phases are counted in epochs, or in steps if ``warmup_steps`` or ``blend_steps`` is given (the other one then
+    defaults to 0). The main loss runs in the blend and in the main phase.
 
     Parameters
     ----------
     warmup_epochs : int >= 0
         Epochs on the warm-up loss alone.
     temp_start, temp_end : float > 0
-        Temperature at the first step after warm-up, and ``temp_decay_steps`` steps later.
+        Temperatures at the first step after warm-up, and ``temp_decay_steps`` steps later.
     temp_decay_steps : int >= 1
         Length of the geometric decay from ``temp_start`` to ``temp_end``.
     blend_epochs : int >= 0
@@ -60,8 +60,8 @@ class ScheduleConfig:
     warmup_steps, blend_steps : int >= 0, optional
         The same in steps.
     final_main_weight : float in (0, 1]
-        Weight of the main loss after the blend; below 1 the warm-up loss stays in the mix for good. 0 is refused: a
-        main loss that never counts is a mistake.
+        Weight of the main loss after the blend. Below 1 the warm-up loss keeps the rest of the weight. 0 is refused,
+        because the main loss would never count.
 
     Raises
     ------
@@ -118,34 +118,34 @@ class ScheduleConfig:
 
     @property
     def known_switch_step(self) -> int | None:
-        """The first step after warm-up, where that is known beforehand: in steps, or without a warm-up."""
+        """The first step after warm-up, if it is known in advance: with phases in steps, or without warm-up."""
         return self.warmup_length if self.counts_steps or self.warmup_epochs == 0 else None
 
     @property
     def warmup_length(self) -> int:
-        """Epochs or steps of warm-up."""
+        """Length of warm-up in epochs or steps."""
         return (self.warmup_steps or 0) if self.counts_steps else self.warmup_epochs
 
     @property
     def blend_length(self) -> int:
-        """Epochs or steps of blend."""
+        """Length of the blend in epochs or steps."""
         return (self.blend_steps or 0) if self.counts_steps else self.blend_epochs
 
 
 @state_dataclass
 class ScheduleState:
-    """Where training stands.
+    """The progress of training.
 
     Attributes
     ----------
     epoch : Tensor [], int64
-        The epoch under way, from 0.
+        The current epoch, from 0.
     step : Tensor [], int64
-        The step (batch) under way, from 0, counted over all epochs. What waits for its first step may hold -1, which
-        stands for 0.
+        The current step (batch), counted from 0 over all epochs. Before the first step it may be -1, which is treated
+        as 0.
     switch_step : Tensor [], int64
-        The first step after warm-up, from which the temperature decays; -1 before it. Where the schedule does not know
-        it beforehand (a warm-up in epochs), it is the first step that was told after warm-up.
+        The first step after warm-up, from which the temperature decays; -1 before it. If it is not known in advance (a
+        warm-up in epochs), it is the first step passed to :func:`start_step` after warm-up.
     """
 
     epoch: Tensor
@@ -159,7 +159,7 @@ def init_schedule(cfg: ScheduleConfig, *, device: torch.device | str | None = No
     Parameters
     ----------
     cfg : ScheduleConfig
-        Not read: every schedule starts alike. Taken so that all functions of a schedule are called alike.
+        Not used: all schedules start with the same state. All functions of a schedule take it.
     device : torch.device or str, optional
 
     Examples
@@ -175,20 +175,20 @@ def init_schedule(cfg: ScheduleConfig, *, device: torch.device | str | None = No
 
 
 def start_epoch(state: ScheduleState, cfg: ScheduleConfig, epoch: int | Tensor) -> ScheduleState:
-    """Move on to an epoch; call it when the epoch begins.
+    """Set the epoch; call this when an epoch begins.
 
     Parameters
     ----------
     state : ScheduleState
     cfg : ScheduleConfig
-        Not read: an epoch's start never sets ``switch_step``, the step that follows it does.
+        Not used: ``switch_step`` is set by the step that follows.
     epoch : int >= 0, or integer Tensor []
-        A tensor keeps a compiled loop at one compilation.
+        Pass a tensor in a compiled loop to avoid recompilation.
 
     Returns
     -------
     ScheduleState
-        Structure, shapes, dtypes and device of ``state``.
+        A new state with the structure, shapes, dtypes and device of ``state``.
 
     Raises
     ------
@@ -206,23 +206,23 @@ def start_epoch(state: ScheduleState, cfg: ScheduleConfig, epoch: int | Tensor) 
 
 
 def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) -> ScheduleState:
-    """Move on to a step; call it before each training batch.
+    """Set the step; call this before each training batch.
 
-    After warm-up ``switch_step`` is set: to the step that ends warm-up where the schedule knows it (phases in steps, or
-    no warm-up), else to the first step that is told. A step inside warm-up takes it back: whoever rewinds the counters
-    starts a new run.
+    After warm-up this sets ``switch_step``: to the step that ends warm-up if it is known in advance (phases in steps,
+    or no warm-up), else to the first step after warm-up that is passed here. A step inside warm-up resets it to -1, so
+    that counters that go back start a new run.
 
     Parameters
     ----------
     state : ScheduleState
     cfg : ScheduleConfig
     step : int >= 0, or integer Tensor []
-        The global step, counted over all epochs. A tensor keeps a compiled loop at one compilation.
+        The global step, counted over all epochs. Pass a tensor in a compiled loop to avoid recompilation.
 
     Returns
     -------
     ScheduleState
-        Structure, shapes, dtypes and device of ``state``.
+        A new state with the structure, shapes, dtypes and device of ``state``.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def start_step(state: ScheduleState, cfg: ScheduleConfig, step: int | Tensor) ->
 
 
 def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
-    """Index into :data:`PHASES`, a 0-dim int64: 0 in warm-up, 1 in the blend, 2 in the main phase.
+    """Return the index into :data:`PHASES`, a 0-dim int64: 0 in warm-up, 1 in the blend, 2 in the main phase.
 
     Examples
     --------
@@ -259,7 +259,7 @@ def phase(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
 
 
 def main_weight(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
-    """Weight of the main loss: ``final_main_weight * clamp((e - W + 1) / (B + 1), 0, 1)``.
+    """Return the main loss's weight: ``final_main_weight * clamp((e - W + 1) / (B + 1), 0, 1)``.
 
     ``e`` is the epoch (or step), ``W`` and ``B`` the lengths of warm-up and blend. Exactly 0 in warm-up and exactly
     ``final_main_weight`` after the blend.
@@ -283,10 +283,10 @@ def main_weight(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
 
 
 def temperature(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
-    """Temperature of the main loss: ``temp_start * (temp_end / temp_start) ** min(1, elapsed / temp_decay_steps)``.
+    """Return the temperature: ``temp_start * (temp_end / temp_start) ** min(1, elapsed / temp_decay_steps)``.
 
-    ``elapsed = step - switch_step``; before the switch the temperature is ``temp_start``. Where the schedule knows the
-    switch beforehand, ``elapsed`` counts from it, whatever step is told first. Exactly ``temp_start`` and
+    ``elapsed = step - switch_step``; before the switch the temperature is ``temp_start``. If the switch is known in
+    advance, ``elapsed`` counts from it, whichever step is passed first. The temperature is exactly ``temp_start`` and
     ``temp_end`` (in float32) at the ends.
 
     Parameters
@@ -310,7 +310,7 @@ def temperature(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
     else:
         elapsed = state.step - cfg.known_switch_step
     decayed = _ratio(elapsed.clamp(0, cfg.temp_decay_steps), cfg.temp_decay_steps)
-    # the product of powers is the formula above, and rounds to neither side of its ends
+    # equal to the formula above, and exact at both ends
     return torch.pow(cfg.temp_start, 1 - decayed) * torch.pow(cfg.temp_end, decayed)
 
 
@@ -320,7 +320,7 @@ def blend(warmup_loss: Tensor, main_loss: Tensor, weight: Tensor) -> Tensor:
     Parameters
     ----------
     warmup_loss, main_loss : Tensor
-        Of shapes that broadcast.
+        Their shapes must broadcast.
     weight : Tensor [], in [0, 1]
         From :func:`main_weight`.
 
@@ -333,17 +333,17 @@ def blend(warmup_loss: Tensor, main_loss: Tensor, weight: Tensor) -> Tensor:
 
 
 def blend_count(state: ScheduleState, cfg: ScheduleConfig) -> Tensor:
-    """The ``k`` of ``k / (B + 1)``: 0 in warm-up, 1..B in the blend, B + 1 after it."""
+    """Return ``k`` of the weight ``k / (B + 1)``: 0 in warm-up, 1..B in the blend, B + 1 after it."""
     position = state.step.clamp_min(0) if cfg.counts_steps else state.epoch
     return (position - cfg.warmup_length + 1).clamp(0, cfg.blend_length + 1)
 
 
 def _counter(name: str, value: int | Tensor, like: Tensor) -> Tensor:
-    # a sum is a new tensor: a caller who counts in place must not change our state
+    # a sum is a new tensor, so that a caller who increments a counter in-place does not change the state
     return torch.zeros_like(like) + check_counter(name, value)
 
 
 def _ratio(count: Tensor, total: int) -> Tensor:
     """``count / total`` in float32 for ``0 <= count <= total``."""
-    # some backends divide by a constant as a product with its reciprocal, and 49 * (1 / 49) is not 1 in float32
+    # some backends multiply by the reciprocal of a constant instead of dividing: 49 * (1 / 49) is not 1 in float32
     return torch.where(count == total, 1.0, count.float() / total)

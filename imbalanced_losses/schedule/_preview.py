@@ -1,4 +1,4 @@
-"""What a schedule will do: its phases, weights and temperatures over a whole run, as tensors and as a table."""
+"""A preview of a schedule: its phases, weights and temperatures over a whole run, as tensors and as a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Preview", "preview"]
 
 
 class Preview(NamedTuple):
-    """What a schedule does in the steps of a run; ``print`` shows it as a table of some of them.
+    """The values of a schedule at each step of a run; ``print`` shows a table of selected steps.
 
     Attributes
     ----------
@@ -46,10 +46,10 @@ class Preview(NamedTuple):
 
     def __str__(self) -> str:
         header = f"{'step':>8}{'epoch':>7}  {'phase':<8}{'main weight':>12}{'temperature':>13}"
-        return "\n".join([header, *map(self._line, self._telling_steps())])
+        return "\n".join([header, *map(self._line, self._steps_to_show())])
 
-    def _telling_steps(self) -> list[int]:
-        """The first step of each phase, the last step, and some between."""
+    def _steps_to_show(self) -> list[int]:
+        """Return the first step of each phase, the last step, and some in between."""
         last = len(self.step) - 1
         first = {phase: step for step, phase in reversed(list(enumerate(self.phase.tolist())))}
         return sorted({*first.values(), *(last * k // 10 for k in range(11))})
@@ -60,7 +60,7 @@ class Preview(NamedTuple):
 
 
 def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = None) -> Preview:
-    """Tell what a schedule will do, without a run.
+    """Compute the phases, weights and temperatures of a schedule, without a run.
 
     Parameters
     ----------
@@ -68,17 +68,17 @@ def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = No
     steps : int >= 1
         Length of the run.
     steps_per_epoch : int >= 1, optional
-        Needed where phases are counted in epochs. Left out, all steps are in epoch 0.
+        Required if phases are counted in epochs. If left out, all steps are in epoch 0.
 
     Returns
     -------
     Preview
-        What a loop over :func:`start_epoch` and :func:`start_step` sees; temperatures to rounding.
+        The values of a loop over :func:`start_epoch` and :func:`start_step`; temperatures up to rounding.
 
     Raises
     ------
     TypeError, ValueError
-        If a length is no integer or too small, or ``steps_per_epoch`` is missing for phases counted in epochs.
+        If a length is not an integer or too small, or ``steps_per_epoch`` is missing for phases counted in epochs.
 
     Examples
     --------
@@ -100,6 +100,6 @@ def preview(cfg: ScheduleConfig, steps: int, *, steps_per_epoch: int | None = No
     epoch = step // (steps if steps_per_epoch is None else steps_per_epoch)
     unswitched = torch.full_like(step, BEFORE_THE_SWITCH)
     in_warmup = blend_count(ScheduleState(epoch=epoch, step=step, switch_step=unswitched), cfg) == 0
-    # a state whose fields have a step axis: the functions of a state work element by element
+    # the fields of this state have a step axis; the functions of a state are elementwise
     state = ScheduleState(epoch=epoch, step=step, switch_step=torch.where(in_warmup, unswitched, in_warmup.sum()))
     return Preview(step, epoch, phase(state, cfg), main_weight(state, cfg), temperature(state, cfg))
