@@ -1,7 +1,7 @@
-"""What the focal losses share: derivatives in closed form, blocks, powers.
+"""The common part of the focal losses: derivatives in closed form, blocks, powers.
 
 In eager mode an ``autograd.Function`` saves the inputs. Up to ``FEW_LOGITS`` logits it also keeps the terms of the
-forward; with more it recomputes them in the backward. Both run in place, unless a transform or a further derivative
+forward; with more it recomputes them in the backward. Both run in-place, unless a transform or a further derivative
 needs the plain expressions. Under ``torch.compile`` the loss is one plain expression, which the compiler
 differentiates.
 """
@@ -22,26 +22,26 @@ __all__ = ["Focal", "Terms", "by_blocks", "floored", "lowest_base", "softplus"]
 
 
 class Terms(Protocol):
-    """What a loss and its gradient are made of, for steps that overwrite each other."""
+    """Intermediate results of a loss and its gradient, for in-place evaluation."""
 
     @property
     def ignored(self) -> Tensor | None:
-        """Where the targets are ignored; None if none is."""
+        """Mask of ignored targets; None if none is ignored."""
 
     def loss(self) -> Tensor:
-        """The loss per element."""
+        """Return the loss per element."""
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """The gradient by the logits, given that by the loss."""
+        """Return the gradient with respect to the logits, given that with respect to the loss."""
 
 
 class Focal(ABC):
-    """A loss per element and its derivative, as plain and differentiable functions of the inputs and as faster ones."""
+    """A loss per element and its derivatives: plain differentiable expressions, and faster in-place versions."""
 
     @final
     def __call__(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """The loss per element, differentiable by the logits (twice in eager mode); 0 where ignored."""
-        if is_traced():  # which does not know a Function's jvp and vmap
+        """Return the loss per element, 0 where ignored; differentiable (in eager mode twice)."""
+        if is_traced():  # tracers do not support a Function's jvp and vmap
             return self._value(logits, targets, alpha)
         if is_transformed():
             return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
@@ -49,45 +49,45 @@ class Focal(ABC):
 
     @final
     def fused_mean(self, logits: Tensor, targets: Tensor, alpha: Tensor | None = None) -> Tensor | None:
-        """The mean over what is not ignored, as one node of the graph; None if that is not known to be faster."""
+        """Return the mean over elements that are not ignored, as one autograd node; None if that may be slower."""
         if 0 < logits.numel() <= FEW_LOGITS and may_branch_on_values(logits, targets):
             return _FusedMean.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
         return None
 
     @abstractmethod
     def counted(self, targets: Tensor) -> Tensor | None:
-        """Which elements are not ignored; None if none can be."""
+        """Return the mask of elements that are not ignored; None if there is no ignore index."""
 
     @abstractmethod
     def _fused(self, grad: Tensor | None, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The loss or, given its gradient, the gradient by the logits; only where :func:`may_run_in_place`."""
+        """Return the loss or, given ``grad``, the gradient of the logits; requires :func:`may_run_in_place`."""
 
     @abstractmethod
     def _fused_terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Terms | None:
-        """What loss and gradient are made of, or None if these need other steps; for :func:`may_run_in_place` calls."""
+        """Return the terms of loss and gradient, or None for :meth:`_fused`; requires :func:`may_run_in_place`."""
 
     @abstractmethod
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The loss per element; 0 where ignored."""
+        """Return the loss per element; 0 where ignored."""
 
     @abstractmethod
     def _vjp(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The gradient of ``sum(grad * loss)``."""
+        """Return the gradient of ``sum(grad * loss)``."""
 
     @abstractmethod
     def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        """The derivative of the loss in the direction ``tangent``."""
+        """Return the derivative of the loss in the direction ``tangent``."""
 
 
 class _Derivatives(torch.autograd.Function):
-    """The derivatives of the loss per element, from a graph that keeps no intermediate result but of few logits."""
+    """The derivatives of the loss per element. Intermediate results are kept only up to ``FEW_LOGITS`` logits."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, alpha = ctx.saved_tensors
         grad = grad.expand(targets.shape)
         overwrites = may_run_in_place(grad, logits)
-        terms, ctx.terms = ctx.terms, None  # freed now, however long the loss is kept
+        terms, ctx.terms = ctx.terms, None  # free them even if the loss is kept alive
         if overwrites and terms is not None:
             gradient = terms.gradient(grad).to(logits.dtype)
         elif overwrites:
@@ -118,7 +118,7 @@ class _ClosedForm(_Derivatives):
 
 @final
 class _FusedMean(_Derivatives):
-    """Its mean over what is not ignored."""
+    """The mean of the loss over elements that are not ignored."""
 
     @staticmethod
     def forward(ctx: Any, focal: Focal, *tensors: Any) -> Tensor:
@@ -139,7 +139,7 @@ class _FusedMean(_Derivatives):
 
 @final
 class _MappedClosedForm(_Derivatives):
-    """The same under the transforms of ``torch.func``."""
+    """The loss per element, under transforms of ``torch.func``."""
 
     generate_vmap_rule = True
 
@@ -159,7 +159,7 @@ def _keep(ctx: Any, focal: Focal, tensors: tuple[Tensor | None, ...]) -> None:
 
 
 def by_blocks(function: Callable[..., Tensor], size: int, dtype: torch.dtype, like: Tensor, *rows: Tensor) -> Tensor:
-    """``function(*rows)`` in ``dtype`` and the shape of ``like``, of as many rows as have ``size`` logits per thread.
+    """Return ``function(*rows)`` in ``dtype`` and the shape of ``like``, in blocks of ``size`` logits per thread.
 
     ``rows[0]`` are the logits.
     """
@@ -174,16 +174,16 @@ def by_blocks(function: Callable[..., Tensor], size: int, dtype: torch.dtype, li
 
 
 def lowest_base(gamma: float, dtype: torch.dtype) -> float:
-    """The least base that leaves ``base^gamma`` two finite derivatives; 0 where any does."""
+    """Return the lowest base for which ``base^gamma`` has two finite derivatives; 0 if there is no limit."""
     return 0.0 if gamma in (0, 1) or gamma >= 2 else torch.finfo(dtype).tiny ** 0.5
 
 
 def floored(base: Tensor, gamma: float) -> Tensor:
-    """The base, no less than what leaves ``base^gamma`` two finite derivatives."""
+    """Clamp the base to values for which ``base^gamma`` has two finite derivatives."""
     low = lowest_base(gamma, base.dtype)
     return base.clamp_min(low) if low else base
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))``."""
-    return torch.nn.functional.softplus(x, threshold=40)  # above it the identity, also in float64
+    """Return ``log(1 + exp(x))``."""
+    return torch.nn.functional.softplus(x, threshold=40)  # above 40 it equals x, also in float64

@@ -1,10 +1,10 @@
-r"""One minus a soft recall at thresholds: what recall at a quantile and the trapezoid of the partial AUC average.
+r"""One minus the soft recall at thresholds, for recall at a quantile and the trapezoid rule of the partial AUC.
 
-Two evaluators: in plain eager mode the gradient in closed form along with the value, on the CPU of the positives alone;
-else an expression, as there is nothing in it that a compiler should not see.
+There are two evaluators. Plain eager mode computes value and gradient together in closed form, on the CPU only for the
+positives. All other modes use a plain expression, which is safe to compile.
 
-Thresholds can follow the scores: a soft quantile solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`, and
-implicit differentiation gives
+Thresholds can depend on the scores: a soft quantile solves :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}`,
+and implicit differentiation gives
 
 .. math:: \partial\theta / \partial s_j = k_j / \textstyle\sum_l k_l, \qquad k_j = \sigma'((s_j - \theta)/\tau)
 """
@@ -35,7 +35,7 @@ def missed_recall(
     reference: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weighted mean over the positives of each class of its soft misses, averaged over the thresholds.
+    r"""Weighted mean of soft misses over the positives of each class, averaged over the thresholds.
 
     .. math:: m_{ci} = \sum_k a_k\, \sigma\big((\theta_{ck} - s_{ci}) / \tau_c\big), \qquad
         y_c = \sum_{i \in P_c} w_{ci} m_{ci} \Big/ \sum_{i \in P_c} w_{ci}
@@ -47,27 +47,28 @@ def missed_recall(
     scores : Tensor [C, M], float32 or float64
         A score that is not finite makes its class ``nan``.
     thresholds : Tensor [C, K]
-        Taken as constants, unless there is a reference.
+        Constants, unless there is a reference.
     positive : Tensor [C, M], bool
     weight : Tensor [C, M]
-        Of use at positives; carries no gradient.
+        Used only at positives; carries no gradient.
     temperature : Tensor [C]
         Above 0; carries no gradient.
     reference : Tensor [C, M], bool, optional
-        The rows whose soft quantile each threshold is: its gradient follows their scores. The shares of the rows are
-        constants, hence first derivatives only. In a class without any the thresholds stay constant.
+        The rows of which each threshold is a soft quantile; it then has a gradient with respect to their scores. The
+        rows' shares in this gradient are constants, so only first derivatives are right. In a class without reference
+        rows the thresholds are constants.
     counts : Tensor [C, M], optional
-        As how many equal scores each row of the reference counts.
+        Multiplicity of each row of the reference.
 
     Returns
     -------
     Tensor [C], Tensor [C], Tensor [C]
-        ``y``, 0 where there is no weight; the mean of the squares ``m_i^2`` and the sum of the weights, which carry no
-        gradient.
+        ``y``, 0 where the total weight is 0; then the mean of the squares ``m_i^2`` and the sum of the weights, which
+        carry no gradient.
 
     Notes
     -----
-    Cost: O(C K M) time and memory; in eager mode on the CPU O(K) for each positive, beside O(C M).
+    Cost: O(C K M) time and memory; in eager mode on the CPU O(C M), plus O(K) for each positive.
     """
     constants = thresholds.detach(), positive, weight, temperature.detach(), reference, counts
     if is_plain_eager() and not has_tangent(scores):
@@ -79,7 +80,7 @@ def missed_recall(
 
 @propagate_nonfinite
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
-    """Value, statistics and gradient ``[C, M]``; on the CPU of the positives alone, some classes at a time."""
+    """Return value, statistics and gradient ``[C, M]``; on the CPU computed a few classes at a time."""
     step = max(1, RECALL_CHUNK // scores.shape[1]) if holds_values(scores) else len(scores)
     if step >= len(scores):
         return _with_gradient(scores, *constants)
@@ -128,7 +129,7 @@ def _missed_recall(
     reference: Tensor | None,
     counts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition, as an expression that autograd and compilers differentiate and fuse."""
+    """The definition, as an expression for autograd and compilers."""
     if reference is not None:
         thresholds = _with_implicit_gradient(thresholds, scores, reference, temperature, counts)
     misses = wide_sigmoid((thresholds.mT[:, :, None] - scores) / temperature[:, None])  # [K, C, M]
@@ -140,13 +141,13 @@ def _missed_recall(
 
 
 def _guard(mean: Tensor, scores: Tensor) -> Tensor:
-    """``mean [C]``, which a score that is not finite makes ``nan``, with its gradient: a GradScaler skips the step."""
-    zero_or_nan = (scores - scores).sum(-1)  # not times 0, which a compiler takes for 0
+    """Make ``mean [C]`` and its gradient ``nan`` if a score is not finite, so that a GradScaler skips the step."""
+    zero_or_nan = (scores - scores).sum(-1)  # a compiler may replace scores * 0 by 0
     return mean * (1 + zero_or_nan * zero_or_nan)
 
 
 def _trapezoid(values: Tensor) -> Tensor:
-    """The composite trapezoid rule over K values at equal distances, of ``[K, ...]``, in units of their range."""
+    """Average ``values [K, ...]`` at equidistant points with the composite trapezoid rule."""
     k = len(values)
     if k == 1:
         return values[0]
@@ -156,7 +157,7 @@ def _trapezoid(values: Tensor) -> Tensor:
 def _with_implicit_gradient(
     thresholds: Tensor, scores: Tensor, reference: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
-    """The same thresholds ``[C, K]``, with the gradient of the soft quantile that each of them is."""
+    """Return the same thresholds ``[C, K]``, with the gradients of soft quantiles."""
     share = _threshold_gradient(scores.detach(), thresholds, reference, temperature, counts)
     return thresholds + (share * (scores - scores.detach())[:, None]).sum(-1)
 
@@ -164,7 +165,7 @@ def _with_implicit_gradient(
 def _threshold_gradient(
     scores: Tensor, thresholds: Tensor, reference: Tensor, temperature: Tensor, counts: Tensor | None
 ) -> Tensor:
-    """``d theta / d s [C, K, M]``, in log space (a softmax), so that they stay shares where every ``k`` underflows."""
+    """Return ``d theta / d s [C, K, M]``, as a softmax in log space: they sum to 1 even if every ``k`` underflows."""
     distance = (scores[:, None, :] - thresholds[:, :, None]) / temperature[:, None, None]
     tail = -distance.abs()
     log_density = tail - 2 * functional.softplus(tail)  # log(sigma(x) sigma(-x)) with one transcendental pass

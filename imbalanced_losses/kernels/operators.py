@@ -1,17 +1,17 @@
-"""Opaque operators: kernels that every mode runs as they are, and the derivatives around them.
+"""Opaque operators: kernels that run unchanged in every mode, with their derivatives.
 
-A kernel over pairs, ranks or quantiles is a Python function of plain tensors. It may read values on the CPU to choose
-an evaluator, whoever calls it. No compiler sees its pairs: torch's default one makes wrong C++ code of them (pytorch
-issues 191837 and 195582; tests/compiled says in which versions). It takes three layers:
+A kernel over pairs, ranks or quantiles is a Python function of plain tensors. On the CPU it may read values to choose
+an evaluator, in every mode. No compiler sees its pairs, for which torch's default backend generates wrong C++ code
+(pytorch issues 191837 and 195582; tests/compiled says in which versions). There are three layers:
 
 1. the kernel;
-2. an operator around it, ``torch.ops.imbalanced_losses.*``: all that a tracer sees. It has a fake for shapes, and
-   neither an autograd nor a vmap rule: those of ``torch.library`` fail under ``torch.func`` (torch 2.8 to 2.14);
-3. an ``autograd.Function`` around that with backward, jvp and vmap. Dynamo puts the call into its graph as it is
-   (:func:`in_graph`), and AOTAutograd traces through the Function.
+2. an operator around it, ``torch.ops.imbalanced_losses.*``, which is all that a tracer sees. It has a fake for shapes,
+   but no autograd or vmap rule: those of ``torch.library`` fail under ``torch.func`` (torch 2.8 to 2.14);
+3. an ``autograd.Function`` around the operator, with backward, jvp and vmap. Dynamo puts the call into its graph
+   without tracing it (:func:`in_graph`), and AOTAutograd traces through the Function.
 
-Plain eager mode skips the second layer and ``setup_context``, which cost 40 us a call. Accelerators run the same
-operator; a kernel reads nothing there.
+Plain eager mode skips the second layer and ``setup_context``, which cost 40 us per call. Accelerators run the same
+operator; there a kernel reads no values.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untype
 
 
 def make_operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Register ``kernel`` for all devices under the name in ``schema``; ``fake`` gives its results' shapes.
+    """Register ``kernel`` for all devices under the name in ``schema``; ``fake`` returns results of the same shapes.
 
-    ``Library`` and not ``custom_op``, which adds three times as much to a call.
+    This uses ``Library``, because the overhead of ``custom_op`` is three times as large.
     """
 
     @functools.wraps(kernel)
     def fresh(*arguments: Any) -> Any:
-        """As the fake promises: contiguous, aligned, in memory that no other result shares."""
+        """Return results like the fake's: contiguous, aligned, sharing no memory."""
         results = kernel(*arguments)
         return _fresh(results) if isinstance(results, Tensor) else tuple(map(_fresh, results))
 
@@ -66,18 +66,18 @@ def make_operator(schema: str, kernel: Callable[..., Any], fake: Callable[..., A
 
 
 def _fresh(result: Tensor) -> Tensor:
-    # a view is not known as one below autograd; it begins later in its storage, or leaves some of it over
+    # below autograd a view does not show that it is one, but it starts at an offset or does not fill its storage
     owns_storage = result.storage_offset() == 0 and result.untyped_storage().nbytes() == result.nbytes
     return result if owns_storage and result.is_contiguous() else result.clone(memory_format=torch.contiguous_format)
 
 
 def in_graph(function: F) -> F:
-    """Let Dynamo put calls into its graph as they are: it traces no Function that has a jvp."""
+    """Let Dynamo put calls into its graph without tracing them: it cannot trace a Function that has a jvp."""
     return cast(F, torch.compiler.allow_in_graph(function))  # type: ignore[no-untyped-call]
 
 
 def refuse_forward_over_forward() -> None:
-    """Raise where torch would give 0: it does not nest the jvp of a Function."""
+    """Raise an error for jvp of jvp: torch does not nest the jvp of a Function, and would return 0."""
     if forward_levels() > 1:
         raise RuntimeError(
             "expected forward mode once at most, got jvp (or jacfwd) of jvp: take torch.func.hessian, or jvp of grad"
@@ -85,7 +85,7 @@ def refuse_forward_over_forward() -> None:
 
 
 def full_precision(kernel: F) -> F:
-    """Keep autocast, which would run matrix products in half precision, out of a kernel."""
+    """Disable autocast in a kernel: it would run matrix products in half precision."""
 
     @functools.wraps(kernel)
     def wrapped(scores: Tensor, *rest: Any) -> Any:
@@ -99,7 +99,7 @@ def full_precision(kernel: F) -> F:
 
 
 def rows_of_batch(size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> list[Any]:
-    """The arguments of a batch of calls as those of one: a batch of problems ``[B, R, ...]`` is ``[B R, ...]``."""
+    """Turn the arguments of a batch of calls, ``[B, R, ...]``, into those of one call, ``[B R, ...]``."""
     rows = []
     for arg, dim in zip(args, in_dims, strict=True):
         if isinstance(arg, Tensor):
@@ -109,25 +109,25 @@ def rows_of_batch(size: int, in_dims: tuple[int | None, ...], args: tuple[Any, .
 
 
 def batch_of_rows(size: int, outputs: Outputs) -> tuple[Outputs, tuple[int, ...]]:
-    """What a Function's ``vmap`` returns: ``[B R, ...]`` as ``[B, R, ...]``, batched along the first axis."""
+    """Return what a Function's ``vmap`` must: outputs ``[B R, ...]`` as ``[B, R, ...]``, and 0 as the batch axes."""
     batched = tuple(out.reshape(size, len(out) // size, *out.shape[1:]) for out in outputs)
     return batched, (0,) * len(batched)
 
 
-# --- means whose kernel gives the gradient along with the value -------------------------------------------------------
+# --- means whose kernel computes value and gradient together ----------------------------------------------------------
 
 
 def make_mean(
     name: str, constants: str, n_statistics: int, kernel: Callable[..., Outputs], gradient: Callable[..., Tensor]
 ) -> Callable[..., Outputs]:
-    """Make a differentiable function of scores of a kernel that gives the gradient along with the value.
+    """Make a differentiable function of scores from a kernel that computes value and gradient together.
 
     Parameters
     ----------
     name : str
-        Of the operator.
+        Name of the operator.
     constants : str
-        Their schema: tensors of R rows, or optional ones.
+        Schema of the constants: tensors of R rows, or optional ones.
     n_statistics : int
     kernel : callable
         ``(scores [R, M], *constants, differentiate) -> (value [R], *statistics [R], gradient [R, M])``, the statistics
@@ -138,8 +138,8 @@ def make_mean(
     Returns
     -------
     callable
-        ``(scores, *constants) -> (value, *statistics)`` in every mode. The statistics carry no gradient. A problem with
-        a score that is not finite gets ``nan`` as its value and gradient, and touches no other.
+        ``(scores, *constants) -> (value, *statistics)`` in every mode. The statistics carry no gradient. If a score of
+        a problem is not finite, the problem's value and gradient are ``nan``; other problems are not affected.
     """
 
     def fake(scores: Tensor, *rest: Any) -> Outputs:
@@ -155,7 +155,7 @@ def make_mean(
     @in_graph
     def opaque(*inputs: Any) -> Outputs:
         refuse_forward_over_forward()
-        # under torch.func nothing tells whether the scores are differentiated: then they are taken to be
+        # torch.func does not show whether the scores are differentiated, so assume that they are
         differentiate = torch.is_grad_enabled() or forward_levels() > 0 or has_tangent(inputs[0])
         return _Opaque.apply(operator, gradient, *inputs, differentiate)[:-1]  # type: ignore[no-any-return, no-untyped-call]
 
@@ -170,12 +170,12 @@ def make_mean(
 def with_gradient(
     kernel: Callable[..., Outputs], gradient: Callable[..., Tensor], scores: Tensor, *constants: Tensor | None
 ) -> Outputs:
-    """Evaluate a kernel as :func:`make_mean` takes it, in plain eager mode."""
+    """Evaluate a kernel of :func:`make_mean`'s signature in plain eager mode."""
     return _Eager.apply(kernel, gradient, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
-    """Keep scores that are not finite from a kernel as :func:`make_mean` takes it, and give their problems ``nan``."""
+    """Wrap a kernel of :func:`make_mean`'s signature: it gets finite scores, and problems with others get ``nan``."""
 
     @functools.wraps(kernel)
     def wrapped(scores: Tensor, *constants: Any) -> Outputs:
@@ -185,7 +185,7 @@ def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs
             value, *statistics, gradient = kernel(scores.nan_to_num(0, 0, 0), *constants)
         else:
             value, *statistics, gradient = kernel(scores, *constants)
-        guard = (scores - scores).sum(-1)  # infinity less infinity is nan
+        guard = (scores - scores).sum(-1)  # inf - inf is nan
         return value + guard, *statistics, gradient + guard[:, None] if gradient.dim() == 2 else gradient
 
     return wrapped
@@ -193,7 +193,7 @@ def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs
 
 @final
 class _Eager(torch.autograd.Function):
-    """Straight onto the kernel. No ``setup_context``: with one, torch inspects a signature at every call."""
+    """Call the kernel directly. No ``setup_context``: with one, torch inspects a signature at every call."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Any, expression: Any, scores: Tensor, *constants: Tensor | None) -> Outputs:
@@ -217,7 +217,7 @@ class _Eager(torch.autograd.Function):
 
 @final
 class _Opaque(torch.autograd.Function):
-    """The gradient is one more output, with a derivative of its own that is computed only if asked for."""
+    """Call the operator. The gradient is one more output, whose own derivative is computed only if needed."""
 
     @staticmethod
     def forward(operator: Any, expression: Any, *inputs: Any) -> Outputs:
@@ -244,7 +244,7 @@ class _Opaque(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _operator: None, _expression: None, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         scores, *constants, gradient = ctx.saved_tensors
-        # by reverse mode, as the second derivative is symmetric: torch does not nest forward mode under compile
+        # torch does not nest forward mode under compile; the second derivative is symmetric, so use reverse mode
         moved = _second_derivative(ctx.expression, scores, constants, tangent)
         return (gradient * tangent).sum(-1), *(None,) * ctx.n_statistics, moved
 

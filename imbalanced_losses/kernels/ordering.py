@@ -1,8 +1,8 @@
-"""Sorting rows of scores, on the CPU by way of integers.
+"""Sorting of rows of scores, on the CPU as integers.
 
-``torch.sort`` has a parallel radix sort for one-dimensional integers on the CPU; floats and rows go through a serial
-merge sort. The bits of an IEEE float, with all but the sign of a negative number flipped, are an integer that sorts
-like the float.
+``torch.sort`` has a parallel radix sort for one-dimensional integers on the CPU, but uses a serial merge sort for
+floats and for rows. The bits of an IEEE float are an integer that sorts like the float, once all bits but the sign are
+flipped in negative numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def sorts_by_integers(values: Tensor) -> bool:
-    """Whether :func:`argsort_rows` beats ``values.sort(-1)`` by far: a question of shape, dtype and device."""
+    """Whether :func:`argsort_rows` is much faster than ``values.sort(-1)``, by shape, dtype and device."""
     rows, length = values.shape
     if values.device.type != "cpu" or values.dtype not in _INTEGERS:
         return False
@@ -26,9 +26,9 @@ def sorts_by_integers(values: Tensor) -> bool:
 
 
 def argsort_rows(values: Tensor) -> Tensor:
-    """``values.argsort(-1)`` of float values ``[R, M]`` without ``nan``; called within kernels only.
+    """Return ``values.argsort(-1)`` for float values ``[R, M]`` without ``nan``. Only kernels may call it.
 
-    Cost: O(R M) where :func:`sorts_by_integers`, else O(R M log M).
+    Cost: O(R M) if :func:`sorts_by_integers`, else O(R M log M).
     """
     if not sorts_by_integers(values):
         return values.argsort(-1)

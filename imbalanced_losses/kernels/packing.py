@@ -1,4 +1,4 @@
-"""The set elements of a mask, packed (on the CPU, as that reads the mask), and their shares in a mean."""
+"""Packing of the set elements of a mask (on the CPU, because it reads the mask), and their shares in a mean."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Packed", "Unpacked", "pack", "shares"]
 
 
 class Packed(NamedTuple):
-    """The set elements of a mask ``[R, M]``, row by row.
+    """The P set elements of a mask ``[R, M]``, row by row.
 
-    ``place [P]`` in the flat mask, ``row [P]`` and ``slot [P]`` in a table ``[R, W]`` that holds each row's elements
-    from the left, ``counts`` a row.
+    ``place [P]`` is the index in the flat mask. ``row [P]`` and ``slot [P]`` are indices in a table ``[R, W]`` that
+    holds each row's elements from the left. ``counts`` are the numbers of elements per row.
     """
 
     place: Tensor
@@ -27,7 +27,7 @@ class Packed(NamedTuple):
 
     @property
     def width(self) -> int:
-        """W."""
+        """The width W of the table."""
         return max(self.counts, default=0)
 
     def size(self) -> Tensor:
@@ -35,19 +35,19 @@ class Packed(NamedTuple):
         return torch.tensor(self.counts, dtype=torch.float64, device=self.place.device)
 
     def gather(self, values: Tensor) -> Tensor:
-        """``[P]`` of ``values [R, M]``."""
+        """Return the set elements ``[P]`` of ``values [R, M]``."""
         if values.stride(0) == 0:  # one row for all problems
             return values[0].index_select(0, self.place if len(values) == 1 else self.place % self.shape[1])
         return values.flatten().index_select(0, self.place)
 
     def scatter(self, values: Tensor) -> Tensor:
-        """``[R, M]`` of ``values [P]``; 0 elsewhere."""
+        """Return ``[R, M]`` with ``values [P]`` at the set elements; 0 elsewhere."""
         out = values.new_zeros(self.shape)
         out.view(-1).index_copy_(0, self.place, values)
         return out
 
     def table(self, values: Tensor) -> Tensor:
-        """``[R, W]`` of ``values [P]``, filled up with -inf."""
+        """Return the table ``[R, W]`` of ``values [P]``, padded with -inf."""
         if len(self.counts) == 1:
             return values[None]
         table = values.new_full((len(self.counts), self.width), -torch.inf)
@@ -55,11 +55,11 @@ class Packed(NamedTuple):
         return table
 
     def untable(self, table: Tensor) -> Tensor:
-        """``[P]`` of ``table [R, W]``."""
+        """Return the elements ``[P]`` of ``table [R, W]``."""
         return table[0] if len(table) == 1 else table[self.row, self.slot]
 
     def shares(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What each element adds to its row's mean under ``weight [R, M]``: ``[P]``, and the sum of weights ``[R]``."""
+        """Return each element's share ``[P]`` in its row's mean with ``weight [R, M]``, and the sums of weights."""
         weight = self.gather(weight).double()
         total_weight = self.sum_by_row(weight)
         if len(self.counts) == 1:
@@ -67,7 +67,7 @@ class Packed(NamedTuple):
         return weight / self.by_row(total_weight + (total_weight == 0)), total_weight
 
     def centred(self, values: Tensor, row: int | None = None, part: slice = slice(None)) -> Tensor:
-        """``values`` of ``part`` of the elements, less their mean in each row; all are of ``row``, if one is given."""
+        """Subtract each row's mean from ``values`` of the elements in ``part``; given ``row``, all are of that row."""
         if row is not None or len(self.counts) == 1:
             return values - values.mean()
         rows = self.row[part]
@@ -78,44 +78,44 @@ class Packed(NamedTuple):
         return values - mean.index_select(0, rows)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
-        """``[R, ...]`` of ``values [P, ...]``."""
+        """Return the sums ``[R, ...]`` of ``values [P, ...]``."""
         if len(self.counts) == 1:
             return values.sum(0, keepdim=True)
         return values.new_zeros(len(self.counts), *values.shape[1:]).index_add_(0, self.row, values)
 
     def by_row(self, values: Tensor) -> Tensor:
-        """``[..., P]``, or ``[..., 1]`` of one problem, of ``values [..., R]``."""
+        """Repeat ``values [..., R]`` for the elements: ``[..., P]``, or ``[..., 1]`` if there is one row."""
         return values if len(self.counts) == 1 else values.index_select(-1, self.row)
 
 
 class Unpacked(NamedTuple):
-    """What :class:`Packed` offers, of all elements in place: for devices whose masks are not to be read."""
+    """The interface of :class:`Packed` without packing, for devices on which a mask should not be read."""
 
     mask: Tensor
 
     def gather(self, values: Tensor) -> Tensor:
-        """``values [R, M]``."""
+        """Return ``values [R, M]`` as they are."""
         return values
 
     def scatter(self, values: Tensor) -> Tensor:
-        """``values [R, M]``, which are 0 where the mask is not set."""
+        """Return ``values [R, M]`` as they are; they are 0 where the mask is not set."""
         return values
 
     def shares(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What each element adds to its row's mean under ``weight [R, M]``: ``[R, M]``, and the sum of weights."""
+        """Return each element's share ``[R, M]`` in its row's mean with ``weight [R, M]``, and the sums of weights."""
         return shares(self.mask, weight)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
-        """``[R]`` of ``values [R, M]``."""
+        """Return the sums ``[R]`` of ``values [R, M]``."""
         return values.sum(-1)
 
     def by_row(self, values: Tensor) -> Tensor:
-        """``[..., R, 1]`` of ``values [..., R]``."""
+        """Return ``values [..., R]`` as ``[..., R, 1]``."""
         return values[..., None]
 
 
 def shares(mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What each set element of ``mask [R, M]`` adds to a mean under ``weight``, 0 elsewhere; the sums of weights."""
+    """Return each set element's share in a mean with ``weight`` (0 at the others), and the sums of weights ``[R]``."""
     weight = torch.where(mask, weight, 0)
     total_weight = weight.sum(-1, dtype=accumulation_dtype(weight.device))
     return weight / total_weight.clamp_min(torch.finfo(total_weight.dtype).tiny)[:, None], total_weight

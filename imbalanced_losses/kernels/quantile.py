@@ -1,6 +1,6 @@
 """Order statistics of masked rows.
 
-``torch.quantile`` takes no mask, refuses half types and more than 2^24 elements; these functions do not.
+``torch.quantile`` takes no mask, no half dtypes and no more than 2^24 elements; these functions do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def masked_quantile(
     interpolation: Interpolation,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """Quantiles of each row over the elements that the mask keeps, as ``torch.quantile`` defines them.
+    """Compute quantiles of each row's masked elements, as ``torch.quantile`` defines them.
 
     Parameters
     ----------
@@ -42,15 +42,15 @@ def masked_quantile(
     mask : Tensor [R, M], bool
     levels : tuple of K floats in [0, 1]
     interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
-        Of the position ``level * (n - 1)`` among the n kept elements in ascending order.
+        How to interpolate at position ``level * (n - 1)`` of the n masked elements in ascending order.
     counts : Tensor [R, M], optional
-        As how many equal elements each one counts, at least 1; n is their sum.
+        Multiplicity of each element, at least 1; n is their sum.
 
     Returns
     -------
     Tensor [R, K]
-        0 in rows without a kept element. Detached. Cost: O(R M) for levels in the upper tail, else one sort for any
-        number of levels.
+        Detached; 0 in rows whose mask is empty. Cost: O(R M) for levels in the upper tail, else one sort for any number
+        of levels.
     """
     arguments = values.detach(), mask, levels, interpolation, counts
     if is_plain_eager():
@@ -61,7 +61,7 @@ def masked_quantile(
 def _kernel(
     values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation, counts: Tensor | None
 ) -> Tensor:
-    """On the CPU some rows at a time: temporaries are several times as large as the values."""
+    """Compute the quantiles, on the CPU a few rows at a time: temporaries are several times as large as the values."""
     r, m = values.shape
     step = max(1, QUANTILE_CHUNK // max(1, m)) if holds_values(values) else r
     if step >= r:
@@ -85,7 +85,7 @@ _operator = make_operator(
 
 @final
 class _Quantile(torch.autograd.Function):
-    """For its vmap rule: there is nothing to differentiate."""
+    """The operator with a vmap rule; there is nothing to differentiate."""
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
@@ -97,7 +97,7 @@ class _Quantile(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-        dims = (*in_dims[:2], None, None, in_dims[4])  # of the levels torch gives a tuple
+        dims = (*in_dims[:2], None, None, in_dims[4])  # for the levels torch passes a tuple of dims
         quantiles = _opaque(*rows_of_batch(info.batch_size, dims, arguments))
         return quantiles.reshape(info.batch_size, -1, quantiles.shape[-1]), 0
 
@@ -119,7 +119,7 @@ def _quantiles(
 def _quantiles_by_static_shapes(
     values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation, counts: Tensor | None
 ) -> Tensor:
-    """On accelerators, and of few values where a compiler fuses it: reads nothing."""
+    """Compute the quantiles without reading values: on accelerators, or for few values, fused by a compiler."""
     if counts is not None:
         return _counted_quantile(values, mask * counts, levels, interpolation)
     count = mask.sum(-1, keepdim=True, dtype=accumulation_dtype(values.device))
@@ -138,14 +138,14 @@ def _quantiles_by_static_shapes(
 def _quantiles_of_read_counts(
     values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation
 ) -> Tensor:
-    """On the CPU, where counts are free to read: positions are Python numbers, and nothing is ordered in vain."""
+    """Compute the quantiles on the CPU. Reading counts is free there, so only the elements needed are found."""
     if len(values) == 1:
         kept = values.masked_select(mask)[None]
         elements = _Elements(kept, None, [kept.shape[1]])
     else:
         elements = _Elements(values, mask, mask.sum(-1).tolist())
     is_small = len(levels) > 1 and len(values) == 1 and elements.counts[0] <= SMALL_ROW
-    elements.at_once = is_small or (min(levels) < 1 - LARGE_SHARE and sorts_by_integers(elements.values))
+    elements.sort_all = is_small or (min(levels) < 1 - LARGE_SHARE and sorts_by_integers(elements.values))
     if max(elements.counts, default=0) == 0:
         return values.new_zeros(len(values), len(levels))
     positions = [[level * max(n - 1, 0) for level in levels] for n in elements.counts]
@@ -160,21 +160,21 @@ def _quantiles_of_read_counts(
 
 
 class _Elements:
-    """The kept elements of each row by their place in ascending order, each found in the way that costs least."""
+    """The masked elements of each row by their place in ascending order, found by sort, top-k or selection."""
 
     def __init__(self, values: Tensor, mask: Tensor | None, counts: list[int]) -> None:
-        self.values, self.mask, self.counts, self.at_once = values, mask, counts, False
+        self.values, self.mask, self.counts, self.sort_all = values, mask, counts, False
         self.filled: dict[float, Tensor] = {}
 
     def at(self, places: list[list[int]]) -> Tensor:
-        """``[R, K]``: of each row the elements at its places."""
-        if self.at_once:
+        """Return the elements ``[R, K]`` of each row at its places."""
+        if self.sort_all:
             return self._ascending.gather(1, torch.tensor(places, device=self.values.device))
         columns = [self._column(list(column)) for column in zip(*places, strict=True)]
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
     def _column(self, places: list[int]) -> Tensor:
-        """``[R, 1]``: of each row the element at its place."""
+        """Return the element ``[R, 1]`` of each row at its place."""
         from_top = [max(n - 1, 0) - place for n, place in zip(self.counts, places, strict=True)]
         if max(from_top) < LARGE_SHARE * self.values.shape[1]:
             largest = self._filled(-torch.inf).topk(max(from_top) + 1).values
@@ -198,7 +198,7 @@ class _Elements:
 
 
 def _counted_quantile(values: Tensor, counts: Tensor, levels: Sequence[float], interpolation: Interpolation) -> Tensor:
-    """:func:`masked_quantile` of rows in which each element is there ``counts [R, M]`` times; 0 masks it."""
+    """:func:`masked_quantile` of rows in which each element occurs ``counts [R, M]`` times; 0 masks it."""
     kept = torch.where(counts > 0, values.to(compute_dtype(values)), torch.inf)
     ascending = argsort_rows(kept)
     upto = counts.gather(-1, ascending).to(accumulation_dtype(values.device)).cumsum(-1)
@@ -214,9 +214,9 @@ def _counted_quantile(values: Tensor, counts: Tensor, levels: Sequence[float], i
 
 
 def _largest(values: Tensor, level: float) -> Tensor:
-    """Each row in descending order, down to its quantile at ``level`` however many -inf it ends with.
+    """Sort each row in descending order, as far down as its quantile at ``level``; masked elements are -inf.
 
-    Of n <= M elements at most ``ceil((1 - level) * (n - 1))`` lie above that quantile: M gives a static bound.
+    At most ``ceil((1 - level) * (n - 1))`` of n <= M elements are above the quantile, so M gives a static bound.
     """
     size = values.shape[1]
     needed = min(size, math.ceil((1 - level) * (size - 1)) + 2)  # one for the element itself, one for rounding
@@ -224,7 +224,7 @@ def _largest(values: Tensor, level: float) -> Tensor:
 
 
 def _interpolate(element: Callable[[Tensor], Tensor], position: Tensor, interpolation: Interpolation) -> Tensor:
-    """The elements at positions, rounded or in between."""
+    """Return the elements at the positions, rounded or interpolated."""
     rounding = ROUNDINGS.get(interpolation)
     if rounding is not None:
         return element(rounding(position))

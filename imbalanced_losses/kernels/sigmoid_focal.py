@@ -17,22 +17,22 @@ __all__ = ["SigmoidFocal"]
 
 
 class _SigmoidTerms(NamedTuple):
-    sign: Tensor  # from the label's side: 1 or -1
-    certainty: Tensor  # of the label: 1/2 if it is 0 or 1
+    sign: Tensor  # 1 for labels up to 1/2, else -1
+    certainty: Tensor  # |y - 1/2|
     ambiguity: Tensor  # 1/2 - certainty
-    p_wrong: Tensor  # probability of the other side than the label's
+    p_wrong: Tensor  # probability of the class farther from the label
     miss: Tensor  # 1 - p_t
     cross_entropy: Tensor
     weight: Tensor | float  # alpha_t
 
 
 @final
-@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are there
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are set
 class SigmoidFocal(Focal):
     """``alpha_t (1 - p_t)^gamma CE`` for logits of any shape and labels in [0, 1].
 
-    In terms of the probability of the side that the label is not on, every digit of a small loss is kept. A label that
-    rounding took out of [0, 1] counts as 0 or 1.
+    Formulated with the probability of the wrong class, a small loss keeps full precision. A label that rounding moved
+    out of [0, 1] counts as 0 or 1.
     """
 
     balance: float
@@ -41,8 +41,8 @@ class SigmoidFocal(Focal):
     ignore_index: int | None
 
     def counted(self, targets: Tensor) -> Tensor | None:
-        """Which elements are not ignored; None if none can be."""
-        # uint8 156 equals -100 if asked as it is
+        """Return the mask of elements that are not ignored; None if there is no ignore index."""
+        # converted, because in uint8 156 == -100
         return None if self.ignore_index is None else targets.to(compute_dtype(targets)) != self.ignore_index
 
     def _fused_terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _BinaryLabelTerms | None:
@@ -86,7 +86,7 @@ class SigmoidFocal(Focal):
         return self._unless_ignored(grad * sign * (weight * miss.pow(self.gamma - 1)) * slope, targets)
 
     def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        return self._vjp(tangent, logits, targets, alpha)  # elements do not mix: the derivative is diagonal
+        return self._vjp(tangent, logits, targets, alpha)  # the Jacobian is diagonal
 
     def _terms(self, logits: Tensor, targets: Tensor) -> _SigmoidTerms:
         dtype = compute_dtype(logits)
@@ -94,7 +94,7 @@ class SigmoidFocal(Focal):
         half = 0.5 - _unrounded(self._unless_ignored(targets.to(dtype), targets), label_slack(targets.dtype))
         sign = half.new_ones(()).copysign(half)
         certainty = sign * half
-        if not may_run_in_place(logits):  # autograd of the formula would give a finite gradient where the loss is not
+        if not may_run_in_place(logits):  # so that autograd's gradient is not finite where the loss is not
             sign = sign.add(z.detach(), alpha=0)
         x = sign * z
         ambiguity, p_wrong = 0.5 - certainty, x.sigmoid()
@@ -109,32 +109,32 @@ class SigmoidFocal(Focal):
 
 
 class _BinaryLabelTerms(NamedTuple):
-    """What the sigmoid focal loss of labels 0 and 1 and its gradient are made of, all of one shape."""
+    """Intermediate results of the sigmoid focal loss for labels 0 and 1, all of one shape."""
 
     miss: Tensor  # 1 - p_t
     cross_entropy: Tensor
     weight: Tensor  # miss^gamma alpha_t, negative where the label is 1
     gamma: float
-    ignored: None = None  # these are for losses that ignore nothing
+    ignored: None = None  # used only without an ignore index
 
     def loss(self) -> Tensor:
-        """The loss per element."""
+        """Return the loss per element."""
         return self.weight.abs().mul_(self.cross_entropy)
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """The gradient by the logits, given that by the loss."""
+        """Return the gradient with respect to the logits, given that with respect to the loss."""
         slope = torch.addcmul(self.cross_entropy, self.miss, self.cross_entropy, value=-1)
         return torch.add(self.miss, slope, alpha=self.gamma).mul_(self.weight).mul_(grad)
 
 
 def _binary_label_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _BinaryLabelTerms | None:
-    """The terms for logits and labels of one dtype, in half the steps of other labels; None if one is not 0 or 1.
+    """Compute the terms for logits and labels of one dtype, or return None if a label is not 0 or 1.
 
-    It reads the labels.
+    This takes half the steps of other labels. It reads the labels.
     """
-    if (y * y).sub_(y).sum().item() != 0:  # of labels in [0, 1] no term is above 0
+    if (y * y).sub_(y).sum().item() != 0:  # for labels in [0, 1] no term is positive
         return None
-    x = torch.addcmul(z, y, z, value=-2)  # nan of infinite logits of either sign
+    x = torch.addcmul(z, y, z, value=-2)  # nan for infinite logits of either sign
     cross_entropy = softplus(x)
     miss = x.sigmoid_()
     weight = torch.rsub(y, 1, alpha=2) if balance == -1 else torch.rsub(y, 1 - balance)
@@ -142,13 +142,13 @@ def _binary_label_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _
 
 
 def _in_bounds(y: Tensor) -> bool:
-    """Whether all labels are in [0, 1], in one step for the four of :func:`_unrounded`. It reads them."""
+    """Whether all labels are in [0, 1]; one step instead of the four of :func:`_unrounded`. It reads the labels."""
     lowest, highest = torch.aminmax(y)
     return lowest.item() >= 0 and highest.item() <= 1
 
 
 def _unrounded(y: Tensor, slack: float) -> Tensor:
-    """The labels, 0 or 1 in place of those that are less than ``slack`` out of [0, 1]; others stay as they are."""
+    """Replace labels less than ``slack`` outside [0, 1] by 0 or 1; leave all others unchanged."""
     if slack == 0:
         return y
     bounded = y.clamp(0, 1)
@@ -156,7 +156,7 @@ def _unrounded(y: Tensor, slack: float) -> Tensor:
 
 
 def _soft_block(z: Tensor, y: Tensor, grad: Tensor | None, balance: float, gamma: float) -> Tensor:
-    """The loss per element or, given the gradient by it, the gradient by the logits; for any labels."""
+    """Return the loss per element or, given ``grad``, the gradient of the logits; for any labels."""
     block = _loss(z, y, gamma) if grad is None else _derivative(z, y, gamma).mul_(grad)
     return block if balance == -1 else block.mul_(torch.mul(y, 2 * balance - 1).add_(1 - balance))
 
@@ -179,9 +179,9 @@ def _derivative(z: Tensor, y: Tensor, gamma: float) -> Tensor:
 
 
 def _terms(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probabilities of the labels 1 and 0, ``1 - p_t`` and the cross-entropy.
+    """Return the probabilities of the labels 1 and 0, ``1 - p_t`` and the cross-entropy.
 
-    Labels weigh terms of one sign each, so that no digit of a small one is lost.
+    Labels interpolate between terms of the same sign, so that small results keep full precision.
     """
     negated = -z
     p, q = z.sigmoid(), negated.sigmoid()

@@ -16,10 +16,10 @@ from imbalanced_losses.kernels.tuning import FEW_CLASSES, FEW_POWERS, SOFTMAX_BL
 
 __all__ = ["SoftmaxFocal"]
 
-# A sigmoid of so much is 1, also in float64.
+# The sigmoid of this is 1, also in float64.
 CERTAIN = 100.0
 
-# In absolute value, up to which no sum, product or quotient of two exponentials leaves float32.
+# Up to this absolute value, sums, products and quotients of two exponentials stay in the range of float32.
 LARGEST_LOGIT = 30.0
 
 
@@ -34,13 +34,14 @@ class _SoftmaxTerms(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are there
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are set
 class SoftmaxFocal(Focal):
     """``(1 - p_y)^gamma CE`` for logits ``[N, C, ...]`` and class ids ``[N, ...]``, with class weights ``alpha [C]``.
 
-    It is the binary loss of the target against all the others, by how far their ``logsumexp`` is above the target's
-    logit: so ``1 - p_y`` and ``-log p_y`` keep their digits near 0. Every term is ``[N, 1, ...]`` or ``[N, C, ...]``.
-    A logit of ``-inf`` rules its class out; ``inf`` and nan make the loss and gradient of their position nan.
+    It is computed as the binary loss of the target against all other classes, with the difference between their
+    ``logsumexp`` and the target's logit. So ``1 - p_y`` and ``-log p_y`` keep full precision near 0. Every term is
+    ``[N, 1, ...]`` or ``[N, C, ...]``. A logit of ``-inf`` rules its class out; ``inf`` and nan make the loss and
+    gradient of their position nan.
     """
 
     gamma: float
@@ -48,7 +49,7 @@ class SoftmaxFocal(Focal):
     label_smoothing: float
 
     def counted(self, targets: Tensor) -> Tensor:
-        """Which positions are not ignored."""
+        """Return the mask of positions that are not ignored."""
         return targets.long() != self.ignore_index
 
     def _fused_terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _ModerateTerms | None:
@@ -83,7 +84,7 @@ class SoftmaxFocal(Focal):
         by_modulator = 1 - miss if base is miss else (1 - miss) * (miss / base)
         by_margin = miss if alpha is None else miss * self._weight_of_all(alpha, own_class)
         if self.gamma > 0:
-            # the limit where the target is ruled out: 1 - miss is 0 and the cross-entropy infinite
+            # if the target is ruled out, 1 - miss is 0 and the cross-entropy infinite: the limit of their product is 0
             bounded = torch.where(by_modulator == 0, 0, cross_entropy)
             by_margin = torch.addcmul(by_margin, by_modulator, bounded, value=self.gamma)
         grad = grad.unsqueeze(1) * modulator
@@ -99,7 +100,7 @@ class SoftmaxFocal(Focal):
 
     def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         ones = torch.ones_like(targets, dtype=compute_dtype(logits))
-        return (self._vjp(ones, logits, targets, alpha) * tangent).sum(1)  # positions do not mix
+        return (self._vjp(ones, logits, targets, alpha) * tangent).sum(1)  # positions are independent
 
     def _terms(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> _SoftmaxTerms:
         z = logits.to(compute_dtype(logits))
@@ -111,7 +112,7 @@ class SoftmaxFocal(Focal):
             broken = highest * 0
         else:
             intact = z.detach().amax(1, keepdim=True).abs() < torch.inf  # -inf if all classes are ruled out
-            broken = torch.where(intact | ignored, 0.0, torch.nan)  # not 0 * z, which a compiler may take for 0
+            broken = torch.where(intact | ignored, 0.0, torch.nan)  # a compiler may replace 0 * z by 0
             z = torch.where(z < torch.inf, z, 0)
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
@@ -128,67 +129,67 @@ class SoftmaxFocal(Focal):
         return _SoftmaxTerms(ignored, own_class, others, rest, miss, modulator, cross_entropy)
 
     def _others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
-        """The other classes' ``exp(z - highest)`` and the highest of their logits."""
+        """Return the other classes' ``exp(z - highest)`` and the highest of their logits."""
         others = torch.where(_is_own(z, own_class), torch.finfo(z.dtype).min, z)
         highest = others.detach().amax(1, keepdim=True)
-        # next to the highest, what is clamped does not count; exp would be ten times slower where it underflows
+        # exp is ten times slower where it underflows, so clamp; next to the highest, such terms are negligible
         powers = (others - highest).clamp_min_(0.9 * math.log(torch.finfo(z.dtype).tiny)).exp_()
         return torch.where(others > -torch.inf, powers, 0), highest
 
     def _fused_others(self, z: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
-        """``_others`` by the highest logit of all, in the fewest passes over ``z``; finite also where ``z`` is not."""
+        """Like ``_others``, with the highest of all logits and fewer passes over ``z``; finite even if ``z`` is not."""
         highest = z.amax(1, keepdim=True)
         least = math.log2(torch.finfo(z.dtype).tiny)
         powers = (z - highest).mul_(math.log2(math.e)).clamp_min_(least).nan_to_num_(least)  # nan in ignored rows
         others = powers.exp2_().scatter_(1, own_class, 0)
-        if not (z.numel() and may_branch_on_values(z) and z.amin().item() > -torch.inf):  # spares two slower passes
+        if not (z.numel() and may_branch_on_values(z) and z.amin().item() > -torch.inf):  # saves two slower passes
             others.masked_fill_(z == -torch.inf, 0)
         return others, highest
 
     def _miss(self, lead: Tensor) -> Tensor:
-        """``1 - p_y``; a constant 1 where the target is ruled out.
+        """Return ``1 - p_y``; a constant 1 where the target is ruled out.
 
-        Its derivative is 0 there, which the compiler would multiply by an infinite cross-entropy.
+        The derivative there is 0, and compiled code would multiply it by an infinite cross-entropy.
         """
         return (torch.where(lead == torch.inf, CERTAIN, lead) if is_traced() else lead).sigmoid()
 
     def _target_weight(self, alpha: Tensor | None, own_class: Tensor) -> Tensor | float:
-        """Weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
+        """Return the weight of ``-log p_y`` in the cross-entropy, ``[N, 1, ...]``."""
         return (1 - self.label_smoothing) * (1.0 if alpha is None else alpha[own_class])
 
     def _share(self, logits: Tensor, alpha: Tensor | None) -> Tensor:
-        """Weight of every ``-log p_c`` in the cross-entropy, ``[1, C, 1, ...]``."""
+        """Return the weight of every ``-log p_c`` in the cross-entropy, ``[1, C, 1, ...]``."""
         alpha = logits.new_ones(logits.shape[1], dtype=compute_dtype(logits)) if alpha is None else alpha
         return self.label_smoothing / len(alpha) * alpha.reshape(1, -1, *[1] * (logits.dim() - 2))
 
     def _weight_of_all(self, alpha: Tensor, own_class: Tensor) -> Tensor:
-        """Sum of the weights in the cross-entropy, ``[N, 1, ...]``; 1 without class weights."""
+        """Return the sum of the weights in the cross-entropy, ``[N, 1, ...]``; it is 1 without class weights."""
         return self._target_weight(alpha, own_class) + self.label_smoothing * alpha.mean()
 
 
 class _ModerateTerms(NamedTuple):
-    """What the softmax focal loss of moderate logits ``[N, C, ...]`` and its gradient are made of.
+    """Intermediate results of the softmax focal loss for moderate logits ``[N, C, ...]``.
 
     All but ``others [N, C, ...]`` and ``ignored [N, ...]`` are ``[N, 1, ...]``.
     """
 
-    ignored: Tensor | None  # None if none is
+    ignored: Tensor | None  # None if no target is ignored
     own_class: Tensor  # the target, or 0 where ignored
     others: Tensor  # the other classes' exp(z)
     rest: Tensor  # their sum
-    total: Tensor  # that of all classes
+    total: Tensor  # the sum over all classes
     odds: Tensor  # against the target: rest / exp(z_y)
     cross_entropy: Tensor
-    modulator: Tensor  # (1 - p_y)^gamma and the target's weight
+    modulator: Tensor  # (1 - p_y)^gamma times the target's weight
     gamma: float
 
     def loss(self) -> Tensor:
-        """The loss per position ``[N, ...]``."""
+        """Return the loss per position ``[N, ...]``."""
         loss = (self.modulator * self.cross_entropy).squeeze(1)
         return loss if self.ignored is None else loss.masked_fill_(self.ignored, 0)
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """The gradient by the logits ``[N, C, ...]``, given that by the loss."""
+        """Return the gradient with respect to the logits ``[N, C, ...]``, given that with respect to the loss."""
         by_others = torch.addcmul(self.modulator, self.modulator, self.cross_entropy / self.odds, value=self.gamma)
         by_others.div_(self.total).squeeze(1).mul_(grad)
         if self.ignored is not None:
@@ -199,9 +200,9 @@ class _ModerateTerms(NamedTuple):
 def _moderate_terms(
     z: Tensor, targets: Tensor, alpha: Tensor | None, gamma: float, ignore_index: int
 ) -> _ModerateTerms | None:
-    """The terms in the fewest passes over the logits, without their maxima; None if ``exp`` needs those.
+    """Compute the terms without subtracting maxima, or return None if ``exp`` could overflow without that.
 
-    It reads the logits and the targets.
+    This takes the fewest passes over the logits. It reads the logits and the targets.
     """
     if z.shape[1] == 1 or z.numel() == 0:
         return None
@@ -218,7 +219,7 @@ def _moderate_terms(
     own_class = own_class.unsqueeze(1)
     others = z.exp() if z.numel() <= FEW_POWERS else (z * math.log2(math.e)).exp2_()
     own = others.gather(1, own_class)
-    others.scatter_(1, own_class, torch.zeros_like(own))  # by zeros, twice as fast as by 0
+    others.scatter_(1, own_class, torch.zeros_like(own))  # a tensor of zeros is twice as fast as the number 0
     rest = others.sum(1, keepdim=True)
     odds, total = rest / own, rest + own
     modulator = (rest / total).pow_(gamma)
@@ -228,13 +229,13 @@ def _moderate_terms(
 
 
 def _is_own(z: Tensor, own_class: Tensor) -> Tensor:
-    """Bool ``[N, C, ...]``. Not a scatter: the default backend fuses it, and scatters into p_wrong columns."""
+    """Return the mask ``[N, C, ...]`` of the target. Inductor fuses a scatter, and then writes to wrong columns."""
     number = torch.arange(z.shape[1], device=z.device).reshape(1, -1, *[1] * (z.dim() - 2))
     return number == own_class
 
 
 def _own(z: Tensor, own_class: Tensor) -> Tensor:
-    """The target's logit ``[N, 1, ...]``. The backward of a gather is a scatter, which is not for the compiler."""
+    """Return the target's logit ``[N, 1, ...]``; traced without a gather, whose backward is a scatter."""
     if not is_traced():
         return z.gather(1, own_class)
     return torch.where(_is_own(z, own_class), z, 0).sum(1, keepdim=True)
@@ -246,6 +247,6 @@ def _largest(z: Tensor) -> float:
 
 
 def _with_broken_rows(z: Tensor, ignored: Tensor | None) -> Tensor:
-    """Logits that are nan at every position where one is nan or inf, or all are -inf, and 0 where that is ignored."""
+    """Set the logits of positions with a nan or inf, or with only -inf, to nan, or to 0 if the position is ignored."""
     z = z + z.amax(1, keepdim=True) * 0
     return z if ignored is None else z.masked_fill(ignored.unsqueeze(1), 0)

@@ -1,7 +1,7 @@
 """Test your own loss with hypothesis (the extra ``testing``).
 
-:func:`check_ranking_loss` and :func:`check_elementwise_loss` hold any callable with the signature of this library's
-losses against their contract. The strategies draw batches, queue states and configurations for tests of your own.
+:func:`check_ranking_loss` and :func:`check_elementwise_loss` check any callable with the signature of this library's
+losses against their contract. The strategies draw batches, queue states and configurations for your own tests.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""What a loss is called with: the arguments of one call, as one value that hypothesis can print."""
+"""Batches: the arguments of one call of a loss, as one value that hypothesis can print."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RankingBatch:
 
     @property
     def num_classes(self) -> int:
-        """Columns of the logits."""
+        """Number of columns of the logits."""
         return self.logits.shape[1]
 
     @property
@@ -53,7 +53,7 @@ class RankingBatch:
         return _given(iid_mask=self.iid_mask, sample_weight=self.sample_weight)
 
     def rows(self, index: Tensor) -> RankingBatch:
-        """The same queue, and the rows of the batch at ``index``."""
+        """Return the rows of the batch at ``index``, with the same queue."""
         return _rows(self, index)
 
 
@@ -83,7 +83,7 @@ class ElementwiseBatch:
         return _given(sample_weight=self.sample_weight)
 
     def rows(self, index: Tensor) -> ElementwiseBatch:
-        """The rows of the batch at ``index``."""
+        """Return the rows of the batch at ``index``."""
         return _rows(self, index)
 
 

@@ -25,7 +25,7 @@ _THRESHOLD: Choices = {
     "quantile_interpolation": ["higher", "lower", "linear", "midpoint", "nearest"],
     "threshold_gradient": ["stop", "implicit"],
 }
-# Budgets are such that no order statistic of up to 40 rows sits exactly at them: there, rounding decides.
+# No order statistic of up to 40 rows is exactly at one of these budgets, where the result would depend on rounding.
 _CHOICES: Mapping[type, Choices] = {
     SmoothAPConfig: _RANKING,
     RecallAtQuantileConfig: {**_RANKING, **_THRESHOLD, "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897]},
@@ -56,7 +56,7 @@ _CHOICES: Mapping[type, Choices] = {
 
 
 def config_fields(config: type) -> st.SearchStrategy[dict[str, Any]]:
-    """Keyword arguments of ``config``, without those that the shape of the batch decides."""
+    """Draw keyword arguments of ``config``, except those that the batch's shape determines."""
     if config not in _CHOICES:
         known = ", ".join(own.__name__ for own in _CHOICES)
         raise TypeError(f"expected one of {known}, got {config!r}")
@@ -64,7 +64,7 @@ def config_fields(config: type) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
-    """Configurations of a loss, by the class of its configuration.
+    """Draw configurations of the given class.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
         :class:`~imbalanced_losses.PAUCAtBudgetConfig`, :class:`~imbalanced_losses.SigmoidFocalConfig` or
         :class:`~imbalanced_losses.SoftmaxFocalConfig`.
     **fixed
-        Fields that do not vary. The ranking losses need ``num_classes``, and ``multilabel=True`` for such targets.
+        Fields with a fixed value. Ranking losses need ``num_classes``, and ``multilabel=True`` for multi-label targets.
 
     Raises
     ------

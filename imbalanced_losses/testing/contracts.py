@@ -1,4 +1,4 @@
-"""Hold a loss against the contract of this library's losses."""
+"""Check a loss against the contract of this library's losses."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = [
 ]
 
 COMPILED = "the loss under torch.compile(fullgraph=True) equals the loss."
-ROWS = 6  # of a batch and of its queue where the loss is compiled: other shapes would compile again
+ROWS = 6  # in batches and queues of compiled losses: other shapes would be compiled again
 
 RANKING_PROPERTIES = {
     **{own.name: own.statement for own in ranking_properties.PROPERTIES},
     "compile": COMPILED,
 }
-"""The contract of a ranking loss: names for ``skip``, and what each says."""
+"""The contract of a ranking loss: the names for ``skip``, each with its statement."""
 
 ELEMENTWISE_PROPERTIES = {**{own.name: own.statement for own in make_properties(-100)}, "compile": COMPILED}
-"""The contract of an elementwise loss: names for ``skip``, and what each says."""
+"""The contract of an elementwise loss: the names for ``skip``, each with its statement."""
 
 
 def check_ranking_loss(
@@ -55,30 +55,30 @@ def check_ranking_loss(
     backend: str = "aot_eager",
     max_examples: int = 25,
 ) -> None:
-    """Hold a ranking loss against the contract.
+    """Check a ranking loss against the contract.
 
     The loss is called as ``loss(logits, targets, queue_state)``, and with ``sample_weight=`` and ``iid_mask=`` if it
-    takes them, see :class:`RankingBatch`; it returns ``(loss, new_state)``. Hypothesis draws the batches, the same ones
-    in every run. Of a property that does not hold it shows the smallest batch.
+    takes them, see :class:`RankingBatch`. It returns ``(loss, new_state)``. Hypothesis draws the same batches in every
+    run. If a property does not hold, the error shows the smallest failing batch.
 
     Parameters
     ----------
     loss : callable
-        Such as ``functools.partial(smooth_ap, cfg=cfg)``, or a function of your own.
+        For example ``functools.partial(smooth_ap, cfg=cfg)``, or your own function.
     num_classes, multilabel, ignore_index
-        The logits and targets that the loss is for, as in :func:`imbalanced_losses.init_queue`.
+        The logits and targets that the loss takes, as in :func:`imbalanced_losses.init_queue`.
     skip : collection of str
-        Properties that the loss is not meant to have, see ``RANKING_PROPERTIES``. ``reduction="sum"`` of several
-        classes has no ``"range"``.
+        Properties that the loss does not have by design, see ``RANKING_PROPERTIES``. For example, ``reduction="sum"``
+        with several classes does not have ``"range"``.
     backend : str
-        Of ``torch.compile``. ``"inductor"`` compiles as users do, and takes longer.
+        Backend of ``torch.compile``. ``"inductor"`` is the default of users, and takes longer.
     max_examples : int
-        Batches for each property.
+        Number of batches for each property.
 
     Raises
     ------
     ContractError
-        With the name of the first property that does not hold, and the smallest batch.
+        If a property does not hold, with the name of the first one and the smallest batch.
     ValueError
         If a name in ``skip`` is not that of a property.
 
@@ -94,7 +94,7 @@ def check_ranking_loss(
     >>> from imbalanced_losses.testing import check_ranking_loss
     >>> check_ranking_loss(partial(smooth_ap, cfg=SmoothAPConfig(num_classes=3)), num_classes=3, max_examples=5)
 
-    The metric is not a loss: it is 1 where no row counts.
+    The metric is not a loss: it is 1 if no row counts.
 
     >>> def metric(logits, targets, queue_state):
     ...     loss, new_state = smooth_ap(logits, targets, queue_state, SmoothAPConfig(num_classes=1))
@@ -129,30 +129,30 @@ def check_elementwise_loss(
     backend: str = "aot_eager",
     max_examples: int = 25,
 ) -> None:
-    """Hold an elementwise loss against the contract.
+    """Check an elementwise loss against the contract.
 
     The loss is called as ``loss(logits, targets)``, and with ``sample_weight=`` if it takes it, see
-    :class:`ElementwiseBatch`; it returns one number, or the losses of the elements. Of a property that does not hold
-    hypothesis shows the smallest batch.
+    :class:`ElementwiseBatch`. It returns one number, or the losses of the elements. If a property does not hold, the
+    error shows the smallest failing batch.
 
     Parameters
     ----------
     loss : callable
-        Such as ``functools.partial(softmax_focal, cfg=cfg)``, an ``nn.Module``, or a function of your own.
+        For example ``functools.partial(softmax_focal, cfg=cfg)``, an ``nn.Module``, or your own function.
     num_classes, multilabel, positions, ignore_index
-        The logits and targets that the loss is for, see :func:`elementwise_batches`.
+        The logits and targets that the loss takes, see :func:`elementwise_batches`.
     skip : collection of str
-        Properties that the loss is not meant to have, see ``ELEMENTWISE_PROPERTIES``. Label smoothing has no
-        ``"direction"``.
+        Properties that the loss does not have by design, see ``ELEMENTWISE_PROPERTIES``. For example, a loss with label
+        smoothing does not have ``"direction"``.
     backend : str
-        Of ``torch.compile``. ``"inductor"`` compiles as users do, and takes longer.
+        Backend of ``torch.compile``. ``"inductor"`` is the default of users, and takes longer.
     max_examples : int
-        Batches for each property.
+        Number of batches for each property.
 
     Raises
     ------
     ContractError
-        With the name of the first property that does not hold, and the smallest batch.
+        If a property does not hold, with the name of the first one and the smallest batch.
     ValueError
         If a name in ``skip`` is not that of a property.
 
@@ -168,7 +168,7 @@ def check_elementwise_loss(
     >>> from imbalanced_losses.testing import check_elementwise_loss
     >>> check_elementwise_loss(SoftmaxFocalLoss(), num_classes=3, max_examples=5)
 
-    ``nn.CrossEntropyLoss`` is nan where no element counts:
+    ``nn.CrossEntropyLoss`` is nan if no element counts:
 
     >>> check_elementwise_loss(nn.CrossEntropyLoss(), num_classes=3)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -202,7 +202,7 @@ def _hold_all(
     skip: Collection[str],
     max_examples: int,
 ) -> None:
-    """Each property that is not skipped and that the loss has the arguments for."""
+    """Check each property that is not skipped and whose arguments the loss takes."""
     unknown = sorted(set([skip] if isinstance(skip, str) else skip) - set(known))
     if unknown:
         raise ValueError(f"expected names of properties in skip ({', '.join(known)}), got {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""The contract of an elementwise loss, property by property."""
+"""The properties in the contract of an elementwise loss."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from imbalanced_losses.testing.strategies import FLOAT_DTYPES
 
 __all__ = ["make_properties"]
 
-SLACK = 1e-6  # of float32 rounding
+SLACK = 1e-6  # for rounding in float32
 
 
 def check_result(loss: Loss, batch: ElementwiseBatch) -> None:
-    logits = batch.logits.clone().requires_grad_() * 1  # no leaf: a change in place is for "pure" to find
+    logits = batch.logits.clone().requires_grad_() * 1  # not a leaf, so that only "pure" fails on an in-place change
     value = loss(logits, batch.targets, **batch.kwargs)
     require(isinstance(value, Tensor), f"expected a Tensor, got {type(value).__name__}")
     require(value.is_floating_point(), f"expected a floating-point loss, got {value.dtype}")
@@ -75,7 +75,7 @@ def _like_logits(of_targets: Tensor, batch: ElementwiseBatch) -> Tensor:
 
 
 def _with_ignored_rows(batch: ElementwiseBatch, content: float, ignore_index: int) -> ElementwiseBatch:
-    """The batch with an ignored row before it and another after it."""
+    """Return the batch with an ignored row added before and after it."""
 
     def around(values: Tensor, filling: float) -> Tensor:
         row = torch.full_like(values[:1], filling)
@@ -87,7 +87,7 @@ def _with_ignored_rows(batch: ElementwiseBatch, content: float, ignore_index: in
 
 
 def _rows_of(outcome: Outcome, index: Tensor) -> Outcome:
-    """The rows at ``index``; a loss that is one number stays it."""
+    """Return the rows at ``index``; a scalar loss is returned as it is."""
     loss = outcome.loss[index] if outcome.loss.dim() > 0 else outcome.loss
     return dataclasses.replace(outcome, loss=loss, gradient=outcome.gradient[index])
 
@@ -129,10 +129,10 @@ def check_direction(loss: Loss, batch: ElementwiseBatch) -> None:
 
 
 def make_properties(ignore_index: int | None) -> list[Property]:
-    """The contract of a loss that ignores targets of ``ignore_index`` (None: no targets)."""
+    """Return the contract of a loss that ignores targets of ``ignore_index`` (None: ignores none)."""
     return [
         Property("result", "a call returns a floating-point Tensor [] or [N, ...] with a gradient.", check_result),
-        Property("pure", "a call changes no argument, and the next one gives the same.", check_pure),
+        Property("pure", "a call changes no argument, and a second call returns the same.", check_pure),
         Property(
             "finite",
             "loss and gradient are finite, also at scores of +-1e4.",
@@ -142,11 +142,11 @@ def make_properties(ignore_index: int | None) -> list[Property]:
         Property("order", "the order of rows changes nothing.", check_order),
         Property(
             "empty",
-            "without elements that count the loss is 0, and its gradient, too.",
+            "without elements that count the loss is 0, and so is its gradient.",
             partial(check_empty, ignore_index),
         ),
         *([] if ignore_index is None else _ignored(ignore_index)),
-        Property("weights", "ones are as none, and a row of weight 0 as no row.", check_weights, {}, True),
+        Property("weights", "ones equal no weights, and a row of weight 0 equals no row.", check_weights, {}, True),
         Property(
             "direction",
             "the gradient raises the label's logit and lowers the others.",
@@ -163,7 +163,7 @@ def _ignored(ignore_index: int) -> list[Property]:
         Property("ignored", "ignored elements change nothing and get no gradient.", partial(check, FINITE)),
         Property(
             "ignored_nonfinite",
-            "ignored elements change nothing and get no gradient if their logits are nan or inf, either.",
+            "ignored elements change nothing and get no gradient, even if their logits are nan or inf.",
             partial(check, NOT_FINITE),
         ),
     ]

@@ -1,4 +1,4 @@
-"""A property of the contract, how it is held against a loss, and the properties that all losses share."""
+"""Properties of the contract: how a loss is checked against one, and those that all losses share."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ Loss = Callable[..., Any]
 AnyBatch = RankingBatch | ElementwiseBatch
 
 TOLERANCE = 1e-5  # relative to the largest element: a loss may compute in float32
-FINITE, NOT_FINITE = (1e4, -1e4), (float("nan"), float("inf"))  # what the logits of ignored rows may hold
+FINITE, NOT_FINITE = (1e4, -1e4), (float("nan"), float("inf"))  # logits to put into ignored rows
 
 
 @dataclass(frozen=True)
 class Property:
-    """One sentence of the contract.
+    """One property of the contract.
 
     Attributes
     ----------
     name : str
-        What ``skip`` takes.
+        The name for ``skip``.
     statement : str
-        What has to hold.
+        What must hold, in one sentence.
     check : callable
         Called with the loss and a batch; raises if the property does not hold.
     batches : mapping
         Arguments of the strategy that draws the batches.
     all_optional : bool
-        Whether each batch has every optional argument that the loss takes.
+        Whether every batch has all optional arguments that the loss takes.
     """
 
     name: str
@@ -79,9 +79,9 @@ class ContractError(AssertionError):
     Attributes
     ----------
     property_name : str
-        Which one, as ``skip`` takes it.
+        The property's name for ``skip``.
     batch : RankingBatch or ElementwiseBatch
-        The smallest batch that shows it.
+        The smallest failing batch.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class ContractError(AssertionError):
 
 
 def hold(broken: Property, loss: Loss, batches: SearchStrategy[Any], max_examples: int) -> None:
-    """Search for a batch for which the property does not hold, and raise :class:`ContractError` with the smallest."""
+    """Search for batches that break the property, and raise :class:`ContractError` with the smallest."""
     failures: list[ContractError] = []
 
     @settings(
@@ -131,12 +131,12 @@ def hold(broken: Property, loss: Loss, batches: SearchStrategy[Any], max_example
         failure = _leave_out_rows(broken, loss, failures[-1])
     else:
         return
-    vars(failure).pop("__notes__", None)  # how to reproduce a test that the user does not see
+    vars(failure).pop("__notes__", None)  # they say how to reproduce a test that the user does not see
     raise failure.with_traceback(None)
 
 
 def _leave_out_rows(broken: Property, loss: Loss, failure: ContractError) -> ContractError:
-    """Without each row that the failure does not need: hypothesis does not shorten a list at its limit."""
+    """Remove each row that the failure does not need: hypothesis does not shorten a list of maximal length."""
     row, fewest = 0, broken.batches.get("min_rows", 1)
     while row < len(failure.batch.logits) > fewest:
         smaller = failure.batch.rows(torch.arange(len(failure.batch.logits)) != row)
@@ -154,7 +154,7 @@ def _leave_out_rows(broken: Property, loss: Loss, failure: ContractError) -> Con
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call gave: the loss, the gradient of its sum, the new state (``()`` if there is none)."""
+    """The result of a call: the loss, the gradient of its sum, the new state (``()`` if there is none)."""
 
     loss: Tensor
     gradient: Tensor
@@ -169,7 +169,7 @@ def accepts(loss: Loss, name: str) -> bool:
 
 
 def call(loss: Loss, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """The loss and its new state."""
+    """Call the loss and return its value and its new state."""
     result = loss(*args, **kwargs)
     if not isinstance(result, tuple):
         return result, ()
@@ -178,7 +178,7 @@ def call(loss: Loss, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
 
 
 def evaluate(loss: Loss, batch: AnyBatch) -> Outcome:
-    """Call the loss and differentiate its sum; the classes of a ``[C]`` loss that are nan do not count."""
+    """Call the loss and differentiate its sum, without the classes of a ``[C]`` loss that are nan."""
     logits = batch.logits.detach().clone().requires_grad_()
     value, state = call(loss, logits, *batch.args[1:], **batch.kwargs)
     require(value.requires_grad, "expected a loss that is connected to the logits, got one without a gradient")
@@ -191,13 +191,13 @@ def _total(value: Tensor) -> Tensor:
 
 
 def require(holds: bool, message: str) -> None:
-    """Raise ``AssertionError`` unless it holds."""
+    """Raise ``AssertionError`` with the message unless ``holds``."""
     if not holds:
         raise AssertionError(message)
 
 
 def require_close(what: str, actual: Tensor, expected: Tensor) -> None:
-    """Equal up to rounding in float32, relative to the largest element."""
+    """Check that two tensors are equal up to rounding in float32, relative to the largest element."""
     require(actual.shape == expected.shape, f"expected {what} of shape {expected.shape}, got {actual.shape}")
     one, other = actual.double(), expected.double()
     size = max(1.0, other.abs().nan_to_num().max().item()) if other.numel() else 1.0
@@ -206,19 +206,19 @@ def require_close(what: str, actual: Tensor, expected: Tensor) -> None:
 
 
 def require_same_state(what: str, actual: Any, expected: Any) -> None:
-    """All leaves equal up to rounding."""
+    """Check that all leaves are equal up to rounding."""
     for one, other in zip(_pytree.tree_leaves(actual), _pytree.tree_leaves(expected), strict=True):
         require_close(what, one, other)
 
 
 def orders(n: int) -> list[Tensor]:
-    """Two permutations of ``n`` rows: backwards, and every other row first."""
+    """Return two permutations of ``n`` rows: reversed, and every other row first."""
     index = torch.arange(n)
     return [index.flip(0), torch.cat([index[::2], index[1::2]])]
 
 
 def with_optional(batch: Batch, names: list[str]) -> Batch:
-    """The batch with ones for the optional arguments in ``names`` that it lacks."""
+    """Return the batch with ones for the optional arguments in ``names`` that it lacks."""
     n, wide = len(batch.logits), torch.promote_types(batch.logits.dtype, torch.float32)
     ones = {"iid_mask": torch.ones(n, dtype=torch.bool), "sample_weight": torch.ones(n, dtype=wide)}
     changes: dict[str, Any] = {name: ones[name] for name in names if getattr(batch, name) is None}
@@ -229,7 +229,7 @@ def with_optional(batch: Batch, names: list[str]) -> Batch:
 
 
 def check_pure(loss: Loss, batch: AnyBatch) -> None:
-    """Two calls with the same arguments agree, and the arguments are as before."""
+    """Check that two calls with the same arguments agree and do not change the arguments."""
     before = _pytree.tree_map(torch.clone, (batch.args, batch.kwargs))
     first, second = (_pytree.tree_leaves(call(loss, *batch.args, **batch.kwargs)) for _ in range(2))
     after = _pytree.tree_leaves((batch.args, batch.kwargs))
@@ -242,7 +242,7 @@ def _equal(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def check_finite(loss: Loss, batch: AnyBatch) -> None:
-    """Loss and gradient are finite; a ``[C]`` loss may be nan at invalid classes."""
+    """Check that loss and gradient are finite; a ``[C]`` loss may be nan at invalid classes."""
     outcome = evaluate(loss, batch)
     by_class = isinstance(batch, RankingBatch) and outcome.loss.dim() > 0
     finite = outcome.loss.isfinite() | (outcome.loss.isnan() & by_class)
@@ -251,7 +251,7 @@ def check_finite(loss: Loss, batch: AnyBatch) -> None:
 
 
 def check_vmap(loss: Loss, batch: Any) -> None:
-    """``vmap(grad(loss))`` over two members equals a loop over them."""
+    """Check that ``vmap(grad(loss))`` over two members equals a loop over them."""
     rolled = batch.rows(torch.arange(len(batch.logits)).roll(1))
     members = [batch, dataclasses.replace(rolled, logits=-rolled.logits)]
 
@@ -271,7 +271,7 @@ def check_vmap(loss: Loss, batch: Any) -> None:
 
 
 def compiled(loss: Loss, backend: str) -> Loss:
-    """The loss under ``torch.compile(fullgraph=True)``."""
+    """Return the loss under ``torch.compile(fullgraph=True)``."""
 
     def step(*args: Any, **kwargs: Any) -> Any:
         return loss(*args, **kwargs)
@@ -280,7 +280,7 @@ def compiled(loss: Loss, backend: str) -> Loss:
 
 
 def check_compiled(compiled_loss: Loss, loss: Loss, batch: AnyBatch) -> None:
-    """The compiled loss equals the loss."""
+    """Check that the compiled loss equals the loss."""
     actual, expected = evaluate(compiled_loss, batch), evaluate(loss, batch)
     require_close("the loss", actual.loss, expected.loss)
     require_close("the gradient", actual.gradient, expected.gradient)

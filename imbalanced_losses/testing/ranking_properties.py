@@ -1,4 +1,4 @@
-"""The contract of a ranking loss, property by property."""
+"""The properties in the contract of a ranking loss."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = ["PROPERTIES"]
 
 ROW_FIELDS = ("logits", "targets", "iid", "sample_weight")
 SHIFTS = (0.5, -64.0)
-SLACK = 1e-6  # of float32 rounding
+SLACK = 1e-6  # for rounding in float32
 
 
 def check_result(loss: Loss, batch: RankingBatch) -> None:
-    logits = batch.logits.clone().requires_grad_() * 1  # no leaf: a change in place is for "pure" to find
+    logits = batch.logits.clone().requires_grad_() * 1  # not a leaf, so that only "pure" fails on an in-place change
     result = loss(logits, *batch.args[1:], **batch.kwargs)
     require(
         isinstance(result, tuple) and len(result) == 2,
@@ -86,7 +86,7 @@ def check_empty(loss: Loss, batch: RankingBatch) -> None:
 
 
 def _require_zero(loss: Loss, batch: RankingBatch) -> None:
-    """The loss and its gradient are 0; a ``[C]`` loss may be nan at invalid classes."""
+    """Check that the loss and its gradient are 0; a ``[C]`` loss may be nan at invalid classes."""
     outcome = evaluate(loss, batch)
     value = outcome.loss.nan_to_num(nan=0.0) if outcome.loss.dim() > 0 else outcome.loss
     require(bool((value == 0).all()), f"expected a loss of 0, got {outcome.loss} for\n  {batch}")
@@ -110,7 +110,7 @@ def check_ignored(contents: Sequence[float], loss: Loss, batch: RankingBatch) ->
 
 
 def _with_ignored_rows(batch: RankingBatch, content: float, ignore_index: int) -> RankingBatch:
-    """The batch with an ignored row before it and another after it."""
+    """Return the batch with an ignored row added before and after it."""
 
     def around(values: Tensor, filling: float) -> Tensor:
         row = torch.full_like(values[:1], filling)
@@ -219,21 +219,21 @@ _EVERY_DTYPE = {"dtypes": FLOAT_DTYPES}
 
 PROPERTIES = [
     Property("result", "a call returns (loss, new_state), the loss a Tensor [] or [C] with a gradient.", check_result),
-    Property("pure", "a call changes no argument, and the next one gives the same.", check_pure),
+    Property("pure", "a call changes no argument, and a second call returns the same.", check_pure),
     Property("state", "the new state has the old one's structure, shapes, dtypes and device.", check_state),
     Property("finite", "loss and gradient are finite, also at scores of +-1e4.", check_finite, _EVERY_DTYPE),
     Property("range", "the loss lies in [0, 1].", check_range, _EVERY_DTYPE),
     Property("order", "the order of the batch's rows changes nothing.", check_order),
-    Property("empty", "without rows that count the loss is 0, and its gradient, too.", check_empty),
+    Property("empty", "without rows that count the loss is 0, and so is its gradient.", check_empty),
     Property("ignored", "ignored rows change nothing and get no gradient.", partial(check_ignored, FINITE)),
     Property(
         "ignored_nonfinite",
-        "ignored rows change nothing and get no gradient if their logits are nan or inf, either.",
+        "ignored rows change nothing and get no gradient, even if their logits are nan or inf.",
         partial(check_ignored, NOT_FINITE),
     ),
-    Property("weights", "weights are relative: ones are none, and all zeros give 0.", check_weights, {}, True),
+    Property("weights", "weights are relative: ones equal no weights, and all zeros give 0.", check_weights, {}, True),
     Property("pool", "a row counts the same in the batch and in the queue, in any slot.", check_pool, {}, True),
-    Property("queue", "the new state holds the last rows, the batch's after the queue's.", check_queue),
+    Property("queue", "the new state holds the last rows: the queue's, then the batch's.", check_queue),
     Property("shift", "adding a number to all scores changes nothing.", check_shift),
     Property(
         "direction",

@@ -1,8 +1,8 @@
 """Hypothesis strategies for the arguments of the losses: batches and queue states.
 
-Scores lie on a grid of eighths: they tie often, they are exact in every floating dtype, and adding a multiple of an
-eighth or multiplying by a power of two is exact in float32 and float64. A test may then ask for equality where the
-mathematics says so.
+Scores are multiples of 1/8: they tie often, are exact in every floating dtype, and adding a multiple of 1/8 or
+multiplying by a power of two is exact in float32 and float64. So tests can require exact equality where the mathematics
+gives it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXTREMES = [1e4, -1e4] * 5  # about one score in twelve
 
 @dataclass(frozen=True)
 class Rows:
-    """Drawn rows, in float64: logits [N, ...], labels [N, ...], iid [N], sample_weight [N]."""
+    """Drawn rows, in float64 (iid is bool): logits [N, ...], labels [N, ...], iid [N], sample_weight [N]."""
 
     logits: Tensor
     labels: Tensor
@@ -54,17 +54,17 @@ class Rows:
 
 
 def scores(extremes: bool = True) -> st.SearchStrategy[float]:
-    """Scores on a grid of eighths, half of them from five values that tie; with ``extremes`` also ``+-1e4``."""
+    """Draw multiples of 1/8, half of them from five values so that they tie; with ``extremes`` also ``+-1e4``."""
     return st.one_of(st.sampled_from(TIES), st.sampled_from(GRID + EXTREMES if extremes else GRID))
 
 
 def weights() -> st.SearchStrategy[float]:
-    """Sample weights, zero among them."""
+    """Draw sample weights, including zero."""
     return st.sampled_from([1.0, 1.0, 0.0, 0.5, 2.0, 3.0])
 
 
 def flags() -> st.SearchStrategy[bool]:
-    """Two in three are True."""
+    """Draw flags, two thirds of them True."""
     return st.sampled_from([True, True, False])
 
 
@@ -80,7 +80,7 @@ def rows(
     ignore_index: int | None,
     extremes: bool,
 ) -> Rows:
-    """Rows one by one, so that hypothesis can leave out any of them."""
+    """Draw rows one by one, so that hypothesis can remove any of them."""
     row = st.tuples(
         _lists(scores(extremes), scores_shape),
         _lists(draw(_labels(labels, ignore_index)), labels_shape),
@@ -105,7 +105,7 @@ def _lists(elements: st.SearchStrategy[Any], shape: Sequence[int]) -> st.SearchS
 
 @st.composite
 def _labels(draw: st.DrawFn, values: Sequence[float], ignore_index: int | None) -> st.SearchStrategy[float]:
-    """What draws a label: about one in four is ignored. Now and then all are the same."""
+    """Draw a strategy for labels. About one label in four is ignored; sometimes all labels are the same."""
     ignored = [] if ignore_index is None else [ignore_index]
     free = st.sampled_from([*values] * 3 + ignored * len(values))
     only = [st.just(label) for label in [*values, *ignored]]
@@ -130,7 +130,7 @@ def queue_states(
     sample_weights: bool = True,
     iid_masks: bool = True,
 ) -> QueueState:
-    """Queue states that pushes of rows can lead to: without slots, empty, part full, full, wrapped.
+    """Draw queue states that pushes can lead to: without slots, empty, partly full, full, wrapped.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def queue_states(
     extremes : bool
         Whether some logits are +-1e4.
     ignored : bool
-        Whether some of the stored rows (multi-label: elements) are ignored ones.
+        Whether some stored rows (multi-label: elements) are ignored.
     sample_weights, iid_masks : bool
         Whether the stored rows have weights other than 1, and flags other than True.
 
@@ -191,7 +191,7 @@ def ranking_batches(
     sample_weights: bool = True,
     iid_masks: bool = True,
 ) -> RankingBatch:
-    """Batches for ranking losses, each with the queue that it meets.
+    """Draw batches for ranking losses, each with a queue state.
 
     Scores tie often. Batches may be empty, all positive, all negative or all ignored. The queue's logits are in the
     batch's dtype, or in float32 if that is narrower.
@@ -199,7 +199,7 @@ def ranking_batches(
     Parameters
     ----------
     num_classes : int
-        1 draws binary labels, more draws class ids.
+        With 1 targets are binary labels, else class ids.
     multilabel : bool
         Draw a 0/1 label for each class instead.
     ignore_index : int
@@ -207,13 +207,13 @@ def ranking_batches(
     min_rows, max_rows, min_queue, max_queue : int
         Limits of the number of rows and of the queue's slots.
     dtypes : sequence of torch.dtype
-        Of the logits.
+        Dtypes of the logits.
     extremes : bool
         Whether some logits are +-1e4.
     ignored : bool
         Whether some rows are ignored.
     sample_weights, iid_masks : bool
-        Whether some batches have these optional arguments, and rows of the queue what they give.
+        Whether some batches have these optional arguments, and queue rows such flags and weights.
 
     Examples
     --------
@@ -244,7 +244,7 @@ def ranking_batches(
     )
     has_flags, has_weights = iid_masks and draw(st.booleans()), sample_weights and draw(st.booleans())
     queue_state = draw(state)
-    # last: what hypothesis draws after a full list keeps it from leaving out rows
+    # drawn last: hypothesis cannot remove rows from a list of maximal length if it draws more after it
     live = draw(rows((num_classes,), shape, min_rows, max_rows, labels=values, ignore_index=mark, extremes=extremes))
     return RankingBatch(
         logits=live.logits.to(dtype),
@@ -270,22 +270,22 @@ def elementwise_batches(
     soft_labels: bool = True,
     sample_weights: bool = True,
 ) -> ElementwiseBatch:
-    """Batches for elementwise losses such as the focal ones.
+    """Draw batches for elementwise losses such as the focal ones.
 
     Parameters
     ----------
     num_classes : int
-        1 draws logits [N, 1, ...] and targets of that shape. More draws logits [N, C, ...] and class ids [N, ...].
+        With 1 logits and targets are [N, 1, ...], else logits are [N, C, ...] and targets class ids [N, ...].
     multilabel : bool
         Draw labels in [0, 1] of the logits' shape [N, C, ...] instead of class ids.
     positions : sequence of int
         The axes after the classes, such as (H, W).
     ignore_index : int, optional
-        The target of ignored elements; None draws none.
+        The target of ignored elements; with None no element is ignored.
     min_rows, max_rows : int
         Limits of N.
     dtypes : sequence of torch.dtype
-        Of the logits, and of labels in [0, 1].
+        Dtypes of the logits, and of labels in [0, 1].
     extremes : bool
         Whether some logits are +-1e4.
     soft_labels : bool

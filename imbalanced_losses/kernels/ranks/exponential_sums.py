@@ -1,10 +1,10 @@
 """Sums of sigmoids over pairs of sorted scores in near-linear time, as short sums of exponentials.
 
 For ``x >= 0`` the n-th derivative of the sigmoid at ``-x`` is, to float precision, a polynomial of ``e^-x`` without
-constant term. An exponential of a difference splits, ``e^-k(a - b) = e^-k(a - c) e^-k(c - b)``, so a block of sorted
-scores is summarised by as many moments as the polynomial has terms, and the moments are carried to all later and
-earlier blocks by a tree. Inside a block the sigmoid is evaluated pair by pair. Only differences of raw scores are
-divided by the temperature, and no exponent is positive: no range of scores overflows, far pairs become exact counts.
+constant term. An exponential of a difference factorises, ``e^-k(a - b) = e^-k(a - c) e^-k(c - b)``. So a block of
+sorted scores is summarised by as many moments as the polynomial has terms, and a tree carries the moments to all later
+and earlier blocks. Inside a block the sigmoid is evaluated pair by pair. Only differences of raw scores are divided by
+the temperature, and no exponent is positive, so no scores overflow, and distant pairs become exact counts.
 
 This is the one-dimensional fast multipole idea (Greengard, Rokhlin 1987) with a sum-of-exponentials kernel, whose
 translations are diagonal.
@@ -27,8 +27,8 @@ from imbalanced_losses.kernels.tuning import FAN_OUT, SLICE, near_field_block
 
 __all__ = ["sorted_sums"]
 
-# Coefficients of u, u^2, ... with u = e^-x in the n-th derivative of the sigmoid at -x, x >= 0: minimax (Remez). Their
-# error is at most 4.4e-8, 8.8e-8, 1.5e-7, 9.9e-7 times u for n = 0, 1, 2, 3. A test holds them to it.
+# Coefficients of u, u^2, ... with u = e^-x in the n-th derivative of the sigmoid at -x, x >= 0: minimax (Remez). The
+# error is at most 4.4e-8, 8.8e-8, 1.5e-7, 9.9e-7 times u for n = 0, 1, 2, 3. A test checks these bounds.
 # fmt: off
 SINGLE = {
     0: (0.999999956, -0.999991114, 0.999699331, -0.995964506, 0.971688147, -0.881056407, 0.675075179, -0.385343343,
@@ -66,7 +66,7 @@ DOUBLE = {
 
 
 def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
-    """``sum_{j != i} w_j sigmoid^(n)((s_j - s_i)/tau)`` for every i of every row, in O(R K M).
+    """Return ``sum_{j != i} w_j sigmoid^(n)((s_j - s_i)/tau)`` for every i of every row, in O(R K M).
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
     (r, m), k = scores.shape, weights.shape[1]
     size = near_field_block(r * m)
     n = (m + size - 1) // size
-    if padding := n * size - m:  # of no weight, at the last score
+    if padding := n * size - m:  # with weight 0, at the last score
         scores = torch.cat([scores, scores[:, -1:].expand(r, padding)], 1)
         weights = functional.pad(weights, (0, padding))
     blocks = scores.reshape(r, n, size)
@@ -95,7 +95,7 @@ def sorted_sums(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
 
 
 def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
-    """Pairs within each block: scores [R, N, B], weights [R, N, K, B] -> [R, N, K, B]."""
+    """Return the sums over pairs within each block: scores [R, N, B], weights [R, N, K, B] -> [R, N, K, B]."""
     itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
 
     def part(scores: Tensor, weights: Tensor) -> Tensor:
@@ -106,22 +106,22 @@ def _near_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int
 
 
 def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int) -> Tensor:
-    """What all other blocks of a row add to a block's sums: shapes as in :func:`_near_field`.
+    """Return the contributions of all other blocks to each block's sums; shapes as in :func:`_near_field`.
 
-    In float64, where there is one: the alternating coefficients amplify rounding some thirty times when many scores lie
-    within a temperature.
+    Computed in float64 if the device has it: the alternating coefficients amplify rounding about thirty times when many
+    scores lie within a temperature.
     """
     wide = accumulation_dtype(scores.device)
     table = (DOUBLE if scores.dtype == torch.float64 else SINGLE)[order]
     scores, weights, temperature = scores.to(wide), weights.to(wide), temperature.to(wide)
     first, last = scores[..., :1], scores[..., -1:]
 
-    def moments(scores: Tensor, weights: Tensor) -> Tensor:  # referred to the block's last, and to its first score
+    def moments(scores: Tensor, weights: Tensor) -> Tensor:  # relative to the block's last, and to its first score
         return torch.stack([weights @ decay.mT for decay in _decays(scores, temperature, len(table))])
 
     to_last, to_first = _in_parts(moments, len(table), scores, weights, dim=2)
     earlier, later = _carry(first[..., 0], last[..., 0], to_last, to_first, temperature)
-    # a mode may make other tensors of them, such as fakes, which must not be kept
+    # a dispatch mode may return other tensors, such as fakes, which must not be cached
     make = _make_coefficients if _get_current_dispatch_mode() is not None else _coefficients
     coefficients = make(table, wide, scores.device)
     sign = 1 if order % 2 else -1  # sigmoid^(n)(x) = sign sigmoid^(n)(-x), and 1 - sigmoid(-x) for n = 0
@@ -138,7 +138,7 @@ def _far_field(scores: Tensor, weights: Tensor, temperature: Tensor, order: int)
 
 
 def _make_coefficients(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept: a copy from the host in each call would wait for an accelerator, and bar its graphs."""
+    """Make a tensor of coefficients. Cached: a copy from the host waits for an accelerator, and bars CUDA graphs."""
     with torch.inference_mode(mode=False):
         return torch.tensor(table, dtype=dtype, device=device)
 
@@ -149,10 +149,10 @@ _coefficients = functools.cache(_make_coefficients)
 def _carry(
     first: Tensor, last: Tensor, to_last: Tensor, to_first: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Moments of all earlier blocks, referred to each block's first score, and of all later ones, to its last.
+    """Return the moments of all earlier blocks, relative to each block's first score, and of all later, to its last.
 
-    ``first, last [R, N]``, moments ``[R, N, K, T]``. Within a group of blocks every pair of blocks is carried by
-    itself; a group then is one block of the next level.
+    ``first, last [R, N]``, moments ``[R, N, K, T]``. Within a group of blocks, moments are carried between all pairs of
+    blocks; a group is then one block of the next level.
     """
     (r, n), (k, terms) = first.shape, to_last.shape[-2:]
     group = n if n <= 2 * FAN_OUT else FAN_OUT
@@ -188,19 +188,19 @@ def _carry(
 
 
 def _decays(scores: Tensor, temperature: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """``e^-t(last - s)/tau`` and ``e^-t(s - first)/tau`` for t = 1 .. T: scores [R, N, B] -> twice [R, N, T, B]."""
+    """Return ``e^-t(last - s)/tau`` and ``e^-t(s - first)/tau``, t = 1 .. T: scores [R, N, B] -> two [R, N, T, B]."""
     first, last = scores[..., :1], scores[..., -1:]
     scale = temperature[:, None, None]
     return _powers(_exp((scores - last) / scale), terms), _powers(_exp((first - scores) / scale), terms)
 
 
 def _exp(x: Tensor) -> Tensor:
-    """On a CPU torch's ``exp2`` is twice as fast as its ``exp``, eight times where that underflows."""
+    """Return ``exp(x)``. On the CPU torch's ``exp2`` is twice as fast as ``exp``, and eight times on underflow."""
     return torch.exp2(x * math.log2(math.e))
 
 
 def _powers(base: Tensor, terms: int) -> Tensor:
-    """``u^1 .. u^T`` of ``u [..., B]`` as ``[..., T, B]``."""
+    """Return ``u^1 .. u^T`` of ``u [..., B]`` as ``[..., T, B]``."""
     powers = [base]
     for _ in range(terms - 1):
         powers.append(powers[-1] * base)
@@ -208,7 +208,7 @@ def _powers(base: Tensor, terms: int) -> Tensor:
 
 
 def _in_parts(function: Callable[..., Tensor], width: int, *rows: Tensor, dim: int = 1) -> Tensor:
-    """``function`` of ``[R, N, ...]`` tensors, a slice of N at a time that stays in the cache."""
+    """Apply ``function`` to ``[R, N, ...]`` tensors, a slice of N at a time so that it fits the CPU cache."""
     r, n, size = rows[0].shape
     step = max(1, SLICE // (r * size * width))
     if step >= n:

@@ -1,6 +1,6 @@
-"""Sigmoids of some scores of each problem against some others, pair by pair in blocks of bounded size; CPU only.
+"""Sigmoids of pairs of scores, in blocks of bounded size; CPU only.
 
-Reads values: which scores take part decides what is evaluated.
+It reads masks, and evaluates only the pairs that they select.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["Block", "PairBlocks"]
 
 
 class Block(NamedTuple):
-    """Consecutive rows of one problem, or of several that share the block, and how many columns they use."""
+    """Consecutive rows of one problem, or of several that share the block, and the number of columns they use."""
 
     rows: slice
     problems: slice
     width: int
     is_whole: bool
-    """Whether all rows of its problems are in it."""
+    """Whether the block contains all rows of its problems."""
 
     @property
     def problem(self) -> int | None:
-        """Its only one, if there are not several."""
+        """The problem, or None if there are several."""
         return self.problems.start if self.problems.stop - self.problems.start == 1 else None
 
 
@@ -44,12 +44,12 @@ class PairBlocks:
     own : Tensor [P]
         The scores.
     table : Tensor [R, W]
-        The columns; -inf counts for nothing.
+        The columns ``t``; -inf does not count.
     widths : list of R ints
-        How many columns of the table count.
+        Number of columns that each problem uses.
     temperature : Tensor [R]
     skip_self : bool
-        Whether the table begins with the rows themselves, none of which counts for itself.
+        Whether the table starts with the rows themselves, so that each row must not be compared with itself.
     """
 
     def __init__(
@@ -68,11 +68,12 @@ class PairBlocks:
         self.blocks = list(_blocks(rows.counts, widths))
 
     def evaluate(self, blocks: list[Block]) -> Iterator[tuple[Block, Tensor, Tensor]]:
-        """Each block, the sigmoids ``[rows, width]`` and ``(1 - sigmoid) / sigmoid`` of each; the next overwrites them.
+        """Yield each block with its sigmoids ``[rows, width]`` and odds ``(1 - sigmoid) / sigmoid``.
 
-        The sigmoid's derivative is the latter times the square of the former, with all digits in both tails.
+        The next block overwrites both. ``odds * sigmoid ** 2`` is the sigmoid's derivative, with full precision in both
+        tails.
         """
-        # written over and over: fresh memory costs more than what is computed in it
+        # the memory is reused: allocating it for each block takes longer than the computation
         size = max(((block.rows.stop - block.rows.start) * block.width for block in blocks), default=0)
         memory = self.own.new_empty(2, size)
         for block in blocks:
@@ -91,7 +92,7 @@ class PairBlocks:
             torch.sub(own, odds, out=odds).div_(self.scale.to(odds.dtype).index_select(0, problems)[:, None])
         if self.skip_self:
             self._skip_self(block, odds)
-        # what does not count counts for the smallest normal number; exp takes three times as long
+        # the sigmoid of a column of -inf is the smallest normal number, not 0; exp takes three times as long as exp2
         odds.clamp_(-limit, limit).exp2_()
         return torch.add(odds, 1, out=sigmoids).reciprocal_()
 
@@ -106,8 +107,9 @@ class PairBlocks:
     ) -> None:
         """Add the gradient of ``(cotangents [rows] * sums of the sigmoids).sum()``, times tau; overwrites ``slopes``.
 
-        ``parts`` are columns, each once, and the cotangents of the sums over them; ``slopes [rows, width]`` are the
-        sigmoids' derivatives, ``by_own [P]`` is of the rows, ``by_table [R, W]`` of the table.
+        ``parts`` are disjoint ranges of columns, with the cotangents of the sums over each. ``slopes [rows, width]``
+        are the sigmoids' derivatives. The gradient of the rows is added to ``by_own [P]``, that of the table to
+        ``by_table [R, W]``.
         """
         own, table = by_own[block.rows], by_table[block.problems, : block.width]
         if block.problem is not None:
@@ -125,9 +127,10 @@ class PairBlocks:
 
 
 def _blocks(counts: list[int], widths: list[int]) -> Iterator[Block]:
-    """Of ``counts`` rows and ``widths`` columns a problem. Large problems go alone, small ones share blocks."""
+    """Yield blocks, given rows (``counts``) and columns (``widths``) per problem. Small problems share blocks."""
     alone_from = min(OWN_BLOCK_PAIRS, CHUNK_PAIRS)
-    start = first = first_problem = shared_width = 0  # rows of this problem; what the block that is shared begins with
+    # the first row of this problem; the first row and problem, and the width, of the shared block
+    start = first = first_problem = shared_width = 0
     for problem, (n, width) in enumerate(zip(counts, widths, strict=True)):
         alone = n * width >= alone_from or n * width == 0 or len(counts) == 1
         if first < start and (alone or (start + n - first) * max(shared_width, width) > CHUNK_PAIRS):

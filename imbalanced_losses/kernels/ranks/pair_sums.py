@@ -1,13 +1,14 @@
-r"""Sums of sigmoids over all pairs of scores: soft ranks, differentiable as often as anyone asks.
+r"""Sums of sigmoids over all pairs of scores: soft ranks and their derivatives.
 
 With the queries :math:`Q`, everything here is a derivative of one bilinear form,
 
 .. math:: B_n(w, g) = \sum_{i \in Q} \sum_{j \neq i} g_i w_j\, \sigma^{(n)}\big((s_j - s_i) / \tau\big)
 
 ``counts`` is :math:`\partial B_n / \partial g` and ``weight_grads`` is :math:`\partial B_n / \partial w`. The
-derivative by the scores is made of the same two at ``n + 1``: :func:`pair_sums` is closed under differentiation.
+derivative with respect to the scores consists of the same two at ``n + 1``, so :func:`pair_sums` is closed under
+differentiation.
 
-Two evaluators stand behind it, chosen by shape alone: all pairs, and short sums of exponentials over sorted scores in
+It chooses between two evaluators by shape alone: all pairs, or short sums of exponentials over sorted scores in
 near-linear time.
 """
 
@@ -50,12 +51,11 @@ def soft_counts(
     scores : Tensor [R, M], float32 or float64, finite
         R independent problems (classes, ensemble members) of M scores.
     weights : Tensor [R, K, M]
-        K weightings, such as a mask of positives and a mask of negatives; 0 takes a score out. They may be
-        differentiated, too.
+        K weightings, such as a mask of positives and a mask of negatives; 0 leaves a score out. Differentiable.
     temperature : Tensor [R] or []
         Above 0; carries no gradient.
     queries : Tensor [R, M], bool, optional
-        The rows i whose sums are of use; the others get 0.
+        The query mask: rows i whose sums are computed; the others get 0.
     method : {"auto", "all_pairs", "near_linear"}
         Forces an evaluator, for tests.
 
@@ -75,14 +75,16 @@ def soft_counts(
 
 @final
 class PairSums:
-    """Evaluates the bilinear form of some scores, for several orders; sorts once, or keeps few pairs from 0 to 1.
+    """Evaluates the bilinear form for given scores at several orders.
+
+    It sorts once, or reuses the pairs of order 0 for order 1 if there are few.
 
     Parameters
     ----------
     scores : Tensor [R, M]
     temperature : Tensor [R]
     queries : Tensor [R, M], bool, optional
-        The rows whose counts are of use, to give 0 for the others. Not needed where those meet cotangents of 0.
+        The query mask; other rows get counts of 0. Not needed if their cotangents are 0.
     method : {"auto", "all_pairs", "near_linear"}
     """
 
@@ -97,7 +99,7 @@ class PairSums:
         self.ascending = scores if self.ranking is None else scores.gather(-1, self.ranking)
 
     def __call__(self, weights: Tensor, cotangents: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """``counts [R, K, M]`` of weights ``[R, K, M]``, and ``weight_grads [R, L, M]`` of cotangents ``[R, L, M]``."""
+        """Return ``counts [R, K, M]`` for the weights, and ``weight_grads [R, L, M]`` for cotangents ``[R, L, M]``."""
         evaluate = self._all_pairs if self.ranking is None else self._near_linear
         if self.queries is None:
             return evaluate(weights, cotangents, order)
@@ -107,17 +109,17 @@ class PairSums:
         return counts * queries, weight_grads
 
     def gradient(self, weights: Tensor, cotangents: Tensor) -> Tensor:
-        """By the scores ``[R, M]``, of ``B_0(weights, cotangents)`` summed over K: ``[R, K, M]`` both."""
+        """Return the gradient ``[R, M]`` of ``B_0(weights, cotangents)``, both ``[R, K, M]``, summed over K."""
         counts, weight_grads = self(weights, cotangents, 1)
         gradient = torch.addcmul(weights * weight_grads, cotangents, counts, value=-1).sum(1)
         return gradient / self.temperature[:, None]
 
     def _all_pairs(self, weights: Tensor, cotangents: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """A block of queries at a time: static shapes, one matrix product a block."""
+        """Evaluate a block of queries at a time: static shapes, one matrix product per block."""
         scores = self.scores
         r, m = scores.shape
         rows = max(1, (CHUNK_PAIRS if scores.device.type == "cpu" else CHUNK_PAIRS_ELSEWHERE) // max(1, r * m))
-        # written in place: small results between large temporaries fragment the heap
+        # written in-place: small results between large temporaries fragment the heap
         counts, weight_grads = torch.empty_like(weights), torch.empty_like(cotangents)
         for start in range(0, m, rows):
             block = slice(start, start + rows)
@@ -128,7 +130,7 @@ class PairSums:
         return counts, weight_grads
 
     def _pairs(self, block: slice, order: int) -> Tensor:
-        """``sigmoid^(n)((s_j - s_i)/tau) [R, B, M]`` of the queries i in a block; 0 for ``j = i``."""
+        """Return ``sigmoid^(n)((s_j - s_i)/tau) [R, B, M]`` for the queries i in a block; 0 for ``j = i``."""
         if order == 1 and self._held is not None:  # sigmoid'(x) = sigmoid(x) sigmoid(-x)
             (differences, sigmoids), self._held = self._held, None
             return differences.neg_().sigmoid_().mul_(sigmoids)
@@ -190,7 +192,7 @@ def pair_sums(
     order: int,
     method: Method,
 ) -> tuple[Tensor, Tensor]:
-    """``(counts, weight_grads)`` of :class:`PairSums` in every mode; scores, weights and cotangents are variables."""
+    """Return :class:`PairSums`' counts and weight_grads in every mode, differentiable in the first three arguments."""
     refuse_forward_over_forward()
     return _PairSums.apply(scores, weights, cotangents, temperature, queries, order, method)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -198,7 +200,7 @@ def pair_sums(
 def gradient_by_scores(
     scores: Tensor, weights: Tensor, cotangents: Tensor, temperature: Tensor, queries: Tensor
 ) -> Tensor:
-    """:meth:`PairSums.gradient` ``[R, M]`` in every mode, as an expression of its tensors."""
+    """Return :meth:`PairSums.gradient` ``[R, M]`` in every mode, as a differentiable expression."""
     counts, weight_grads = pair_sums(scores, weights, cotangents, temperature, queries, 1, "auto")
     return (weights * weight_grads - cotangents * counts).sum(1) / temperature[:, None]
 
@@ -252,6 +254,6 @@ class _PairSums(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        """A batch of problems is just more rows."""
+        """Flatten a batch of problems to more rows."""
         outputs = pair_sums(*rows_of_batch(info.batch_size, in_dims, args))
         return batch_of_rows(info.batch_size, outputs)

@@ -1,4 +1,4 @@
-"""The sigmoid and its derivatives with all digits in both tails."""
+"""The sigmoid and its derivatives with full precision in both tails."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["sigmoid_derivative", "stop_underflow", "wide_sigmoid"]
 
 
 def wide_sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid in float64, where there is one, for autograd: ``y (1 - y)`` keeps its digits to 30 from the middle.
+    """Return the sigmoid in float64, if the device has it, so that autograd's ``y (1 - y)`` is precise up to x = 30.
 
-    In float32 it loses them from 8 on, and is 0 from 17 on: where a positive is missed most.
+    In float32 it loses precision from 8 on, and is 0 from 17 on, where a positive is missed most.
     """
     return x.to(accumulation_dtype(x.device)).sigmoid()
 
 
 def stop_underflow(x: Tensor) -> Tensor:
-    """Overwrite ``x``, so that its sigmoid stops at the smallest normal number: below, a CPU takes twice as long."""
+    """Clamp ``x`` in-place so that its sigmoid is a normal number: with subnormal ones a CPU takes twice as long."""
     limit = math.floor(-math.log(torch.finfo(x.dtype).tiny))
     return x.clamp_(-limit, limit)
 
 
 def sigmoid_derivative(x: Tensor, order: int) -> Tensor:
-    """The n-th derivative of the sigmoid, accurate in both tails; overwrites ``x``."""
+    """Return the n-th derivative of the sigmoid, accurate in both tails; overwrites ``x``."""
     x = stop_underflow(x)
     if order == 0:
         return x.sigmoid_()
