@@ -3,11 +3,11 @@
     python examples/compare_demo.py --plot compare_demo.png
 
 Data, model, queue and schedule are those of toy_demo.py. On each seed, which also splits the data, the three train from
-the same weights on the same batches. The table has the mean over the seeds; the last lines give the differences to BCE
-alone, and say whether these seeds can tell them from chance. With ``--data digits`` all seeds share the same images:
-the intervals tell of split, start and order, not of other data.
+the same weights on the same batches. The table shows the mean over the seeds. The last lines give the differences from
+BCE alone, and say whether they are more than chance. With ``--data digits`` all seeds use the same images: the
+intervals cover split, initialisation and order, not other data.
 
-The defaults were chosen for toy_demo.py on seeds 100 to 107; the seeds shown, 0 to 4, had no part in that.
+The defaults were chosen for toy_demo.py on seeds 100 to 107, not on the seeds shown, 0 to 4.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from imbalanced_losses import LossWarmupWrapper
 
 
 def with_flags(name: str, **flags: object) -> Contender:
-    """Train with the loss of toy_demo.py, some of whose flags are fixed."""
+    """Return the contender with the loss of toy_demo.py, with some flags fixed."""
 
     def build(args: argparse.Namespace, data: Split) -> LossWarmupWrapper:
         return build_loss(argparse.Namespace(**{**vars(args), **flags}), batches_per_epoch(data, args))
@@ -38,7 +38,7 @@ CONTENDERS = (
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__)
     add_data_flag(parser)
     return parse(parser, argv)

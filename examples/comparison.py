@@ -1,7 +1,7 @@
-"""What the demos that compare losses share: runs over seeds, tables, paired differences, a picture.
+"""Shared code of the demos that compare losses: runs over seeds, tables, paired differences, a plot.
 
-All contenders of a seed start from the same weights and see the same batches, so that their differences are paired.
-Nothing here knows which contender ought to win.
+All contenders of a seed start from the same weights and see the same batches, so that their differences are paired. The
+code treats all contenders alike.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Contender:
-    """A name, and the loss that it trains with on some data."""
+    """A loss to compare: its name, and a function that builds it."""
 
     name: str
     build: Callable[[argparse.Namespace, Split], LossWarmupWrapper]
@@ -54,7 +54,7 @@ class Contender:
 def after_warm_up(
     warmup: Callable[[Split], nn.Module], name: str, main: Callable[[argparse.Namespace, Split], nn.Module]
 ) -> Contender:
-    """Train with a loss, after a warm-up on another if the flags ask for one."""
+    """Return a contender that trains with a loss, after a warm-up on another if the flags set one."""
 
     def build(args: argparse.Namespace, data: Split) -> LossWarmupWrapper:
         return warm_up(warmup(data), main(args, data), args, batches_per_epoch(data, args))
@@ -64,7 +64,7 @@ def after_warm_up(
 
 @dataclass(frozen=True)
 class Run:
-    """One contender on one seed: its epochs, and a value for each of every metric on the held-out set."""
+    """One contender on one seed: its epochs, and the value of every metric on the held-out set after each."""
 
     contender: str
     seed: int
@@ -76,8 +76,8 @@ class Run:
 class Summary:
     """A contender's metric after the last epoch, over the seeds; the first contender is the baseline of the others.
 
-    ``margin`` is half the interval (Student's t) of the mean paired ``difference`` to the baseline. It and the
-    ``deviation`` are ``nan`` with one seed.
+    ``margin`` is half the width of the interval (Student's t) of the mean paired ``difference`` from the baseline. It
+    and the ``deviation`` are ``nan`` with one seed.
     """
 
     contender: str
@@ -94,7 +94,7 @@ def run_demo(
     args: argparse.Namespace,
     metrics: Mapping[str, Metric],
 ) -> list[Run]:
-    """Compare, and tell the result in tables, words and, if asked for, a picture; ``metrics`` come beside the AUCPR."""
+    """Compare the contenders by AUCPR and ``metrics``; show tables, a summary in words and optionally a plot."""
     torch.set_num_threads(1)  # the steps are too small to share: threads would wait for each other
     print(describe(name, load(args)))
     runs = compare(load, contenders, args, metrics)
@@ -110,7 +110,7 @@ def run_demo(
 
 
 def load_as_asked(args: argparse.Namespace) -> Split:
-    """toy_demo.py's data, thinned and split as the seed says."""
+    """Load toy_demo.py's data, thinned and split by the seed."""
     return load_data(args.data, args.pos_rate, args.seed)
 
 
@@ -135,7 +135,7 @@ def compare(
 def train_one(
     contender: Contender, data: Split, args: argparse.Namespace, metrics: Mapping[str, Metric], bar: tqdm[None]
 ) -> Run:
-    """One run, from the weights and with the batches that the seed decides."""
+    """Train one contender; the seed determines initial weights and batches."""
     torch.manual_seed(args.seed)
     model = make_model(data)
     history: list[Epoch] = []
@@ -151,13 +151,13 @@ def train_one(
 
 @torch.no_grad()
 def held_out_scores(model: nn.Module, data: Split) -> Tensor:
-    """Logits [N] of the held-out rows."""
+    """Compute the logits [N] of the held-out rows."""
     scores: Tensor = model.eval()(data.test_features)[:, 0]
     return scores
 
 
 class WeightedBCE(nn.Module):
-    """Binary cross-entropy in which positives weigh as much as negatives, on integer labels."""
+    """Binary cross-entropy on integer labels, in which positives have the same total weight as negatives."""
 
     pos_weight: Tensor
 
@@ -167,33 +167,33 @@ class WeightedBCE(nn.Module):
         self.register_buffer("pos_weight", (len(data.train_labels) - positives) / positives)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean over all elements."""
+        """Return the mean over all elements."""
         return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=self.pos_weight)
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """Contenders, in the order of the runs; the first is the baseline."""
+    """Return the contenders in the order of the runs; the first is the baseline."""
     return list(dict.fromkeys(run.contender for run in runs))
 
 
 def seeds_of(runs: Sequence[Run]) -> list[int]:
-    """Seeds, in the order of the runs."""
+    """Return the seeds in the order of the runs."""
     return list(dict.fromkeys(run.seed for run in runs))
 
 
 def values_of(runs: Sequence[Run], contender: str, metric: str) -> Tensor:
-    """One contender's values of a metric: [seeds, epochs]."""
+    """Return one contender's values of a metric: [seeds, epochs]."""
     values = [run.figures[metric] for run in runs if run.contender == contender]
     return torch.tensor(values, dtype=torch.float64)
 
 
 def differences(runs: Sequence[Run], contender: str, metric: str) -> Tensor:
-    """One contender's metric after the last epoch minus the baseline's: [seeds]."""
+    """Return one contender's metric after the last epoch minus the baseline's: [seeds]."""
     return (values_of(runs, contender, metric) - values_of(runs, names_of(runs)[0], metric))[:, -1]
 
 
 def summarise(runs: Sequence[Run], metric: str) -> list[Summary]:
-    """Mean and standard deviation over the seeds, and the mean difference to the baseline with its interval."""
+    """Compute mean and deviation over the seeds, and the mean difference from the baseline with its interval."""
     n_seeds = len(seeds_of(runs))
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n_seeds - 1)
     summaries = []
@@ -205,12 +205,12 @@ def summarise(runs: Sequence[Run], metric: str) -> list[Summary]:
 
 
 def mean_and_deviation(values: Tensor) -> tuple[float, float]:
-    """Mean and sample standard deviation of [seeds]; one seed has no deviation: ``nan``."""
+    """Return mean and sample standard deviation of [seeds]; with one seed the deviation is ``nan``."""
     return values.mean().item(), values.std().item() if len(values) > 1 else math.nan
 
 
 def print_epochs(runs: Sequence[Run], metric: str) -> None:
-    """Contenders side by side, one line per epoch; the phase is that of the last contender."""
+    """Print the contenders side by side, one line per epoch; the phase is that of the last contender."""
     names = names_of(runs)
     means = [values_of(runs, name, metric).mean(0).tolist() for name in names]
     print(f"\ntest {metric}, {over_seeds(runs)}")
@@ -220,18 +220,18 @@ def print_epochs(runs: Sequence[Run], metric: str) -> None:
 
 
 def in_columns(names: Sequence[str], cells: Sequence[str]) -> str:
-    """Put cells under the names of their columns."""
+    """Align cells with the names of their columns."""
     return "".join(f"{cell:>{2 + max(len(name), 6)}}" for name, cell in zip(names, cells, strict=True))
 
 
 def over_seeds(runs: Sequence[Run]) -> str:
-    """Say which seeds a figure is the mean of."""
+    """Describe the seeds that a number is the mean of."""
     first, *others = seeds_of(runs)
     return f"mean over the {1 + len(others)} seeds {first} to {others[-1]}" if others else f"seed {first}"
 
 
 def print_summary(runs: Sequence[Run], metric: str) -> None:
-    """Mean and standard deviation after the last epoch, and in words how each contender compares to the first."""
+    """Print mean and standard deviation after the last epoch, and in words how each contender compares to the first."""
     baseline, *others = summaries = summarise(runs, metric)
     n_seeds = len(seeds_of(runs))
     title = f"final test {metric}"
@@ -247,7 +247,7 @@ def print_summary(runs: Sequence[Run], metric: str) -> None:
 
 
 def in_words(summary: Summary, n_seeds: int) -> str:
-    """Tell the difference and what it shows: it has a sign only where its whole interval has it."""
+    """Describe a difference: a contender is better or worse only if the whole interval is above or below 0."""
     if math.isnan(summary.difference):
         return "nan: a run has diverged"
     if n_seeds == 1:
@@ -262,7 +262,7 @@ def in_words(summary: Summary, n_seeds: int) -> str:
 
 
 def save_plot(path: Path, runs: Sequence[Run], metrics: Sequence[str]) -> None:
-    """A row for each metric: its mean over the epochs, and the differences to the baseline after the last."""
+    """Plot a row for each metric: its mean by epoch, and the differences from the baseline after the last."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -282,7 +282,7 @@ def save_plot(path: Path, runs: Sequence[Run], metrics: Sequence[str]) -> None:
 
 
 def draw_differences(axes: Axes, runs: Sequence[Run], metric: str) -> None:
-    """Of every contender but the baseline: the mean difference with its interval, and a dot for each seed above it."""
+    """Draw each contender's mean difference from the baseline with its interval, and a dot per seed above it."""
     baseline, *others = summarise(runs, metric)
     for place, (summary, color) in enumerate(zip(others, COLORS, strict=False)):
         values = differences(runs, summary.contender, metric)
@@ -295,16 +295,16 @@ def draw_differences(axes: Axes, runs: Sequence[Run], metric: str) -> None:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Flags that every comparison has."""
+    """Make the parser with the flags of every comparison."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from --seed on (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from --seed on (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the flags, and stop before any work if a value makes no sense."""
+    """Parse the flags, and exit with an error if a value is invalid."""
     args = parser.parse_args(argv)
     check_args(parser, args)
     check_plot(parser, args)

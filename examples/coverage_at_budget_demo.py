@@ -1,18 +1,18 @@
-"""Compare how many rare positives are found when 50 rows of 10,000 can be looked at, and hard negatives crowd the top.
+"""Compare how many rare positives are found if 50 of 10,000 rows can be reviewed and hard negatives rank high.
 
     python examples/coverage_at_budget_demo.py --plot coverage_at_budget_demo.png
 
-The data are generated. Positives lie apart from most negatives in one direction, but a small group of hard negatives,
-as large as the budget, lies further out than most positives; only two weaker directions tell the two groups apart.
+The data are generated. Positives are separated from most negatives in one direction, but a small group of hard
+negatives, as large as the budget, is further out than most positives. Only two weaker directions separate these groups.
 
 Weighted cross-entropy is the baseline and the warm-up of all others: Smooth-AP, and partial AUC up to the budget by
-trapezoid or by pairs, counting the positives of batch and queue (pool) or of the batch alone (live). The trapezoid's
-thresholds follow the scores (``threshold_gradient="implicit"``). On each seed all train from the same weights on the
+trapezoid or by pairs, over the positives of batch and queue (pool) or of the batch alone (live). The trapezoid's
+thresholds have a gradient (``threshold_gradient="implicit"``). On each seed all train from the same weights on the
 same batches. Coverage is the share of the held-out positives among the 50 basis points that score highest.
 
-Data and defaults were chosen on seeds 100 to 103: the learning rate out of four, of which three serve weighted
-cross-entropy equally well, the temperatures out of three pairs, and the strength of the weaker directions out of two:
-with the other one, the losses were closer together. The seeds shown, 0 to 4, had no part in that.
+Data and defaults were chosen on seeds 100 to 103: the learning rate out of four, three of which are equally good for
+weighted cross-entropy, the temperatures out of three pairs, and the strength of the weaker directions out of two. With
+the other strength, the losses were closer together. The seeds shown, 0 to 4, were not used for this.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load(args: argparse.Namespace) -> Split:
 def draw_rows(
     n_rows: int, positive_rate: float, rotation: np.ndarray[Any, Any], generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and labels [N]: positives, then hard negatives, then the others."""
+    """Draw features [N, D] and labels [N]: positives, then hard negatives, then the others."""
     n_positives, n_hard = round(n_rows * positive_rate), round(n_rows * HARD_RATE)
     if not 4 <= n_positives <= n_rows - n_hard:
         raise SystemExit(
@@ -72,7 +72,7 @@ after_weighted_ce = partial(after_warm_up, WeightedBCE)
 
 
 def pauc(name: str, **options: Any) -> Contender:
-    """Partial AUC up to the budget."""
+    """Return a contender with the partial AUC up to the budget."""
     return after_weighted_ce(
         name, lambda args, data: PAUCAtBudgetLoss(1, beta=BUDGET, queue_size=args.queue_size, **options)
     )
@@ -89,7 +89,7 @@ CONTENDERS = (
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__)
     parser.set_defaults(pos_rate=0.005, warmup_epochs=2, blend_epochs=2, total_epochs=10, batch_size=512)
     parser.set_defaults(queue_size=4096, temp_start=0.5, temp_end=0.1, lr=3e-3)

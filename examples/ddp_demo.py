@@ -1,11 +1,11 @@
-"""The toy demo's training, by several processes under DistributedDataParallel, and the proof that it is the same.
+"""Train the toy demo in several processes with DistributedDataParallel, and show that the result is the same.
 
     torchrun --nproc-per-node 2 examples/ddp_demo.py --compare
     python examples/ddp_demo.py
 
-Every process computes its share of a batch; the losses gather the rest by themselves, so nothing in the loop knows of
-them. ``--compare`` trains once more in one process, on whole batches, and tells how far the two models are apart.
-Processes meet through gloo on the CPU, or through NCCL where there is a GPU for each.
+Every process computes its share of a batch. The losses gather the other shares by themselves, so the training loop does
+not change. ``--compare`` trains again in one process, on whole batches, and prints the distance between the two models.
+The processes use gloo on the CPU, or NCCL if there is a GPU for each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 
 def start_processes() -> torch.device:
-    """Join the group of processes, if torchrun started this one, and choose its device."""
+    """Join the process group, if torchrun started this process, and choose its device."""
     if "LOCAL_RANK" not in os.environ:
         return torch.device("cpu")
     enough_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
@@ -36,14 +36,14 @@ def start_processes() -> torch.device:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Number of this process and how many there are; alone without a group."""
+    """Return this process's rank and the world size; 0 and 1 without a group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def own_batches(data: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield this process's share of each of an epoch's batches; shares differ by a row where they must, or are empty.
+    """Yield this process's share of each batch of an epoch. Shares may differ by one row, or be empty.
 
-    A ``DistributedSampler`` would do as well; this one splits the very batches that a single process has.
+    A ``DistributedSampler`` would also work, but this splits the same batches that a single process trains on.
     """
     rank, size = rank_and_size()
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
@@ -53,7 +53,7 @@ def own_batches(data: Split, batch_size: int, seed: int) -> Iterator[tuple[Tenso
 
 
 def train(data: Split, args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, list[Epoch]]:
-    """Train a model that is the same on all ranks; one record per epoch."""
+    """Train a model that is the same on all ranks; return one record per epoch."""
     rank, size = rank_and_size()
     n_train, n_features = data.train_features.shape
     torch.manual_seed(args.seed)
@@ -74,7 +74,7 @@ def train(data: Split, args: argparse.Namespace, device: torch.device) -> tuple[
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item()  # of all processes' rows, on each of them
+            total += loss.item()  # the loss of all processes' rows, the same on each
         phase = phase_name(loss_fn)
         aucpr = test_aucpr(deepcopy(model).cpu(), data)
         history.append(Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, total / n_steps, aucpr))
@@ -83,13 +83,13 @@ def train(data: Split, args: argparse.Namespace, device: torch.device) -> tuple[
 
 @torch.no_grad()
 def difference(model: nn.Module, other: nn.Module) -> float:
-    """Largest distance of two models' parameter tensors, relative to their norm."""
+    """Return the largest distance between two models' parameter tensors, relative to their norm."""
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     return max(float((one - two).norm() / two.norm()) for one, two in pairs)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument("--compare", action="store_true", help="train in one process, too, and compare the models")
@@ -99,7 +99,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo; rank 0 alone prints."""
+    """Run the demo; only rank 0 prints."""
     args = parse_args(argv)
     device = start_processes()
     rank, size = rank_and_size()
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print_table(history)
     print(f"\nfinal test AUCPR {history[-1].aucpr:.4f} with {size} process{'es' * (size > 1)} on {device.type}")
-    if args.compare:  # the group is gone: the same lines now train alone
+    if args.compare:  # without a group the same code trains in this process alone
         alone, history_alone = train(data, args, device)
         print(f"final test AUCPR {history_alone[-1].aucpr:.4f} with 1 process")
         print(f"largest relative difference of the parameters {difference(model, alone):.1e}")

@@ -3,13 +3,13 @@
     python examples/focal_demo.py --gamma 2 --alpha 0.25 --plot focal_demo.png
 
 Data and model are those of toy_demo.py. On each seed, which also splits the data, the four train from the same weights
-on the same batches. The table has the mean over the seeds; the last lines give the differences to BCE, and say whether
-these seeds can tell them from chance. With ``--data digits`` all seeds share the same images: the intervals tell of
-split, start and order, not of other data. With ``--warmup-epochs`` all four begin on BCE. ``--queue-size`` and the
-temperatures have no effect: these losses have neither.
+on the same batches. The table shows the mean over the seeds. The last lines give the differences from BCE, and say
+whether they are more than chance. With ``--data digits`` all seeds use the same images: the intervals cover split,
+initialisation and order, not other data. With ``--warmup-epochs`` all four start with BCE. ``--queue-size`` and the
+temperatures have no effect, because these losses have neither.
 
-``gamma`` and ``alpha`` are those of the paper (Lin et al., ICCV 2017), ``pos_weight`` is negatives / positives, and the
-rest was chosen for toy_demo.py on seeds 100 to 107; the seeds shown, 0 to 4, had no part in that.
+``gamma`` and ``alpha`` are those of the paper (Lin et al., ICCV 2017), and ``pos_weight`` is negatives / positives. The
+rest was chosen for toy_demo.py on seeds 100 to 107, not on the seeds shown, 0 to 4.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONTENDERS = (
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__)
     add_data_flag(parser)
     parser.add_argument("--gamma", type=float, default=2.0, help="focus on hard rows (default %(default)s)")

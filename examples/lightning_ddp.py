@@ -1,9 +1,9 @@
-"""The toy demo's training by two processes of Lightning's DDP strategy, on the CPU.
+"""Train the toy demo in two processes with Lightning's DDP strategy, on the CPU.
 
     python examples/lightning_ddp.py
 
-The losses find Lightning's group of processes by themselves, and a callback drives their schedule: nothing in the
-module knows of either. Needs the extras ``demo`` and ``lightning``.
+The losses find Lightning's process group by themselves, and a callback calls their schedule's hooks. The module needs
+no code for either. Needs the extras ``demo`` and ``lightning``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROCESSES = 2
 
 
 class Ranker(L.LightningModule):  # type: ignore[misc, unused-ignore]
-    """A small network that learns by the demo's schedule, and writes the table's lines."""
+    """A small network that trains with the demo's schedule, and records the table's lines."""
 
     def __init__(self, data: Split, args: argparse.Namespace) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Ranker(L.LightningModule):  # type: ignore[misc, unused-ignore]
         self.losses: list[Tensor] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Take this process's rows; the loss is that of all rows."""
+        """Compute the loss of all processes' rows, given this process's."""
         features, labels = batch
         loss: Tensor = self.loss_fn(self.net(features), labels[:, None])
         self.losses.append(loss.detach())
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Write a line."""
+        """Record a line of the table."""
         loss_fn = self.loss_fn
         phase = phase_name(loss_fn)
         loss, aucpr = torch.stack(self.losses).mean().item(), test_aucpr(self.net, self.data)
@@ -51,12 +51,12 @@ class Ranker(L.LightningModule):  # type: ignore[misc, unused-ignore]
         self.history.append(Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, loss, aucpr))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, as in the demo."""
+        """Use AdamW, as in the demo."""
         return torch.optim.AdamW(self.net.parameters(), lr=self.args.lr, weight_decay=self.args.weight_decay)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     args = parser.parse_args(argv)
@@ -65,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo; Lightning starts the second process, which runs this file, too."""
+    """Run the demo; Lightning starts the second process, which also runs this file."""
     args = parse_args(argv)
     L.seed_everything(args.seed, verbose=False)
     data = load_data(args.data, args.pos_rate, args.seed)

@@ -1,12 +1,12 @@
-"""Ten classes, some of them rare, in Lightning: what the loss says of each class, and each class's exact metric.
+"""Log diagnostics and the exact metric of each of ten classes, some of them rare, with Lightning.
 
     python examples/lightning_per_class.py
     python examples/lightning_per_class.py --log-dir logs
 
-The data are scikit-learn's handwritten digits, of which three classes keep a few training rows only. Cross-entropy
-warms the model up, then Smooth-AP ranks every class against the rest. ``LossWarmupCallback`` drives the schedule and
-logs it; the module logs ``loss_fn.diagnostics()``, tensors of the last step, and the exact average precision of every
-class on the held-out rows. With ``--log-dir`` all of it goes to ``metrics.csv``. Needs the extras ``demo`` and
+The data are scikit-learn's handwritten digits; three classes keep only a few training rows. The model warms up on
+cross-entropy, then Smooth-AP ranks every class against the rest. ``LossWarmupCallback`` drives and logs the schedule.
+The module logs ``loss_fn.diagnostics()``, tensors of the last step, and the exact average precision of every class on
+the held-out rows. With ``--log-dir`` everything is written to ``metrics.csv``. Needs the extras ``demo`` and
 ``lightning``.
 
 Most of what the rare digits gain after the warm-up is due to longer training: their mean average precision on seeds 0
@@ -36,7 +36,7 @@ Batch = list[Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the table, and what is known of each class at its end."""
+    """One line of the table, and the metrics of each class at the end of the epoch."""
 
     phase: str
     main_weight: float
@@ -47,7 +47,7 @@ class Epoch:
 
 
 class Classifier(L.LightningModule):  # type: ignore[misc, unused-ignore]
-    """A small network; the loss is a line in it, its schedule is none."""
+    """A small network; the loss takes one line, and its schedule none."""
 
     def __init__(self, args: argparse.Namespace, steps_per_epoch: int) -> None:
         super().__init__()
@@ -59,20 +59,20 @@ class Classifier(L.LightningModule):  # type: ignore[misc, unused-ignore]
         self.precision = torch.zeros(CLASSES)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of the phase."""
+        """Compute the loss of the current phase."""
         features, digits = batch
         loss: Tensor = self.loss_fn(self.net(features), digits)
         self.losses.append(loss.detach())
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take all held-out rows at once: a mean over batches would be no average precision."""
+        """Evaluate all held-out rows at once: a mean over batches is not an average precision."""
         features, digits = batch
         self.precision = average_precision(self.net(features), digits)
         self.log_dict(per_class("test_average_precision", self.precision))
 
     def on_train_epoch_end(self) -> None:
-        """Log what the loss says of the epoch's last step; in warm-up the ranking loss did not run."""
+        """Log the diagnostics of the epoch's last step; in warm-up the ranking loss has none."""
         loss_fn = self.loss_fn
         diagnostics = loss_fn.diagnostics()
         for name, values in diagnostics.items():
@@ -86,12 +86,12 @@ class Classifier(L.LightningModule):  # type: ignore[misc, unused-ignore]
         self.losses.clear()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """Use AdamW."""
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr)
 
 
 def print_epochs(history: Sequence[Epoch]) -> None:
-    """One line per epoch."""
+    """Print one line per epoch."""
     rare, common = list(RARE_DIGITS), [digit for digit in range(CLASSES) if digit not in RARE_DIGITS]
     print(f"\n{'epoch':>5}  {'phase':<8}{'main weight':>12}{'temperature':>13}{'loss':>9}", end="")
     print(f"{'test AP, common':>17}{'rare':>9}")
@@ -101,7 +101,7 @@ def print_epochs(history: Sequence[Epoch]) -> None:
 
 
 def columns_of(train_digits: Tensor, history: Sequence[Epoch]) -> dict[str, list[float] | None]:
-    """What the last step's diagnostics say of each class, beside its training rows and its exact metric."""
+    """Return each class's number of training rows, diagnostics of the last step and exact metric."""
     last, warm = history[-1], [epoch for epoch in history if epoch.phase == "warm-up"]
     told = {name: values.tolist() for name, values in last.diagnostics.items()}
     return {
@@ -115,7 +115,7 @@ def columns_of(train_digits: Tensor, history: Sequence[Epoch]) -> dict[str, list
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--log-dir", type=Path, metavar="FOLDER", help="write metrics.csv below it")
     return parser.parse_args(argv)

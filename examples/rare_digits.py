@@ -1,4 +1,4 @@
-"""What the per-class examples share: ten digits, of which three are rare, a loss with its schedule, and flags."""
+"""Shared code of the per-class examples: ten digits, three of them rare, a loss with its schedule, and flags."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Digits(NamedTuple):
 
 
 def load_data(rare_rows: int, seed: int) -> Digits:
-    """Split scikit-learn's handwritten digits; only in the training rows are the rare digits rare."""
+    """Split scikit-learn's handwritten digits; the rare digits are rare only in the training rows."""
     pixels, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         pixels, digits, test_size=0.4, stratify=digits, random_state=seed
@@ -49,7 +49,7 @@ def load_data(rare_rows: int, seed: int) -> Digits:
 
 
 def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrapper:
-    """Cross-entropy first, then Smooth-AP of each class against the rest."""
+    """Build a loss: cross-entropy first, then Smooth-AP of each class against the rest."""
     main_steps = (args.total_epochs - args.warmup_epochs) * steps_per_epoch
     return LossWarmupWrapper(
         SoftmaxFocalLoss(gamma=0),  # cross-entropy
@@ -63,12 +63,12 @@ def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrap
 
 
 def per_class(name: str, values: Iterable[T]) -> dict[str, T]:
-    """A metric's name for each class: ``loss/0`` to ``loss/9``."""
+    """Return the values by metric and class, such as ``loss/0`` to ``loss/9``."""
     return {f"{name}/{digit}": value for digit, value in enumerate(values)}
 
 
 def print_classes(columns: Mapping[str, Sequence[float] | None]) -> None:
-    """A line for each digit, and what there is of it in columns; ``None`` where there is nothing."""
+    """Print a line for each digit, with its values in columns; ``None`` is a column without values."""
     print("\ndigit" + "".join(f"{title:>{len(title) + 3}}" for title in columns))
     for digit in range(CLASSES):
         cells = ("-" if values is None else _tell(values[digit]) for values in columns.values())
@@ -83,7 +83,7 @@ def _tell(value: float) -> str:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Flags of data, schedule and training."""
+    """Make the parser with the flags of data, schedule and training."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, minimum, default, text in (
         ("--rare-rows", 1, 12, "training rows of each rare digit"),
@@ -99,7 +99,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     for flag, size, text in (
         ("--temp-start", 1.0, "temperature at the switch"),
         ("--temp-end", 0.5, "temperature at the last step"),
-        ("--lr", 1e-2, "of AdamW"),
+        ("--lr", 1e-2, "learning rate of AdamW"),
     ):
         parser.add_argument(flag, type=positive, default=size, help=f"{text} (default %(default)s)")
     return parser

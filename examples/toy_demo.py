@@ -2,8 +2,8 @@
 
     python examples/toy_demo.py --plot toy_demo.png
 
-The data are scikit-learn's handwritten digits, one digit against the rest, thinned until it is rare; or, with
-``--data generated``, a ``make_classification`` problem. A table shows what the schedule does in every epoch.
+The data are scikit-learn's handwritten digits, one digit against the rest, thinned until it is rare. With ``--data
+generated`` they are a ``make_classification`` problem. A table shows what the schedule does in every epoch.
 
 The task is small and BCE alone (``--loss bce``) does about as well on it, so the demo shows how the phases work, not
 that a ranking loss wins. The defaults were chosen on seeds 100 to 107.
@@ -84,7 +84,7 @@ def load_data(name: str, positive_rate: float, seed: int) -> Split:
 
 
 def describe(name: str, data: Split) -> str:
-    """Sizes of the data, in a line."""
+    """Describe the sizes of the data in one line."""
     return (
         f"{name}: {len(data.train_labels)} training rows, {int(data.train_labels.sum())} positive; "
         f"{len(data.test_labels)} held out, {int(data.test_labels.sum())} positive"
@@ -92,17 +92,17 @@ def describe(name: str, data: Split) -> str:
 
 
 def make_model(data: Split) -> nn.Module:
-    """One hidden layer, one logit; the weights are what torch's seed says."""
+    """Make a network with one hidden layer and one logit; torch's seed determines the weights."""
     return nn.Sequential(nn.Linear(data.train_features.shape[1], 64), nn.ReLU(), nn.Linear(64, 1))
 
 
 def batches_per_epoch(data: Split, args: argparse.Namespace) -> int:
-    """Number of batches, the last of which may be smaller."""
+    """Return the number of batches per epoch; the last may be smaller."""
     return -(-len(data.train_labels) // int(args.batch_size))
 
 
 def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrapper:
-    """BCE first, then the loss that ``--loss`` names."""
+    """Build the loss: BCE first, then the loss of ``--loss``."""
     common = {"num_classes": 1, "queue_size": args.queue_size}
     main_losses: dict[str, Callable[[], nn.Module]] = {
         "smooth-ap": lambda: SmoothAPLoss(**common),
@@ -117,7 +117,7 @@ def build_loss(args: argparse.Namespace, steps_per_epoch: int) -> LossWarmupWrap
 def warm_up(
     warmup_loss: nn.Module, main_loss: nn.Module, args: argparse.Namespace, steps_per_epoch: int
 ) -> LossWarmupWrapper:
-    """One loss, then the other, by the schedule of the flags."""
+    """Wrap two losses, with the schedule of the flags."""
     main_steps = (args.total_epochs - args.warmup_epochs) * steps_per_epoch
     with warnings.catch_warnings():
         # focal and BCE have neither temperature nor queue: nothing for the schedule to drive
@@ -134,18 +134,18 @@ def warm_up(
 
 
 def binary_cross_entropy() -> SigmoidFocalLoss:
-    """Focal loss without focus or class weights; unlike torch's own it takes the ranking losses' integer labels."""
+    """Return a focal loss that equals BCE; unlike torch's, it takes integer labels as the ranking losses do."""
     return SigmoidFocalLoss(alpha=-1, gamma=0)
 
 
 @torch.no_grad()
 def test_aucpr(model: nn.Module, data: Split) -> float:
-    """Area under the precision-recall curve (average precision) on the held-out set."""
+    """Compute the area under the precision-recall curve (average precision) on the held-out set."""
     return average_precision(model.eval()(data.test_features)[:, 0], data.test_labels).item()
 
 
 def train(model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argparse.Namespace) -> list[Epoch]:
-    """All epochs, with a progress bar; one record for each."""
+    """Train all epochs with a progress bar; return one record per epoch."""
     epochs = train_epochs(model, loss_fn, data, args)
     return list(tqdm(epochs, total=args.total_epochs, desc=f"BCE -> {args.loss}", unit="epoch"))
 
@@ -153,7 +153,7 @@ def train(model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argpa
 def train_epochs(
     model: nn.Module, loss_fn: LossWarmupWrapper, data: Split, args: argparse.Namespace
 ) -> Iterator[Epoch]:
-    """The usual loop, with the schedule's two hooks; yields a record after each epoch."""
+    """Run the usual training loop with the schedule's two hooks; yield a record after each epoch."""
     batches = shuffled_batches(data, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     step = 0
@@ -175,7 +175,7 @@ def train_epochs(
 
 
 def shuffled_batches(data: Split, args: argparse.Namespace) -> DataLoader[tuple[Tensor, ...]]:
-    """The training rows in an order that the seed decides, another one in each epoch."""
+    """Yield batches of the training rows, in an order that depends on the seed and the epoch."""
     rows = TensorDataset(data.train_features, data.train_labels)
     generator = torch.Generator().manual_seed(args.seed)
     # one look-up for all rows of a batch: row by row, loading takes longer than training
@@ -184,12 +184,12 @@ def shuffled_batches(data: Split, args: argparse.Namespace) -> DataLoader[tuple[
 
 
 def phase_name(loss_fn: LossWarmupWrapper) -> str:
-    """For a table."""
+    """Return the name of the current phase."""
     return "warm-up" if loss_fn.in_warmup else "blend" if loss_fn.in_blend else "main"
 
 
 def print_table(history: Sequence[Epoch]) -> None:
-    """One line per epoch."""
+    """Print one line per epoch."""
     print(f"\n{'epoch':>5}  {'phase':<8}{'main weight':>12}{'temperature':>13}{'loss':>9}{'test AUCPR':>12}")
     for number, epoch in enumerate(history):
         temperature = "-" if epoch.temperature is None else f"{epoch.temperature:.4f}"
@@ -198,7 +198,7 @@ def print_table(history: Sequence[Epoch]) -> None:
 
 
 def save_plot(path: Path, history: Sequence[Epoch], scores: Tensor, data: Split) -> None:
-    """AUCPR and main weight over the epochs; the final precision-recall curve on the held-out set."""
+    """Plot AUCPR and main weight by epoch, and the final precision-recall curve on the held-out set."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -218,7 +218,7 @@ def save_plot(path: Path, history: Sequence[Epoch], scores: Tensor, data: Split)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
@@ -229,7 +229,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Settings of data, loss, schedule and training, which other demos share."""
+    """Add the flags of data, loss, schedule and training, which other demos share."""
     losses = ["smooth-ap", "recall", "pauc", "focal", "bce"]
     parser.add_argument("--loss", choices=losses, default=losses[0], help="main loss (default %(default)s)")
     add_data_flag(parser)
@@ -237,13 +237,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_flag(parser: argparse.ArgumentParser) -> None:
-    """Which of the data that :func:`load_data` has."""
+    """Add the flag that selects the data of :func:`load_data`."""
     data = ["digits", "generated"]
-    parser.add_argument("--data", choices=data, default=data[0], help="real or made up (default %(default)s)")
+    parser.add_argument("--data", choices=data, default=data[0], help="real or generated (default %(default)s)")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """Settings of schedule and training, whatever the data and the losses."""
+    """Add the flags of schedule and training, for any data and losses."""
     parser.add_argument("--pos-rate", type=float, default=0.03, help="share of positives (default %(default)s)")
     parser.add_argument("--warmup-epochs", type=int, default=4, help="epochs of warm-up (default %(default)s)")
     parser.add_argument("--blend-epochs", type=int, default=3, help="epochs of blending (default %(default)s)")
@@ -254,13 +254,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temp-end", type=float, default=1.0, help="temperature at the last step (default %(default)s)"
     )
-    parser.add_argument("--lr", type=float, default=1e-2, help="of AdamW (default %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of split, model and batches (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-2, help="learning rate of AdamW (default %(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="weight decay of AdamW (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of split, model and batches (default %(default)s)")
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stop before any work if a flag's value makes no sense."""
+    """Exit with an error if a flag's value is invalid."""
     at_least = {"warmup_epochs": 0, "blend_epochs": 0, "total_epochs": 1, "batch_size": 1, "queue_size": 0, "seed": 0}
     for name, minimum in at_least.items():
         if getattr(args, name) < minimum:
@@ -275,7 +275,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
 
 
 def check_plot(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stop before any work if there is no place for the picture."""
+    """Exit with an error if the plot cannot be saved."""
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"expected --plot in a folder that exists, got {args.plot}")
     if args.plot and args.plot.suffix != ".png":

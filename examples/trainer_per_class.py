@@ -1,15 +1,15 @@
-"""Ten classes, some of them rare, in the Hugging Face Trainer: what the loss and the exact metric say of each class.
+"""Log diagnostics and the exact metric of each of ten classes, some of them rare, with the Hugging Face Trainer.
 
     python examples/trainer_per_class.py
 
-The data are scikit-learn's handwritten digits, of which three keep a few training rows only. Cross-entropy warms a
-small network up, then Smooth-AP ranks every class against the rest. ``LossWarmupCallback`` drives and logs the
-schedule, another callback logs ``loss_fn.diagnostics()``, tensors of the last step, and ``compute_metrics`` the exact
-average precision of every class on the held-out rows. All of it is in ``trainer.state.log_history``, from which the
-tables are printed. Needs the extras ``demo`` and ``transformers``; nothing is downloaded.
+The data are scikit-learn's handwritten digits; three of them keep only a few training rows. A small network warms up on
+cross-entropy, then Smooth-AP ranks every class against the rest. ``LossWarmupCallback`` drives and logs the schedule,
+another callback logs ``loss_fn.diagnostics()``, tensors of the last step, and ``compute_metrics`` the exact average
+precision of every class on the held-out rows. All values are in ``trainer.state.log_history``, from which the tables
+are printed. Needs the extras ``demo`` and ``transformers``; nothing is downloaded.
 
 It shows how to log, not that a ranking loss wins: cross-entropy for all 20 epochs (``--warmup-epochs 20``) ranks the
-rare digits as well, with a mean average precision of 0.86 both ways on seeds 0 to 3.
+rare digits as well, with a mean average precision of 0.86 either way on seeds 0 to 3.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Logs = dict[str, Any]
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """Rows as a Trainer takes them."""
+    """A data set of rows in the Trainer's format."""
 
     def __init__(self, pixels: Tensor, digits: Tensor) -> None:
         self.pixels, self.digits = pixels, digits
@@ -57,7 +57,7 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 class Network(PreTrainedModel):  # type: ignore[no-untyped-call, unused-ignore]
-    """Gives logits only: the loss is the Trainer's affair."""
+    """A network that returns only logits; the Trainer computes the loss."""
 
     layers: nn.Sequential
 
@@ -72,13 +72,13 @@ class Network(PreTrainedModel):  # type: ignore[no-untyped-call, unused-ignore]
 
 
 class Diagnostics(TrainerCallback):
-    """Adds what the loss says of the last step to the logs, class by class."""
+    """Adds the diagnostics of the last step to the logs, class by class."""
 
     def __init__(self, loss_fn: LossWarmupWrapper) -> None:
         self.loss_fn = loss_fn
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs | None = None, **_: Any) -> None:
-        """Read the tensors: only here, where something is logged anyway, does anyone wait for them."""
+        """Read the tensors, and so wait for the device, only when something is logged."""
         if logs is None or "loss" not in logs:
             return
         values = {name: value.tolist() for name, value in self.loss_fn.diagnostics().items()}
@@ -89,20 +89,20 @@ class Diagnostics(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """The Trainer's bar, without a line for every log: the tables come at the end."""
+    """The Trainer's progress bar without a line per log, because tables are printed at the end."""
 
     def on_log(self, *_: Any, **__: Any) -> None:
-        """Stay silent."""
+        """Print nothing."""
 
 
 def exact_metrics(evaluated: EvalPrediction) -> dict[str, float]:
-    """Average precision of each class, over all held-out rows at once."""
+    """Compute the average precision of each class, over all held-out rows at once."""
     scores, digits = torch.as_tensor(evaluated.predictions), torch.as_tensor(evaluated.label_ids)
     return per_class("average_precision", average_precision(scores, digits).tolist())
 
 
 def train(args: argparse.Namespace, data: Digits) -> list[Logs]:
-    """One record per epoch: the logs of its training and of its evaluation together."""
+    """Train; return one record per epoch, with the logs of training and of evaluation."""
     loss_fn = build_loss(args, steps_per_epoch=-(-len(data.train_digits) // args.batch_size))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -129,7 +129,7 @@ def train(args: argparse.Namespace, data: Digits) -> list[Logs]:
             compute_metrics=exact_metrics,
             callbacks=[LossWarmupCallback(loss_fn), Diagnostics(loss_fn), Progress()],
         )
-        trainer.remove_callback(PrinterCallback)  # it prints what the tables tell
+        trainer.remove_callback(PrinterCallback)  # it prints what is in the tables
         trainer.train()
     epochs: dict[float, Logs] = {}
     for logs in trainer.state.log_history:
@@ -138,13 +138,13 @@ def train(args: argparse.Namespace, data: Digits) -> list[Logs]:
 
 
 def precision_of(epoch: Logs, digits: Sequence[int]) -> float:
-    """Mean of the exact average precision over some classes."""
+    """Return the mean of the exact average precision over some classes."""
     values: list[float] = [epoch[f"eval_average_precision/{digit}"] for digit in digits]
     return sum(values) / len(values)
 
 
 def print_epochs(history: Sequence[Logs]) -> None:
-    """One line per epoch."""
+    """Print one line per epoch."""
     common = [digit for digit in range(CLASSES) if digit not in RARE_DIGITS]
     print(f"\n{'epoch':>5}{'main weight':>13}{'temperature':>13}{'queue fill':>12}{'loss':>9}", end="")
     print(f"{'test AP, common':>17}{'rare':>9}")
@@ -155,12 +155,12 @@ def print_epochs(history: Sequence[Logs]) -> None:
 
 
 def columns_of(train_digits: Tensor, history: Sequence[Logs], warmup_epochs: int) -> dict[str, list[float] | None]:
-    """What the last step's diagnostics say of each class, beside its training rows and its exact metric."""
+    """Return each class's number of training rows, diagnostics of the last step and exact metric."""
     last = history[-1]
     before = history[warmup_epochs - 1] if 0 < warmup_epochs <= len(history) else {}
     return {
         "training rows": train_digits.bincount(minlength=CLASSES).tolist(),
-        "valid": of_classes(last, "valid"),  # there is none within the warm-up
+        "valid": of_classes(last, "valid"),  # absent during the warm-up
         "Smooth-AP loss": of_classes(last, "loss"),
         "gap to exact": of_classes(last, "gap"),
         "test AP, warm-up": of_classes(before, "eval_average_precision"),
@@ -169,13 +169,13 @@ def columns_of(train_digits: Tensor, history: Sequence[Logs], warmup_epochs: int
 
 
 def of_classes(epoch: Logs, name: str) -> list[float] | None:
-    """A number of each class, if the epoch has it."""
+    """Return a value for each class, or None if the epoch has none."""
     names = [f"{name}/{digit}" for digit in range(CLASSES)]
     return [epoch[name] for name in names] if names[0] in epoch else None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     return make_parser(__doc__).parse_args(argv)
 
 

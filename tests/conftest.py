@@ -1,12 +1,12 @@
-"""What holds for every test: one thread, a known seed, no compiled code left over from the test before."""
+"""Setup of every test: one thread, a fixed seed, and no compiled code from the previous test."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 
-# One process per core runs the suite, see the Makefile: more threads, here or in what a test starts, would only wait
-# for each other. Tests of what threads change set their number themselves, see tests/compiled.
+# The suite runs one process per core (see the Makefile), so more threads, here or in processes that tests start, would
+# only wait for each other. Tests that depend on threads set their number themselves, see tests/compiled.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
@@ -17,7 +17,7 @@ import imbalanced_losses
 
 torch.set_num_threads(1)
 
-# Derandomised, so that CI is green or red for a reason in the commit. HYPOTHESIS_PROFILE=search looks for new examples.
+# Derandomised, so that the result of CI depends only on the commit. HYPOTHESIS_PROFILE=search looks for new examples.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
