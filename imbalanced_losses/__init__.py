@@ -6,7 +6,7 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imbalanced_losses import distributed, metrics, schedule
+from imbalanced_losses import distributed, metrics, schedule, thresholds
 from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
 from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
@@ -68,6 +68,7 @@ __all__ = [
     "smooth_ap_per_class",
     "softmax_focal",
     "stack_states",
+    "thresholds",
     "unstack_states",
     "update_class_counts",
 ]

@@ -9,7 +9,7 @@ it leaves a constant of each row free, so that raw logits of a class do not comp
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from torch.nn import functional
 
 from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
-from imbalanced_losses.pool import Pool, join_rows
-from imbalanced_losses.queue import init_queue
+from imbalanced_losses.pool import Pool, pool_of_scores
 from imbalanced_losses.reductions import weighted_mean
-from imbalanced_losses.rows import parse_rows
-from imbalanced_losses.validation import check_choice, check_flag, check_fraction, check_number, check_tensor
+from imbalanced_losses.validation import check_choice, check_fraction, check_number
 
 __all__ = ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"]
 
@@ -73,7 +71,7 @@ def average_precision(
     >>> average_precision(scores, targets)  # the positives have ranks 1 and 3: (1/1 + 2/3) / 2
     tensor(0.8333)
     """
-    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
     return _result(pool, average_precision_of(pool), multilabel)
 
 
@@ -130,7 +128,7 @@ def recall_at_quantile(
     """
     quantile = check_fraction("quantile", quantile)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
-    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
     threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
     return _result(pool, share_of_positives(pool, pool.scores >= threshold), multilabel)
 
@@ -180,7 +178,7 @@ def partial_auc(
     alpha, beta = check_number("alpha", alpha), check_number("beta", beta)
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
-    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
     return _result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
 
 
@@ -244,29 +242,12 @@ def coverage_at_budget(
     """
     budget = check_fraction("budget", budget)
     check_choice("budget_basis", budget_basis, ("population", "fpr"))
-    pool = _rows(scores, targets, multilabel, ignore_index, sample_weight)
+    pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
     paid = pool.valid if budget_basis == "population" else pool.negative
     total = paid.sum(-1, keepdim=True)
     within = _count_at_or_above(paid, *_ascending(pool.scores)) <= _allowed(total, budget)
     covered = share_of_positives(pool, within)
     return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
-
-
-def _rows(scores: Tensor, targets: Tensor, multilabel: bool, ignore_index: int, sample_weight: Tensor | None) -> Pool:
-    """One-vs-rest problems: the pool of one batch and no queue, so that masks mean here what they mean there."""
-    check_tensor("scores", scores)
-    if scores.dim() not in (1, 2):
-        raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
-    task = _Task(1 if scores.dim() == 1 else scores.shape[1], check_flag("multilabel", multilabel), ignore_index)
-    rows = parse_rows(scores.detach(), targets, task, sample_weight=sample_weight)
-    queue = init_queue(0, task.num_classes, multilabel=multilabel, ignore_index=ignore_index, device=scores.device)
-    return join_rows(rows, queue, task, temperature=1.0)
-
-
-class _Task(NamedTuple):
-    num_classes: int
-    multilabel: bool
-    ignore_index: int
 
 
 def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:

@@ -6,6 +6,7 @@ Ignored labels, live rows and the one-vs-rest split are handled here, once; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,11 @@ from torch import Tensor
 from imbalanced_losses import remedies
 from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import compute_dtype
-from imbalanced_losses.queue import QueueState
-from imbalanced_losses.rows import Rows, Task
-from imbalanced_losses.validation import check_temperature
+from imbalanced_losses.queue import QueueState, init_queue
+from imbalanced_losses.rows import Rows, Task, parse_rows
+from imbalanced_losses.validation import check_flag, check_temperature, check_tensor
 
-__all__ = ["Pool", "check_queue", "join_rows"]
+__all__ = ["Pool", "check_queue", "join_rows", "pool_of_scores"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +138,31 @@ def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | f
         n_live=live.logits.shape[0],
         temperature=check_temperature(temperature, scores),
     )
+
+
+class _Task(NamedTuple):
+    num_classes: int
+    multilabel: bool
+    ignore_index: int
+
+
+def pool_of_scores(
+    scores: Tensor,
+    targets: Tensor,
+    multilabel: bool,
+    ignore_index: int,
+    sample_weight: Tensor | None,
+    *,
+    check_values: bool = False,
+) -> Pool:
+    """The pool of one batch of scores ``[N]`` or ``[N, C]`` and no queue, for what ranks as the losses do."""
+    check_tensor("scores", scores)
+    if scores.dim() not in (1, 2):
+        raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
+    task = _Task(1 if scores.dim() == 1 else scores.shape[1], check_flag("multilabel", multilabel), ignore_index)
+    rows = parse_rows(scores.detach(), targets, task, sample_weight=sample_weight, check_values=check_values)
+    queue = init_queue(0, task.num_classes, multilabel=multilabel, ignore_index=ignore_index, device=scores.device)
+    return join_rows(rows, queue, task, temperature=1.0)
 
 
 def _one_vs_rest(targets: Tensor, valid: Tensor, task: Task) -> tuple[Tensor, Tensor]:

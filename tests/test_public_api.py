@@ -52,6 +52,7 @@ PUBLIC_NAMES = [
     "smooth_ap_per_class",
     "softmax_focal",
     "stack_states",
+    "thresholds",
     "unstack_states",
     "update_class_counts",
 ]
@@ -88,6 +89,13 @@ SUBMODULE_NAMES = {
         "queue_states",
         "ranking_batches",
     ],
+    "thresholds": [
+        "OperatingPoint",
+        "for_alert_budget",
+        "for_expected_cost",
+        "for_precision_floor",
+        "for_recall_floor",
+    ],
 }
 
 FLOAT_DTYPES = "(torch.float64, torch.float32, torch.bfloat16, torch.float16)"
@@ -95,6 +103,7 @@ RANKING = (
     "(logits, targets, queue_state, cfg, *, temperature=None, iid_mask=None, sample_weight=None, "
     "update_queue=True, generator=None)"
 )
+HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
     "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
     "validate_targets=True, grad_reduction='mean', group=None)",
@@ -166,6 +175,10 @@ SIGNATURES = {
     "sample_weight=None)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
+    "thresholds.for_alert_budget": f"(scores, targets, budget, budget_basis='population', *, {HELD_OUT}",
+    "thresholds.for_recall_floor": f"(scores, targets, min_recall, *, {HELD_OUT}",
+    "thresholds.for_precision_floor": f"(scores, targets, min_precision, *, {HELD_OUT}",
+    "thresholds.for_expected_cost": f"(scores, targets, *, cost_fn, cost_fp, cost_tp=0.0, {HELD_OUT}",
 }
 SIGNATURES |= {
     "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "
@@ -191,13 +204,14 @@ NOT_CALLABLE = {
     "schedule.PHASES",
     "testing.ELEMENTWISE_PROPERTIES",
     "testing.RANKING_PROPERTIES",
+    "thresholds",
 }
 CALLABLES = [
     name
     for name in [*PUBLIC_NAMES, *(f"{module}.{name}" for module, names in SUBMODULE_NAMES.items() for name in names)]
     if name not in NOT_CALLABLE
 ]
-DATA = ("Config", "State", "PerClass", "ClassCounts", "Batch", "ContractError")
+DATA = ("Config", "State", "PerClass", "ClassCounts", "Batch", "ContractError", "OperatingPoint")
 PLAIN_DATA = [name for name in CALLABLES if name.endswith(DATA)]
 
 
