@@ -92,7 +92,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         ("--total-epochs", 1, 20, "all epochs"),
         ("--batch-size", 1, 64, "rows in a step"),
         ("--queue-size", 0, 1024, "past rows in the pool"),
-        ("--seed", 0, 0, "of split, network and batches"),
+        ("--seed", 0, 0, "seed of split, network and batches"),
     ):
         kind = functools.partial(integer, minimum=minimum)
         parser.add_argument(flag, type=kind, default=default, help=f"{text} (default %(default)s)")

@@ -64,7 +64,7 @@ def _find_wrong(targets: Tensor, low: float, high: float, ignore_index: int | No
 
 
 def _all_within(values: Tensor, low: float, high: float) -> bool:
-    """Whether all values lie in ``[low, high]``; False also if one operator cannot tell."""
+    """Whether all values lie in ``[low, high]``; also False for empty tensors and dtypes without ``aminmax``."""
     if values.numel() == 0 or values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # aminmax refuses these
         return False
     lowest, highest = torch.aminmax(values)

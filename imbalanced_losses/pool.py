@@ -30,7 +30,7 @@ class Pool:
     scores : Tensor [C, M], float32 or float64
         0 where not valid; only live rows carry gradient.
     valid : Tensor [C, M], bool
-        Rows that take part.
+        Rows that are not ignored.
     positive : Tensor [C, M], bool
         Valid rows of the class.
     iid : Tensor [M], bool

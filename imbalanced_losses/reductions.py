@@ -61,7 +61,7 @@ def reduce_elements(loss: Tensor, counted: Tensor | None, weights: Tensor | None
     counted : Tensor [N, ...], bool, optional
         The elements whose number or total weight ``"mean"`` divides by; all of them if left out.
     weights : Tensor [N], or one that broadcasts to [N, ...] with a first axis of N, optional
-        Non-negative. Leaving them out gives bit for bit the result of ones: both divide a sum by a total weight.
+        Non-negative. Ones give bit for bit the same result as no weights: both divide a sum by a total weight.
     reduction : {"mean", "sum", "none"}
         ``"none"`` returns the weighted loss ``[N, ...]``.
     """

@@ -31,8 +31,8 @@ def for_integer_logits(logits: Tensor) -> str:
 def for_ranking_logits(logits: Tensor, num_classes: int) -> str:
     """Remedy for logits that are not ``[N, num_classes]``."""
     if num_classes == 1 and logits.dim() == 2 and logits.shape[1] == 2:
-        make_one = "of two logits for a binary task make one, logits[:, 1] - logits[:, 0]"
-        return f": {make_one}, and of one-hot labels targets[:, 1]"
+        one_logit = "for a binary task with two logits use logits[:, 1] - logits[:, 0]"
+        return f": {one_logit}, and for one-hot labels targets[:, 1]"
     if num_classes == 2 and (logits.dim() == 1 or logits.shape[1:] == (1,)):
         return ": for one logit use num_classes=1"
     if logits.dim() < 3:
@@ -41,8 +41,8 @@ def for_ranking_logits(logits: Tensor, num_classes: int) -> str:
     if second == last and num_classes > 1:  # no class axis, or two candidates
         return ""
     rows = "{}.flatten(0, -2)" if last else "{}.movedim(1, -1).flatten(0, -2)"
-    ids = f"{rows.format('logits')} beside class ids targets.flatten()"
-    return f": make rows, {ids} or, with multilabel=True, {rows.format('targets')}" if second or last else ""
+    ids = f"{rows.format('logits')} with class ids targets.flatten()"
+    return f": flatten to rows, {ids} or, with multilabel=True, {rows.format('targets')}" if second or last else ""
 
 
 def for_ranking_targets(targets: Tensor, logits: Tensor, *, multilabel: bool) -> str:
@@ -118,7 +118,7 @@ def _for_ids(targets: Tensor, logits: Tensor, *, last: bool) -> str:
 
 def for_weight_sequence() -> str:
     """Remedy for one number where each class needs a weight."""
-    return ": give each class its weight, for two classes [1 - alpha, alpha]"
+    return ": pass one weight per class, for two classes [1 - alpha, alpha]"
 
 
 def for_label(label: float, *, binary: bool) -> str:
@@ -140,7 +140,7 @@ def for_loss_elsewhere(device: torch.device) -> str:
 
     The caller appends a comma and an expression that makes the argument on that device.
     """
-    return f": make it there, with loss_fn.to({str(device)!r}) or, for the pure function"
+    return f": create it there, with loss_fn.to({str(device)!r}) or, for the pure function"
 
 
 def _is_float_or_bool(targets: Tensor) -> bool:

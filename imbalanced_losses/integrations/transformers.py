@@ -245,12 +245,12 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
         if self.loss_fn is None and loss_state is not None:
             raise ValueError(
                 "expected LossWarmupCallback to have the loss_fn whose state the checkpoint holds, got none. With "
-                "restore_callback_states_from_checkpoint=True the Trainer makes it anew, without: set that to False"
+                "restore_callback_states_from_checkpoint=True the Trainer recreates it without one: set that to False"
             )
         if self.loss_fn is not None and loss_state is None:
             warnings.warn(
                 "expected the state of loss_fn in the checkpoint, got none: it was saved without LossWarmupCallback. "
-                "Queue, temperature and schedule start anew",
+                "Queue, temperature and schedule restart",
                 stacklevel=3,
             )
             start_new_run(self.loss_fn)

@@ -65,7 +65,7 @@ def refuse_second_pass() -> None:
     if not is_traced() and is_in_backward():
         raise RuntimeError(
             "expected the loss outside activation checkpointing, got a second pass of it in the backward, which would "
-            "meet what the first has changed (queue, steps): checkpoint the model, and call the loss on its output"
+            "use state that the first has changed (queue, steps): checkpoint the model, and call the loss on its output"
         )
 
 

@@ -270,14 +270,15 @@ class LossWarmupWrapper(WarmupState):
         is_annealing = has_temperature(self.main_loss) and not self.in_warmup
         moves_by_step = not self.auto_step and (cfg.counts_steps or is_annealing)
         waits_for_epoch = cfg.counts_epochs or self.reset_queue_each_epoch
-        for hook, moves, unit, what in (
-            ("on_train_epoch_start", waits_for_epoch, "epoch", "what happens by epochs"),
-            ("on_train_batch_start", moves_by_step, "batch", "what happens by steps"),
+        for hook, moves, unit, counter in (
+            ("on_train_epoch_start", waits_for_epoch, "epoch", "epoch"),
+            ("on_train_batch_start", moves_by_step, "batch", "step"),
         ):
             if self.training and moves and hook in self._awaited_hooks:
                 self._awaited_hooks.remove(hook)
                 warnings.warn(
-                    f"expected a call of {hook} before each training {unit}, got none: {what} stands still",
+                    f"expected a call of {hook} before each training {unit}, got none: "
+                    f"the schedule's {counter} does not advance",
                     stacklevel=5,
                 )
 

@@ -97,7 +97,7 @@ RANKING: list[Mistake] = [
         MULTI,
         (WIDE.reshape(2, 4, 3), IDS.reshape(2, 4)),
         ValueError,
-        r"logits.flatten\(0, -2\) beside class ids targets.flatten\(\)",
+        r"logits.flatten\(0, -2\) with class ids targets.flatten\(\)",
         (MULTI, (WIDE.reshape(2, 4, 3).flatten(0, -2), IDS.reshape(2, 4).flatten())),
     ),
     (
@@ -113,7 +113,7 @@ RANKING: list[Mistake] = [
         MULTI,
         (IMAGES, MASKS),
         ValueError,
-        r"logits.movedim\(1, -1\).flatten\(0, -2\) beside class ids targets.flatten\(\)",
+        r"logits.movedim\(1, -1\).flatten\(0, -2\) with class ids targets.flatten\(\)",
         (MULTI, (IMAGES.movedim(1, -1).flatten(0, -2), MASKS.flatten())),
     ),
     (
@@ -129,7 +129,7 @@ RANKING: list[Mistake] = [
         BINARY,
         (PAIR, F.one_hot(LABELS)),
         ValueError,
-        r"logits\[:, 1\] - logits\[:, 0\], and of one-hot labels targets\[:, 1\]",
+        r"logits\[:, 1\] - logits\[:, 0\], and for one-hot labels targets\[:, 1\]",
         (BINARY, (PAIR[:, 1] - PAIR[:, 0], F.one_hot(LABELS)[:, 1])),
     ),
     (

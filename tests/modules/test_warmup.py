@@ -343,7 +343,7 @@ def test_a_missing_epoch_hook_is_told_once(settings: dict[str, int]) -> None:
 
 def test_resets_by_epoch_want_the_epoch_hook() -> None:
     wrapper = make(warmup_steps=1, reset_queue_each_epoch=True, auto_step=True)
-    with pytest.warns(UserWarning, match="on_train_epoch_start .* stands still"):
+    with pytest.warns(UserWarning, match="on_train_epoch_start .* does not advance"):
         wrapper(LOGITS, TARGETS)
     wrapper(LOGITS, TARGETS)  # warnings are errors: it would raise if it warned again
 
@@ -364,7 +364,7 @@ def test_a_run_resumed_within_an_epoch_is_not_asked_for_the_epoch_hook() -> None
 
 
 def test_stepwise_warmup_without_the_batch_hook_is_told() -> None:
-    with pytest.warns(UserWarning, match="on_train_batch_start .* stands still"):
+    with pytest.warns(UserWarning, match="on_train_batch_start .* does not advance"):
         make(warmup_steps=1)(LOGITS, TARGETS)
 
 
@@ -398,7 +398,7 @@ def test_only_what_moves_by_steps_wants_the_batch_hook() -> None:
         )
     by_epochs.on_train_epoch_start(0)
     by_epochs(LOGITS, TARGETS)
-    with pytest.warns(UserWarning, match="stands still"):
+    with pytest.warns(UserWarning, match="does not advance"):
         by_steps(LOGITS, TARGETS)
 
 
