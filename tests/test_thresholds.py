@@ -215,6 +215,15 @@ def test_a_number_is_the_cost_of_every_row(problem: Problem, quarters: list[int]
     check(point, rows, best, with_cost=True)
 
 
+def test_numbers_are_costs_in_float64() -> None:
+    """Float32 rounds 0.1 and 0.3. First no alert pays, then alerts on all rows do."""
+    scores, targets = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0, 1, 0, 1])
+    missed = thresholds.for_expected_cost(scores, targets, cost_fn=0.1, cost_fp=1e6)
+    alerts = thresholds.for_expected_cost(scores, targets, cost_fn=1e6, cost_fp=0.1, cost_tp=0.3)
+    assert missed.cost.item() == pytest.approx(0.2 / 4, abs=1e-15)
+    assert alerts.cost.item() == pytest.approx((0.1 * 2 + 0.3 * 2) / 4, abs=1e-9)
+
+
 # --- the threshold itself ---------------------------------------------------------------------------------------------
 
 
@@ -419,6 +428,12 @@ def test_a_perfect_ranking_needs_no_false_alert(choose) -> None:
         assert point.precision == 1
 
 
+def test_best_precision_below_the_floor_is_that_of_the_highest_recall() -> None:
+    scores, targets = torch.tensor([3.0, 3.0, 2.0, 2.0, 1.0]), torch.tensor([1, 0, 1, 0, 0])
+    point = thresholds.for_precision_floor(scores, targets, min_precision=0.6)  # one of two, or two of four
+    assert (point.threshold, point.precision, point.recall, point.reached) == (1.5, 0.5, 1, False)
+
+
 def test_tied_rows_that_do_not_fit_are_no_alerts() -> None:
     scores, targets = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([1, 0, 0, 0])
     point = thresholds.for_alert_budget(scores, targets, budget=0.5)
@@ -475,6 +490,15 @@ def test_intervals_are_reproducible_and_ordered(choose, monkeypatch) -> None:
     torch.manual_seed(5)
     assert_same(draw(), without_generator)
     assert choose(scores, targets).intervals == {}
+
+
+@every_goal
+def test_intervals_of_few_rows_are_shares(choose) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        intervals = choose(*sample(10, prevalence=0.4), n_bootstrap=50).intervals
+        for name in intervals.keys() - {"threshold", "cost"}:
+            assert 0 <= intervals[name][0] <= intervals[name][1] <= 1
 
 
 def rates_of(alerts: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -167,7 +167,7 @@ def _weighted_costs(costs: Costs, pool: Pool, positive: Tensor, negative: Tensor
 def _cost_of_rows(name: str, cost: Tensor | float, pool: Pool, applies: Tensor) -> Tensor:
     """``[C, N]``, 0 where the cost does not apply: values there are not looked at."""
     if not isinstance(cost, Tensor) or cost.dim() == 0:
-        return torch.where(applies, check_nonnegative(name, cost), 0).to(pool.scores.dtype)
+        return applies.to(pool.scores.dtype) * check_nonnegative(name, cost)
     columns = check_element_weights(name, cost, pool.scores.mT).to(pool.scores.dtype)
     values = (columns[:, None] if columns.dim() == 1 else columns).mT.expand_as(applies)
     check_weight_values(values[applies], name)
