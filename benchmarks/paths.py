@@ -174,12 +174,21 @@ CHOICES = [
         _ranks_step,
     ),
     Choice(
-        "sorting; rows x values",
+        "sorting one row; rows x values",
         "integers",
         "floats",
         "kernels.ordering",
         (("RADIX_FROM", 1, math.inf),),
-        ("1 x 16,384", "1 x 32,768", "1 x 262,144", "10 x 16,384", "100 x 1,056"),
+        ("1 x 16,384", "1 x 32,768", "1 x 262,144"),
+        _sort_step,
+    ),
+    Choice(
+        "sorting short rows; rows x values",
+        "as one row of integers",
+        "floats",
+        "kernels.ordering",
+        (("JOINED_UP_TO", math.inf, 0),),
+        ("100 x 1,056", "10 x 16,384", "100 x 16,384"),
         _sort_step,
     ),
     Choice(

@@ -30,7 +30,8 @@ RECALL_CHUNK = 1 << 17  # scores of the classes that are worked on at a time
 PACKED_FROM = 1 << 14  # scores, from which on the positives are gathered first
 
 # --- focal losses -----------------------------------------------------------------------------------------------------
-FEW_LOGITS = 1 << 20  # up to which the graph keeps what the forward knows (12 MB at most) for the backward
+# up to which the graph keeps the forward's terms: in float32 at most 13 MB of a sigmoid, 19 MB of a softmax
+FEW_LOGITS = 1 << 20
 SIGMOID_BLOCK = 1 << 17  # logits per thread that are worked on at a time
 SOFTMAX_BLOCK = 1 << 20  # the same of the softmax, some of whose calls go by rows
 FEW_CLASSES = 16  # up to which classes are laid out as the first axis
