@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import imbalanced_losses
 
 DOCS = Path(__file__).resolve().parent
@@ -71,3 +73,8 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 templates_path: list[str] = []
+
+
+def setup(app: Sphinx) -> None:
+    """Read pages in parallel: the MathJax extension only copies files, but does not say that it is safe."""
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
