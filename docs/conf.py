@@ -15,7 +15,7 @@ sys.path.insert(0, str(DOCS / "_ext"))
 
 project = "imbalanced-losses"
 author = "the imbalanced-losses authors"
-copyright = author  # noqa: A001 (Sphinx's name)
+copyright = author
 version = release = imbalanced_losses.__version__
 
 extensions = [

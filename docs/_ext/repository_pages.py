@@ -43,9 +43,7 @@ def site_link(text: str, target: str, file: Path, page: str) -> str:
     if linked in PAGE_OF:
         known = anchor and PAGE_OF[linked] in PAGES  # an alias has other headings
         goal, mark, anchor = DOCS / f"{PAGE_OF[linked]}.md", mark if known else "", anchor if known else ""
-    elif not goal.is_relative_to(DOCS) or goal.is_dir():
-        return text
-    elif goal.suffix == ".py":
+    elif not goal.is_relative_to(DOCS) or goal.is_dir() or goal.suffix == ".py":
         return text
     folder = (DOCS / page).parent
     return f"[{text}]({Path(os.path.relpath(goal, folder)).as_posix()}{mark}{anchor})"

@@ -183,9 +183,8 @@ def test_no_dead_link(page: str, links: dict[str, Links]) -> None:
             continue
         file = (SITE / page).parent / urllib.parse.unquote(parts.path) if parts.path else SITE / page
         linked = file.resolve().relative_to(SITE).as_posix()
-        if not file.is_file():
-            dead.append(target)
-        elif parts.fragment and linked in links and urllib.parse.unquote(parts.fragment) not in links[linked].anchors:
+        anchors = links[linked].anchors if linked in links else {parts.fragment}
+        if not file.is_file() or (parts.fragment and urllib.parse.unquote(parts.fragment) not in anchors):
             dead.append(target)
     assert dead == []
 
