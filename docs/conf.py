@@ -44,7 +44,10 @@ nb_merge_streams = True
 
 # The reference comes from the docstrings. The frameworks are not installed to build it.
 autodoc_mock_imports = ["lightning", "transformers"]
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "Callback,Exception,Module,TrainerCallback,tuple",  # up to these classes, without them
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -70,11 +73,19 @@ html_theme = "furo"
 html_title = f"imbalanced-losses {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 templates_path: list[str] = []
 
 
+def skip_settings(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Leave out properties that repeat an argument of the constructor."""
+    repeats = isinstance(member, property) and (member.__doc__ or "").startswith(("``config.", "The constructor's"))
+    return True if repeats else None
+
+
 def setup(app: Sphinx) -> None:
-    """Read pages in parallel: the MathJax extension only copies files, but does not say that it is safe."""
+    """Connect, and read pages in parallel: the MathJax extension only copies files, but does not say that it is safe."""
+    app.connect("autodoc-skip-member", skip_settings)
     app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True

@@ -215,4 +215,4 @@ def test_search(words: str, page: str, scheme: str, browser: webdriver.Chrome, a
 def test_navigation_reaches_every_page(links: dict[str, Links]) -> None:
     """The sidebar of the start page links each page, but those that Sphinx makes."""
     reached = {urllib.parse.urlsplit(target).path for target in links["index.html"].targets} | {"index.html"}
-    assert set(PAGES) - reached == {"genindex.html", "search.html"} & set(PAGES)
+    assert set(PAGES) - reached <= {"genindex.html", "search.html"}

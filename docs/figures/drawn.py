@@ -31,7 +31,7 @@ def where_losses_push(numbers: Numbers) -> Figure:
     axes[0, 0].legend(loc="lower left", fontsize=10, handletextpad=0.2)
     for ax in axes[1]:
         ax.set_xlabel("score")
-    figure.supylabel("push, down or up\n(share of the largest)", fontsize=11, ha="center")
+    figure.supylabel("push up or down, share of the largest", fontsize=11)
     return figure
 
 
