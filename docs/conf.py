@@ -86,6 +86,6 @@ def skip_settings(app: Sphinx, what: str, name: str, member: object, skip: bool,
 
 
 def setup(app: Sphinx) -> None:
-    """Connect, and read pages in parallel: the MathJax extension only copies files, but does not say that it is safe."""
+    """Connect, and read pages in parallel: the MathJax extension only copies files, but does not say so."""
     app.connect("autodoc-skip-member", skip_settings)
     app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
