@@ -54,6 +54,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_google_docstring = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 add_module_names = False
 maximum_signature_line_length = 88
