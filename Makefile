@@ -90,7 +90,8 @@ docs: $(DOCS_VENV)/.installed
 	OMP_NUM_THREADS=1 $(DOCS_VENV)/bin/sphinx-build -E -W --keep-going -j 2 -q -b html -d build/doctrees docs build/docs
 	@echo "built build/docs/index.html"
 
-docs-serve:
+docs-serve: $(DOCS_VENV)/.installed
+	test -f build/docs/index.html || $(MAKE) --no-print-directory docs
 	$(DOCS_VENV)/bin/python -m http.server $(DOCS_PORT) --bind localhost --directory build/docs
 
 docs-test: $(DOCS_VENV)/.installed
