@@ -1,4 +1,4 @@
-"""What the ranking losses share as modules: a queue and a temperature in buffers, checks, write-back, diagnostics."""
+"""The base class of the ranking modules: queue and temperature in buffers, checks, write-back, diagnostics."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Config = TypeVar("Config", bound=RankingConfig)
 
 
 class RankingLoss(LossModule[Config], ABC):
-    """State, value checks and write-back: all that the ranking losses share as modules."""
+    """Base class of the ranking modules: state, value checks and write-back."""
 
     _buffer_fields: ClassVar[tuple[str, ...]] = ("temperature",)
     _fixed_fields: ClassVar[tuple[str, ...]] = ("num_classes", "multilabel", "ignore_index")
 
-    # (pool, config) -> PerClass; and (pool, config) -> the metric that it tends to, and what else there is to tell
+    # (pool, config) -> PerClass; (pool, config) -> the exact metric and its details
     _objective: ClassVar[Any]
     _exact: ClassVar[Any]
 
@@ -57,8 +57,8 @@ class RankingLoss(LossModule[Config], ABC):
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
         self.register_buffer("temperature", torch.tensor(self._config.temperature, dtype=dtype))
         self._warned_of_invalid_epoch = False
-        # of each class since the last look of `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step;
-        # no buffer, because it is no state
+        # per class, since the last `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step. Not a buffer:
+        # it does not belong in checkpoints
         self._validity = torch.full((self._config.num_classes,), -1)
 
     @property
@@ -78,15 +78,15 @@ class RankingLoss(LossModule[Config], ABC):
 
     def reset_queue(self) -> None:
         """Empty the queue."""
-        if self._record is not None and self._record.parts is not None:  # the pool is in the queue in part
+        if self._record is not None and self._record.parts is not None:  # part of the pool is still in the queue
             with torch.no_grad():
                 self._record = self._record.settle(self.queue_state, self._exact)
         self._store(self._empty_queue(dtype=self.queue_logits.dtype, device=self.queue_logits.device))
 
     def reset_parameters(self) -> None:
-        """Bring back the state after construction, from the configuration alone: an empty queue and its temperature.
+        """Restore the state after construction, from the configuration alone: an empty queue and the temperature.
 
-        For buffers that hold nothing yet: after ``to_empty()``, or where a loader made the module on ``meta``.
+        Use it for buffers without content: after ``to_empty()``, or where a loader made the module on ``meta``.
         """
         self._record = None
         self.reset_queue()
@@ -120,7 +120,7 @@ class RankingLoss(LossModule[Config], ABC):
         return update_queue and (self.training or self.update_queue_in_eval) and self.queue_size > 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what is pickled, leaves the last pass behind."""
+        """Copies and pickles do not include the record of the last pass."""
         return {**super().__getstate__(), "_record": None}  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
@@ -145,19 +145,19 @@ class RankingLoss(LossModule[Config], ABC):
             self._config = dataclasses.replace(self._config, temperature=value)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Tell what the last pass looked like.
+        """Return statistics of the last forward pass.
 
-        Worked out from that pass's pool when called: a pass costs a few microseconds for it and keeps the rows of its
-        batch, a call about as much as an exact metric. Nothing waits for the device until a tensor is read. A compiled
-        pass can be looked at, too; one inside a transform of ``torch.func`` cannot. With several processes the pool is
-        that of all.
+        They are computed from that pass's pool when this is called. Each pass keeps the rows of its batch for it, which
+        costs a few microseconds; a call costs about as much as an exact metric. It does not synchronise with the
+        device. It works for compiled passes, but not inside transforms of ``torch.func``. With several processes the
+        pool is that of all processes.
 
         Returns
         -------
         dict of str to Tensor
-            Detached. Of each class, ``[C]``: ``loss``, ``nan`` if invalid; ``valid``; ``gap``, the loss minus one minus
+            Detached. Per class, ``[C]``: ``loss``, ``nan`` if invalid; ``valid``; ``gap``, the loss minus one minus
             the exact metric of the same pool (``nan`` if invalid or under ``max_pool_size``); ``live_positives`` in the
-            batch. Of the queue as it now is, ``[]``: ``queue_fill``, the share of slots that hold a row;
+            batch. Of the current queue, ``[]``: ``queue_fill``, the share of slots that hold a row;
             ``queue_age``, steps since its oldest row was pushed, if batches were as large as the last.
             :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PAUCAtBudgetLoss` the diagnostics of
             :func:`~imbalanced_losses.pauc_at_budget_per_class`, all ``[C]``.
@@ -165,7 +165,7 @@ class RankingLoss(LossModule[Config], ABC):
         Raises
         ------
         RuntimeError
-            If there was no pass, or a copy of the loss or a transform has made it forget.
+            If there was no pass, or the loss was copied or called inside a transform since.
 
         Examples
         --------
@@ -193,7 +193,7 @@ class RankingLoss(LossModule[Config], ABC):
         update_queue: bool,
         **options: bool,
     ) -> PerClass:
-        """Parse, gather, take the step of the pure functions, write the queue back."""
+        """Parse the arguments, gather, take the step of the pure functions, write the queue back."""
         cfg, queue = self._config, self.queue_state
         update_queue = self._pushes(update_queue)
         if update_queue:
@@ -211,7 +211,7 @@ class RankingLoss(LossModule[Config], ABC):
         step = ranking_step(
             objective, rows, queue, cfg, temperature=self.temperature, update_queue=False, generator=generator
         )
-        # what a transform wraps is dead after it
+        # tensors that a transform wraps are invalid after it
         self._record = None if is_transformed() else StepRecord.keep(cfg, step, rows)
         if update_queue:
             self._push(queue, rows)
@@ -241,7 +241,7 @@ class RankingLoss(LossModule[Config], ABC):
             self._validity.clamp_min_(valid)
 
     def warn_of_invalid_epoch(self) -> None:
-        """Warn, once, if training has called this since the last look and no class was ever valid. Reads data."""
+        """Warn, once, if there were training steps since the last call and no class was valid in any. Reads data."""
         if not can_read_values(self._validity):
             return
         was_never_valid = int(self._validity.max()) == 0
@@ -262,7 +262,7 @@ class RankingLoss(LossModule[Config], ABC):
             push_in_place(queue, rows)
 
     def _store(self, state: QueueState) -> None:
-        """``copy_``, because an assignment is lost under ``vmap(functional_call)``."""
+        """Use ``copy_``: an assignment is lost under ``vmap(functional_call)``."""
         with torch.no_grad():
             for field in QUEUE_FIELDS:
                 buffer, value = getattr(self, f"queue_{field}"), getattr(state, field)
