@@ -57,7 +57,7 @@ class RankingLoss(LossModule[Config], ABC):
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
         self.register_buffer("temperature", torch.tensor(self._config.temperature, dtype=dtype))
         self._warned_of_invalid_epoch = False
-        # per class, since the last `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step. Not a buffer:
+        # per class, since the last `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step. No buffer:
         # it does not belong in checkpoints
         self._validity = torch.full((self._config.num_classes,), -1)
 
