@@ -6,7 +6,7 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imbalanced_losses import distributed, metrics, schedule, thresholds
+from imbalanced_losses import calibration, distributed, metrics, schedule, thresholds
 from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
 from imbalanced_losses.class_weights import class_weights, pos_weight, prior_bias_
 from imbalanced_losses.losses._ranking import PerClass
@@ -52,6 +52,7 @@ __all__ = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "calibration",
     "class_priors",
     "class_weights",
     "distributed",

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from imbalanced_losses.dispatch import can_read_values
 from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.label_values import check_weight_values
-from imbalanced_losses.settings import described, plain
+from imbalanced_losses.settings import described
 from imbalanced_losses.validation import check_choice, check_flag, check_module, check_number, check_prior_sequence
 
 __all__ = ["Scheme", "class_weights", "pos_weight", "prior_bias_"]
@@ -210,21 +210,20 @@ def prior_bias_(layer: Layer, counts: Tensor | Sequence[float] | float, *, multi
     return layer
 
 
-def _parse_counts(name: str, counts: Any) -> Tensor:
+def _parse_counts(name: str, counts: Tensor | Sequence[float] | float) -> Tensor:
     """Return counts in a wide dtype, after a check of the values if they can be read."""
-    number = plain(counts) if not isinstance(counts, Tensor) else counts
-    if not isinstance(number, Tensor):
-        values = getattr(number, "tolist", lambda: number)()  # also turns NumPy numbers into Python's
-        is_sequence = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
-        items = (
-            [check_number(f"every count in {name}", v) for v in values] if is_sequence else check_number(name, values)
-        )
-        number = torch.tensor(items, dtype=torch.float64)
-    if number.is_complex() or number.dtype == torch.bool:
-        raise TypeError(f"expected {name} of a real dtype, got {number.dtype}")
-    if can_read_values(number):
-        check_weight_values(number, name)
-    return number.detach().to(accumulation_dtype(number.device))
+    if not isinstance(counts, Tensor):
+        values: Any = getattr(counts, "tolist", lambda: counts)()  # also turns NumPy numbers into Python's
+        if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+            checked: float | list[float] = [check_number(f"every count in {name}", value) for value in values]
+        else:
+            checked = check_number(name, values)
+        counts = torch.tensor(checked, dtype=accumulation_dtype(torch.get_default_device()))
+    if counts.is_complex() or counts.dtype == torch.bool:
+        raise TypeError(f"expected {name} of a real dtype, got {counts.dtype}")
+    if can_read_values(counts):
+        check_weight_values(counts, name)
+    return counts.detach().to(accumulation_dtype(counts.device))
 
 
 def _inverse_counts(n: Tensor, scheme: Scheme, beta: float) -> Tensor:

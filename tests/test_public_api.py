@@ -35,6 +35,7 @@ PUBLIC_NAMES = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "calibration",
     "class_priors",
     "class_weights",
     "distributed",
@@ -60,6 +61,7 @@ PUBLIC_NAMES = [
     "update_class_counts",
 ]
 SUBMODULE_NAMES = {
+    "calibration": ["PlattScaling", "TemperatureScaling", "prior_shift"],
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
@@ -121,6 +123,11 @@ SIGNATURES = {
     "class_weights": "(counts, scheme='balanced', beta=0.999)",
     "pos_weight": "(positives, negatives, scheme='balanced', beta=0.999)",
     "prior_bias_": "(layer, counts, *, multilabel=False)",
+    "calibration.PlattScaling": "(num_classes=1, *, ignore_index=-100)",
+    "calibration.PlattScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.TemperatureScaling": "(*, ignore_index=-100)",
+    "calibration.TemperatureScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.prior_shift": "(logits, train_prior, deploy_prior, *, multilabel=False)",
     "init_class_counts": "(num_classes, *, device=None)",
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
@@ -203,6 +210,7 @@ SIGNATURES |= {
 
 NOT_CALLABLE = {
     "__version__",
+    "calibration",
     "distributed",
     "distributed.GradReduction",
     "metrics",
