@@ -66,7 +66,7 @@ SUBMODULE_NAMES = {
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
     "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
-    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
+    "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -170,6 +170,8 @@ SIGNATURES = {
     "plots.plot_schedule": "(preview, *, ax=None)",
     "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
     "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",
+    "plots.plot_reliability": "(probabilities, targets, *, n_bins=10, label=None, ignore_index=-100, "
+    "sample_weight=None, ax=None)",
     "schedule.init_schedule": "(cfg, *, device=None)",
     "schedule.start_epoch": "(state, cfg, epoch)",
     "schedule.start_step": "(state, cfg, step)",
