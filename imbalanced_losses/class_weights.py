@@ -184,10 +184,10 @@ def prior_bias_(layer: Layer, counts: Tensor | Sequence[float] | float, *, multi
 
     Examples
     --------
-    >>> prior_bias_(torch.nn.Linear(16, 1), [990, 10]).bias.sigmoid().item()  # doctest: +ELLIPSIS
-    0.0099999...
-    >>> prior_bias_(torch.nn.Linear(16, 3), [700, 200, 100]).bias.softmax(0).tolist()  # doctest: +ELLIPSIS
-    [0.69999..., 0.20000..., 0.10000...]
+    >>> prior_bias_(torch.nn.Linear(16, 1), [990, 10]).bias.detach().sigmoid()
+    tensor([0.0100])
+    >>> prior_bias_(torch.nn.Linear(16, 3), [700, 200, 100]).bias.detach().softmax(0)
+    tensor([0.7000, 0.2000, 0.1000])
     """
     bias = _find_bias(layer)
     shares = torch.tensor(check_prior_sequence("counts", counts), dtype=torch.float64, device="cpu")
