@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from imbalanced_losses.calibration import PlattScaling, TemperatureScaling, prior_shift
+from imbalanced_losses.calibration._fitting import fit_platt, fit_temperature
 
 SEEDS = st.integers(0, 10**6)
 
@@ -244,6 +245,32 @@ class TestPlatt:
         forwards, backwards = PlattScaling().fit(z, y), PlattScaling().fit(-z, y)
         torch.testing.assert_close(backwards.scale, -forwards.scale)
         torch.testing.assert_close(backwards.shift, forwards.shift)
+
+    def test_a_device_without_float64(self) -> None:
+        """The fit is in float32 there, whose rounding must end it."""
+        z, y = binary_rows(n=1000)
+        rows = z[None], y[None] == 1, torch.ones(1, len(z))
+        (scale, shift), expected = fit_platt(*rows), PlattScaling().fit(z, y)
+        assert scale.dtype == torch.float32
+        torch.testing.assert_close((scale, shift), (expected.scale, expected.shift), rtol=1e-3, atol=1e-3)
+        z, y = class_rows(n=1000)
+        gaps = z - z.gather(1, y[:, None])
+        expected_temperature = TemperatureScaling().fit(z, y).temperature.item()
+        assert fit_temperature(gaps, torch.ones(1000)) == pytest.approx(expected_temperature, rel=1e-3)
+
+    @pytest.mark.parametrize("power", [1, 3, 5])
+    def test_scores_with_heavy_tails(self, power: int) -> None:
+        """Outliers by orders of magnitude: the gradient of the loss along both axes is still zero."""
+        generator = torch.Generator().manual_seed(power)
+        normal = torch.randn(2, 500, generator=generator, dtype=torch.float64)
+        z = (normal[0] / normal[1]) ** power
+        y = torch.rand(500, generator=generator) < 0.1
+        scale, shift = fit_platt(z[None], y[None], torch.ones(1, 500, dtype=torch.float64))
+        ones = int(y.sum())
+        targets = torch.where(y, z.new_tensor((ones + 1) / (ones + 2)), 1 / z.new_tensor(502 - ones))
+        residual = (scale * z + shift).sigmoid() - targets
+        assert residual.mean().abs() < 1e-9
+        assert (residual * z / z.abs().max()).mean().abs() < 1e-9
 
     def test_many_rows_and_very_few_positives(self) -> None:
         z, y = binary_rows(n=200_000, rate=1e-4)

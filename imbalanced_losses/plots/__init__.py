@@ -4,6 +4,7 @@ Each function draws on the ``Axes`` that it is given, or on those of a new figur
 a figure, sets a title or touches matplotlib's settings. matplotlib is imported by the first call.
 """
 
+from imbalanced_losses.plots._figures import COLORS as COLORS  # also for the demos
 from imbalanced_losses.plots._figures import plot_precision_recall, plot_schedule, plot_scores
 from imbalanced_losses.plots._reliability import plot_reliability
 
