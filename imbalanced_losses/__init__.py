@@ -6,8 +6,9 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imbalanced_losses import distributed, metrics, schedule, thresholds
+from imbalanced_losses import calibration, distributed, metrics, schedule, thresholds
 from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
+from imbalanced_losses.class_weights import class_weights, pos_weight, prior_bias_
 from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, logit_adjusted
@@ -51,7 +52,9 @@ __all__ = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "calibration",
     "class_priors",
+    "class_weights",
     "distributed",
     "init_class_counts",
     "init_queue",
@@ -59,6 +62,8 @@ __all__ = [
     "metrics",
     "pauc_at_budget",
     "pauc_at_budget_per_class",
+    "pos_weight",
+    "prior_bias_",
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",

@@ -35,7 +35,9 @@ PUBLIC_NAMES = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "calibration",
     "class_priors",
+    "class_weights",
     "distributed",
     "init_class_counts",
     "init_queue",
@@ -43,6 +45,8 @@ PUBLIC_NAMES = [
     "metrics",
     "pauc_at_budget",
     "pauc_at_budget_per_class",
+    "pos_weight",
+    "prior_bias_",
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
@@ -57,11 +61,12 @@ PUBLIC_NAMES = [
     "update_class_counts",
 ]
 SUBMODULE_NAMES = {
+    "calibration": ["PlattScaling", "TemperatureScaling", "prior_shift"],
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
     "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
-    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
+    "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -115,6 +120,14 @@ SIGNATURES = {
     "LogitAdjustedLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
     "logit_adjusted": "(logits, targets, cfg, *, priors=None, sample_weight=None)",
     "class_priors": "(state)",
+    "class_weights": "(counts, scheme='balanced', beta=0.999)",
+    "pos_weight": "(positives, negatives, scheme='balanced', beta=0.999)",
+    "prior_bias_": "(layer, counts, *, multilabel=False)",
+    "calibration.PlattScaling": "(num_classes=1, *, ignore_index=-100)",
+    "calibration.PlattScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.TemperatureScaling": "(*, ignore_index=-100)",
+    "calibration.TemperatureScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.prior_shift": "(logits, train_prior, deploy_prior, *, multilabel=False)",
     "init_class_counts": "(num_classes, *, device=None)",
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
@@ -157,6 +170,8 @@ SIGNATURES = {
     "plots.plot_schedule": "(preview, *, ax=None)",
     "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
     "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",
+    "plots.plot_reliability": "(probabilities, targets, *, n_bins=10, label=None, ignore_index=-100, "
+    "sample_weight=None, ax=None)",
     "schedule.init_schedule": "(cfg, *, device=None)",
     "schedule.start_epoch": "(state, cfg, epoch)",
     "schedule.start_step": "(state, cfg, step)",
@@ -197,6 +212,7 @@ SIGNATURES |= {
 
 NOT_CALLABLE = {
     "__version__",
+    "calibration",
     "distributed",
     "distributed.GradReduction",
     "metrics",
