@@ -92,8 +92,9 @@ def recall_at_quantile(
     multilabel: bool = False,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
+    budget_basis: Literal["population", "fpr"] = "population",
 ) -> Tensor:
-    r"""Recall at the threshold that the top ``quantile`` of all rows reach, the limit of one minus that loss.
+    r"""Recall at the threshold that the top ``quantile`` of the rows reach, the limit of one minus that loss.
 
     .. math:: \theta = \mathrm{quantile}(s, 1 - q), \qquad
         \mathrm{recall} = \frac{\sum_{i \in P} w_i \, [s_i \ge \theta]}{\sum_{i \in P} w_i}
@@ -106,19 +107,22 @@ def recall_at_quantile(
     scores, targets, multilabel, ignore_index, sample_weight
         As in :func:`average_precision`.
     quantile : float in [0, 1]
-        Share of all rows, of any class, above the threshold.
+        Share of the rows above the threshold.
     interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         Of the threshold between two scores, as in ``torch.quantile``.
+    budget_basis : {"population", "fpr"}
+        The share is one of all rows, of any class, or of the negatives.
 
     Returns
     -------
     Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
-        In [0, 1]; ``nan`` for a class without positives, or with scores that are not finite. Cost: O(C N log N).
+        In [0, 1]; ``nan`` for a class without positives (for ``"fpr"`` also without negatives), or with scores that are
+        not finite. Cost: O(C N log N).
 
     Raises
     ------
     ValueError, TypeError
-        As in :func:`average_precision`; also if ``quantile`` or ``interpolation`` is not one of the above.
+        As in :func:`average_precision`; also if one of the settings is not one of the above.
 
     Examples
     --------
@@ -128,9 +132,12 @@ def recall_at_quantile(
     """
     quantile = check_fraction("quantile", quantile)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
+    check_choice("budget_basis", budget_basis, ("population", "fpr"))
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
-    return _result(pool, share_of_positives(pool, pool.scores >= threshold), multilabel)
+    reference = pool.valid if budget_basis == "population" else pool.negative
+    threshold = masked_quantile(pool.scores, reference, (1 - quantile,), interpolation)
+    recall = torch.where(reference.any(-1), share_of_positives(pool, pool.scores >= threshold), torch.nan)
+    return _result(pool, recall, multilabel)
 
 
 def partial_auc(

@@ -123,7 +123,7 @@ SIGNATURES = {
     "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
     "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None)",
+    "grad_reduction='mean', group=None, budget_basis='population')",
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
@@ -170,7 +170,7 @@ SIGNATURES = {
     "distributed.all_gather_no_grad": "(tensor, group=None)",
     "metrics.average_precision": "(scores, targets, *, multilabel=False, ignore_index=-100, sample_weight=None)",
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
-    "ignore_index=-100, sample_weight=None)",
+    "ignore_index=-100, sample_weight=None, budget_basis='population')",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
     "sample_weight=None)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "

@@ -28,7 +28,12 @@ _THRESHOLD: Choices = {
 # No order statistic of up to 40 rows is exactly at one of these budgets, where the result would depend on rounding.
 _CHOICES: Mapping[type, Choices] = {
     SmoothAPConfig: _RANKING,
-    RecallAtQuantileConfig: {**_RANKING, **_THRESHOLD, "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897]},
+    RecallAtQuantileConfig: {
+        **_RANKING,
+        **_THRESHOLD,
+        "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897],
+        "budget_basis": ["population", "fpr"],
+    },
     PAUCAtBudgetConfig: {
         **_RANKING,
         **_THRESHOLD,
