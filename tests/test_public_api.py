@@ -17,12 +17,16 @@ import imbalanced_losses
 
 PUBLIC_NAMES = [
     "ClassCounts",
+    "FPRAtRecallConfig",
+    "FPRAtRecallLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
     "PAUCAtBudgetConfig",
     "PAUCAtBudgetLoss",
     "PerClass",
+    "PrecisionAtRecallConfig",
+    "PrecisionAtRecallLoss",
     "QueueState",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
@@ -37,12 +41,16 @@ PUBLIC_NAMES = [
     "__version__",
     "class_priors",
     "distributed",
+    "fpr_at_recall",
+    "fpr_at_recall_per_class",
     "init_class_counts",
     "init_queue",
     "logit_adjusted",
     "metrics",
     "pauc_at_budget",
     "pauc_at_budget_per_class",
+    "precision_at_recall",
+    "precision_at_recall_per_class",
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
@@ -60,7 +68,14 @@ SUBMODULE_NAMES = {
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
-    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
+    "metrics": [
+        "average_precision",
+        "coverage_at_budget",
+        "fpr_at_recall",
+        "partial_auc",
+        "precision_at_recall",
+        "recall_at_quantile",
+    ],
     "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
     "schedule": [
         "PHASES",
@@ -179,6 +194,25 @@ SIGNATURES = {
     "thresholds.for_recall_floor": f"(scores, targets, min_recall, *, {HELD_OUT}",
     "thresholds.for_precision_floor": f"(scores, targets, min_precision, *, {HELD_OUT}",
     "thresholds.for_expected_cost": f"(scores, targets, *, cost_fn, cost_fp, cost_tp=0.0, {HELD_OUT}",
+}
+AT_RECALL = (
+    "(num_classes, recall=0.8, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
+    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "threshold_gradient='implicit', validate_targets=True, grad_reduction='mean', group=None)"
+)
+SIGNATURES |= {
+    "PrecisionAtRecallLoss": AT_RECALL,
+    "FPRAtRecallLoss": AT_RECALL,
+    "PrecisionAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
+    "FPRAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
+    "precision_at_recall": RANKING,
+    "precision_at_recall_per_class": RANKING,
+    "fpr_at_recall": RANKING,
+    "fpr_at_recall_per_class": RANKING,
+    "metrics.precision_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+    "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
 }
 SIGNATURES |= {
     "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "

@@ -1,11 +1,4 @@
-"""Exact metrics: what each ranking loss tends to as its temperature goes to zero.
-
-They take the losses' inputs, ties and all, and are pure torch functions of static shape: they run on any device, under
-``torch.compile`` and ``torch.func.vmap``, and never wait for the device. They carry no gradient.
-
-Each column ranks the rows. What softmax cross-entropy has trained ranks by probability, ``logits.double().softmax(1)``:
-it leaves a constant of each row free, so that raw logits of a class do not compare across rows.
-"""
+"""Average precision, recall at a quantile, partial AUC and coverage at a budget."""
 
 from __future__ import annotations
 
@@ -72,7 +65,7 @@ def average_precision(
     tensor(0.8333)
     """
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    return _result(pool, average_precision_of(pool), multilabel)
+    return result(pool, average_precision_of(pool), multilabel)
 
 
 def average_precision_of(pool: Pool) -> Tensor:
@@ -137,7 +130,7 @@ def recall_at_quantile(
     reference = pool.valid if budget_basis == "population" else pool.negative
     threshold = masked_quantile(pool.scores, reference, (1 - quantile,), interpolation)
     recall = torch.where(reference.any(-1), share_of_positives(pool, pool.scores >= threshold), torch.nan)
-    return _result(pool, recall, multilabel)
+    return result(pool, recall, multilabel)
 
 
 def partial_auc(
@@ -186,7 +179,7 @@ def partial_auc(
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    return _result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
+    return result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
 
 
 def partial_auc_of(scores: Tensor, reference: Tensor, weight: Tensor, alpha: float, beta: float) -> Tensor:
@@ -254,10 +247,10 @@ def coverage_at_budget(
     total = paid.sum(-1, keepdim=True)
     within = _count_at_or_above(paid, *_ascending(pool.scores)) <= _allowed(total, budget)
     covered = share_of_positives(pool, within)
-    return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
+    return result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
 
 
-def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
+def result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
     """Put ``nan`` where there is nothing to find or a score is not finite; one class is 0-dim."""
     finite_or_nan = metric + (pool.scores - pool.scores).sum(-1)  # not times 0, which a compiler takes for 0
     metric = torch.where((pool.positive_weight > 0).any(-1), finite_or_nan, torch.nan)
