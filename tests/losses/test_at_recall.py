@@ -97,9 +97,8 @@ def test_values_of_larger_pools(loss: AtRecall, classes: int, multilabel: bool, 
 def assert_is_vectorised(loss: AtRecall, problem: Problem) -> None:
     """The formula without the search for the threshold, which scikit-learn does."""
     cfg, expected = loss.config(problem), []
-    logits, targets = (
-        torch.cat([a, b]) for a, b in ((problem.logits, problem.state.logits), (problem.targets, problem.state.targets))
-    )
+    logits = torch.cat([problem.logits, problem.state.logits])
+    targets = torch.cat([problem.targets, problem.state.targets])
     weight = torch.cat([problem.sample_weight, problem.state.sample_weight]).double().numpy()
     for label in range(problem.num_classes):
         column = targets[:, label] if problem.multilabel else targets
@@ -338,7 +337,7 @@ def test_half_precision_is_computed_in_float32(loss: AtRecall, dtype: torch.dtyp
     assert result.loss.dtype == torch.float32
     assert torch.equal(result.loss, expected.loss)
     assert_close(result.gradient, expected.gradient.to(dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(loss.run(half).loss, expected.loss)
 
 
