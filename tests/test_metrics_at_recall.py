@@ -124,9 +124,10 @@ def test_without_negatives(metric: Callable[..., Tensor]) -> None:
 @every_metric
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite(metric: Callable[..., Tensor], value: float) -> None:
-    scores, targets = torch.tensor([[1.0, value], [2.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1, 1])
+    scores = torch.tensor([[1.0, value], [2.0, 1.0], [0.0, 0.0], [1.0, 2.0]])
+    targets = torch.tensor([0, 1, 1, 0])
     assert metric(scores, targets).isnan().tolist() == [False, True]
-    assert metric(scores, targets.index_fill(0, torch.tensor([0]), IGNORE)).isnan().tolist() == [True, False]
+    assert metric(scores, targets.index_fill(0, torch.tensor([0]), IGNORE)).isfinite().all()
 
 
 @every_metric
@@ -136,5 +137,5 @@ def test_bad_recalls(metric: Callable[..., Tensor]) -> None:
     for recall in (0.0, 1.5, math.nan):
         with pytest.raises(ValueError, match="expected recall above 0 and at most 1, got"):
             metric(scores, targets, recall)
-    with pytest.raises(TypeError, match="expected recall to be a number, got '0.5'"):
+    with pytest.raises(TypeError, match=r"expected recall to be a number, got '0\.5'"):
         metric(scores, targets, "0.5")
