@@ -114,6 +114,7 @@ def test_fakes_have_the_shapes_and_dtypes() -> None:
             assert [(t.shape, t.dtype) for t in shown] == [(t.shape, t.dtype) for t in real]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's forward mode
 def test_no_gradient() -> None:
     scores = torch.randn(2, 6, requires_grad=True)
     assert not any(t.requires_grad for t in recall_threshold(scores, scores > 0, torch.ones(2, 6), 0.5))
