@@ -11,14 +11,21 @@ from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class
 from imbalanced_losses.class_weights import class_weights, pos_weight, prior_bias_
 from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
+from imbalanced_losses.losses.fpr_at_recall import FPRAtRecallConfig, fpr_at_recall, fpr_at_recall_per_class
 from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, logit_adjusted
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
+from imbalanced_losses.losses.precision_at_recall import (
+    PrecisionAtRecallConfig,
+    precision_at_recall,
+    precision_at_recall_per_class,
+)
 from imbalanced_losses.losses.recall_at_quantile import (
     RecallAtQuantileConfig,
     recall_at_quantile,
     recall_at_quantile_per_class,
 )
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
+from imbalanced_losses.modules.at_recall import FPRAtRecallLoss, PrecisionAtRecallLoss
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
@@ -34,12 +41,16 @@ except PackageNotFoundError:  # imported from a folder that was never installed
 
 __all__ = [
     "ClassCounts",
+    "FPRAtRecallConfig",
+    "FPRAtRecallLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
     "PAUCAtBudgetConfig",
     "PAUCAtBudgetLoss",
     "PerClass",
+    "PrecisionAtRecallConfig",
+    "PrecisionAtRecallLoss",
     "QueueState",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
@@ -56,6 +67,8 @@ __all__ = [
     "class_priors",
     "class_weights",
     "distributed",
+    "fpr_at_recall",
+    "fpr_at_recall_per_class",
     "init_class_counts",
     "init_queue",
     "logit_adjusted",
@@ -64,6 +77,8 @@ __all__ = [
     "pauc_at_budget_per_class",
     "pos_weight",
     "prior_bias_",
+    "precision_at_recall",
+    "precision_at_recall_per_class",
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",

@@ -17,12 +17,16 @@ import imbalanced_losses
 
 PUBLIC_NAMES = [
     "ClassCounts",
+    "FPRAtRecallConfig",
+    "FPRAtRecallLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
     "PAUCAtBudgetConfig",
     "PAUCAtBudgetLoss",
     "PerClass",
+    "PrecisionAtRecallConfig",
+    "PrecisionAtRecallLoss",
     "QueueState",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
@@ -39,6 +43,8 @@ PUBLIC_NAMES = [
     "class_priors",
     "class_weights",
     "distributed",
+    "fpr_at_recall",
+    "fpr_at_recall_per_class",
     "init_class_counts",
     "init_queue",
     "logit_adjusted",
@@ -47,6 +53,8 @@ PUBLIC_NAMES = [
     "pauc_at_budget_per_class",
     "pos_weight",
     "prior_bias_",
+    "precision_at_recall",
+    "precision_at_recall_per_class",
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
@@ -67,6 +75,15 @@ SUBMODULE_NAMES = {
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
     "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
     "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
+    "metrics": [
+        "average_precision",
+        "coverage_at_budget",
+        "fpr_at_recall",
+        "partial_auc",
+        "precision_at_recall",
+        "recall_at_quantile",
+    ],
+    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -136,7 +153,7 @@ SIGNATURES = {
     "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
     "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None)",
+    "grad_reduction='mean', group=None, budget_basis='population')",
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
@@ -185,7 +202,7 @@ SIGNATURES = {
     "distributed.all_gather_no_grad": "(tensor, group=None)",
     "metrics.average_precision": "(scores, targets, *, multilabel=False, ignore_index=-100, sample_weight=None)",
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
-    "ignore_index=-100, sample_weight=None)",
+    "ignore_index=-100, sample_weight=None, budget_basis='population')",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
     "sample_weight=None)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
@@ -194,6 +211,25 @@ SIGNATURES = {
     "thresholds.for_recall_floor": f"(scores, targets, min_recall, *, {HELD_OUT}",
     "thresholds.for_precision_floor": f"(scores, targets, min_precision, *, {HELD_OUT}",
     "thresholds.for_expected_cost": f"(scores, targets, *, cost_fn, cost_fp, cost_tp=0.0, {HELD_OUT}",
+}
+AT_RECALL = (
+    "(num_classes, recall=0.8, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
+    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "threshold_gradient='implicit', validate_targets=True, grad_reduction='mean', group=None)"
+)
+SIGNATURES |= {
+    "PrecisionAtRecallLoss": AT_RECALL,
+    "FPRAtRecallLoss": AT_RECALL,
+    "PrecisionAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
+    "FPRAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
+    "precision_at_recall": RANKING,
+    "precision_at_recall_per_class": RANKING,
+    "fpr_at_recall": RANKING,
+    "fpr_at_recall_per_class": RANKING,
+    "metrics.precision_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+    "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
 }
 SIGNATURES |= {
     "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "

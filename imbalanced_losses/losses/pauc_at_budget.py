@@ -15,7 +15,7 @@ from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
-from imbalanced_losses.metrics import partial_auc_of
+from imbalanced_losses.metrics._functions import partial_auc_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields

@@ -159,8 +159,9 @@ class RankingLoss(LossModule[Config], ABC):
             the exact metric of the same pool (``nan`` if invalid or under ``max_pool_size``); ``live_positives`` in the
             batch. Of the current queue, ``[]``: ``queue_fill``, the share of slots that hold a row;
             ``queue_age``, steps since its oldest row was pushed, if batches were as large as the last.
-            :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PAUCAtBudgetLoss` the diagnostics of
-            :func:`~imbalanced_losses.pauc_at_budget_per_class`, all ``[C]``.
+            :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PrecisionAtRecallLoss` and
+            :class:`FPRAtRecallLoss` ``threshold`` and the ``recall`` that it reaches, :class:`PAUCAtBudgetLoss` the
+            diagnostics of :func:`~imbalanced_losses.pauc_at_budget_per_class`, all ``[C]``.
 
         Raises
         ------

@@ -138,11 +138,13 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
     max_pool_size, multilabel, validate_targets, grad_reduction, group
         As in :class:`SmoothAPLoss`.
     quantile : float
-        Alert budget, strictly between 0 and 1: the share of rows above the threshold.
+        Alert budget, strictly between 0 and 1: the share of rows above the threshold, by ``budget_basis``.
     quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         As in ``torch.quantile``.
     threshold_gradient : {"stop", "implicit"}
         Whether the threshold is a constant of the step or follows the scores.
+    budget_basis : {"population", "fpr"}
+        The budget is a share of all rows, or of the negatives: recall at a false-positive rate.
 
     Examples
     --------
@@ -172,6 +174,7 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        budget_basis: Literal["population", "fpr"] = "population",
     ) -> None:
         super().__init__(locals())
 

@@ -1,11 +1,4 @@
-"""Exact metrics: what each ranking loss tends to as its temperature goes to zero.
-
-They take the losses' inputs, ties and all, and are pure torch functions of static shape: they run on any device, under
-``torch.compile`` and ``torch.func.vmap``, and never wait for the device. They carry no gradient.
-
-Each column ranks the rows. What softmax cross-entropy has trained ranks by probability, ``logits.double().softmax(1)``:
-it leaves a constant of each row free, so that raw logits of a class do not compare across rows.
-"""
+"""Average precision, recall at a quantile, partial AUC and coverage at a budget."""
 
 from __future__ import annotations
 
@@ -72,7 +65,7 @@ def average_precision(
     tensor(0.8333)
     """
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    return _result(pool, average_precision_of(pool), multilabel)
+    return result(pool, average_precision_of(pool), multilabel)
 
 
 def average_precision_of(pool: Pool) -> Tensor:
@@ -92,8 +85,9 @@ def recall_at_quantile(
     multilabel: bool = False,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
+    budget_basis: Literal["population", "fpr"] = "population",
 ) -> Tensor:
-    r"""Recall at the threshold that the top ``quantile`` of all rows reach, the limit of one minus that loss.
+    r"""Recall at the threshold that the top ``quantile`` of the rows reach, the limit of one minus that loss.
 
     .. math:: \theta = \mathrm{quantile}(s, 1 - q), \qquad
         \mathrm{recall} = \frac{\sum_{i \in P} w_i \, [s_i \ge \theta]}{\sum_{i \in P} w_i}
@@ -106,19 +100,22 @@ def recall_at_quantile(
     scores, targets, multilabel, ignore_index, sample_weight
         As in :func:`average_precision`.
     quantile : float in [0, 1]
-        Share of all rows, of any class, above the threshold.
+        Share of the rows above the threshold.
     interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         Of the threshold between two scores, as in ``torch.quantile``.
+    budget_basis : {"population", "fpr"}
+        The share is one of all rows, of any class, or of the negatives.
 
     Returns
     -------
     Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
-        In [0, 1]; ``nan`` for a class without positives, or with scores that are not finite. Cost: O(C N log N).
+        In [0, 1]; ``nan`` for a class without positives (for ``"fpr"`` also without negatives), or with scores that are
+        not finite. Cost: O(C N log N).
 
     Raises
     ------
     ValueError, TypeError
-        As in :func:`average_precision`; also if ``quantile`` or ``interpolation`` is not one of the above.
+        As in :func:`average_precision`; also if one of the settings is not one of the above.
 
     Examples
     --------
@@ -128,9 +125,12 @@ def recall_at_quantile(
     """
     quantile = check_fraction("quantile", quantile)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
+    check_choice("budget_basis", budget_basis, ("population", "fpr"))
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
-    return _result(pool, share_of_positives(pool, pool.scores >= threshold), multilabel)
+    reference = pool.valid if budget_basis == "population" else pool.negative
+    threshold = masked_quantile(pool.scores, reference, (1 - quantile,), interpolation)
+    recall = torch.where(reference.any(-1), share_of_positives(pool, pool.scores >= threshold), torch.nan)
+    return result(pool, recall, multilabel)
 
 
 def partial_auc(
@@ -179,7 +179,7 @@ def partial_auc(
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    return _result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
+    return result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
 
 
 def partial_auc_of(scores: Tensor, reference: Tensor, weight: Tensor, alpha: float, beta: float) -> Tensor:
@@ -247,10 +247,10 @@ def coverage_at_budget(
     total = paid.sum(-1, keepdim=True)
     within = _count_at_or_above(paid, *_ascending(pool.scores)) <= _allowed(total, budget)
     covered = share_of_positives(pool, within)
-    return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
+    return result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
 
 
-def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
+def result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
     """Put ``nan`` where there is nothing to find or a score is not finite; one class is 0-dim."""
     finite_or_nan = metric + (pool.scores - pool.scores).sum(-1)  # not times 0, which a compiler takes for 0
     metric = torch.where((pool.positive_weight > 0).any(-1), finite_or_nan, torch.nan)
