@@ -73,8 +73,6 @@ SUBMODULE_NAMES = {
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
-    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
-    "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
     "metrics": [
         "average_precision",
         "coverage_at_budget",
@@ -83,7 +81,7 @@ SUBMODULE_NAMES = {
         "precision_at_recall",
         "recall_at_quantile",
     ],
-    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
+    "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
     "schedule": [
         "PHASES",
         "Preview",
