@@ -155,7 +155,8 @@ SIGNATURES = {
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
-    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None)",
+    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None, "
+    "margin=1.0, positive_temperature=None, min_tpr=0.0)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
     "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
     "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
@@ -202,7 +203,7 @@ SIGNATURES = {
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None, budget_basis='population')",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
-    "sample_weight=None)",
+    "sample_weight=None, min_tpr=0.0)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
     "thresholds.for_alert_budget": f"(scores, targets, budget, budget_basis='population', *, {HELD_OUT}",
