@@ -6,7 +6,7 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imbalanced_losses import distributed, metrics, schedule, thresholds
+from imbalanced_losses import distributed, metrics, retrieval_metrics, schedule, thresholds
 from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
 from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
@@ -17,6 +17,8 @@ from imbalanced_losses.losses.recall_at_quantile import (
     recall_at_quantile,
     recall_at_quantile_per_class,
 )
+from imbalanced_losses.losses.retrieval_ap import RetrievalAPConfig, retrieval_ap
+from imbalanced_losses.losses.retrieval_recall_at_k import RecallAtKConfig, retrieval_recall_at_k
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
@@ -40,8 +42,10 @@ __all__ = [
     "PAUCAtBudgetLoss",
     "PerClass",
     "QueueState",
+    "RecallAtKConfig",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
+    "RetrievalAPConfig",
     "ScheduleConfig",
     "ScheduleState",
     "SigmoidFocalConfig",
@@ -62,6 +66,9 @@ __all__ = [
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
+    "retrieval_ap",
+    "retrieval_metrics",
+    "retrieval_recall_at_k",
     "schedule",
     "sigmoid_focal",
     "smooth_ap",
