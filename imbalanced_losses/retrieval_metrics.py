@@ -211,5 +211,5 @@ def _mean_over_queries(blocks: Iterator[tuple[Tensor, _Ranks]]) -> Tensor:
         valid = ranks.positive.any(-1)
         guarded = torch.where(ranks.is_finite, torch.where(valid, values, 0), torch.nan)
         parts.append(torch.stack([guarded.sum(), valid.sum().to(values.dtype)]))
-    total, count = torch.stack(parts).sum(0)
-    return total / count
+    sums = torch.stack(parts).sum(0)
+    return sums[0] / sums[1]
