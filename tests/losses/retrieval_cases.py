@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +100,7 @@ class Case:
 
     def call(self, embeddings: Tensor, labels: Tensor, state: QueueState | None = None, **options: Any) -> Tensor:
         """The loss; ``options`` are fields of the configuration, or arguments of the function."""
-        fields = {f.name for f in dataclasses.fields(self.config)}
+        fields = set(self.config.__dataclass_fields__)
         cfg = self.cfg(**{k: v for k, v in options.items() if k in fields})
         rest = {k: v for k, v in options.items() if k not in fields}
         state = init_queue(0, embeddings.shape[1]) if state is None else state

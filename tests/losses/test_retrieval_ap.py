@@ -32,6 +32,7 @@ from tests.losses.retrieval_cases import (
     value_and_grad,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -56,7 +57,7 @@ def test_it_is_the_papers_formula(case: Case, seed: int) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("n", [40, 300])
+@pytest.mark.parametrize("n", [40, 90])
 def test_larger_batches_without_memory(case: Case, n: int) -> None:
     """Many positives, where the kernels use other evaluators than for a few."""
     embeddings, labels = batch(n)
@@ -78,8 +79,11 @@ def test_lower_precision_computes_in_float32(case: Case, dtype: torch.dtype) -> 
 def test_autocast_changes_nothing(case: Case) -> None:
     embeddings, labels = batch(dtype=torch.float32)
     expected = value_and_grad(case, embeddings, labels)
+    leaf = embeddings.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_close(value_and_grad(case, embeddings, labels), expected, rtol=0, atol=0)
+        loss = case.call(leaf, labels)
+    loss.backward()
+    assert_close((loss.detach(), leaf.grad), expected, rtol=0, atol=0)
 
 
 @every_case
@@ -437,9 +441,9 @@ def test_sup_is_an_upper_bound(seed: int, temperature: float, rho: float, delta:
 
 
 def test_sup_has_a_gradient_where_the_sigmoid_has_none() -> None:
-    """A negative that is far above the positive."""
-    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.01]])
-    labels = torch.tensor([0, 0, 1])
+    """Negatives that are far above the positives."""
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, -0.6], [-0.6, 0.8]])
+    labels = torch.tensor([0, 0, 1, 2])
     gradients = {}
     for surrogate in ("sigmoid", "sup"):
         leaf = embeddings.clone().requires_grad_()
