@@ -23,6 +23,7 @@ from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from imbalanced_losses.modules.retrieval import RecallAtKLoss, RetrievalAPLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 from imbalanced_losses.pytree import stack_states, unstack_states
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
@@ -43,9 +44,11 @@ __all__ = [
     "PerClass",
     "QueueState",
     "RecallAtKConfig",
+    "RecallAtKLoss",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
     "RetrievalAPConfig",
+    "RetrievalAPLoss",
     "ScheduleConfig",
     "ScheduleState",
     "SigmoidFocalConfig",
