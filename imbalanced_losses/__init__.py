@@ -6,7 +6,7 @@ and a thin ``nn.Module`` shell over it, ``SmoothAPLoss(num_classes=1)``.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imbalanced_losses import calibration, distributed, metrics, schedule, thresholds
+from imbalanced_losses import calibration, distributed, metrics, retrieval_metrics, schedule, thresholds
 from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
 from imbalanced_losses.class_weights import class_weights, pos_weight, prior_bias_
 from imbalanced_losses.losses._ranking import PerClass
@@ -24,11 +24,14 @@ from imbalanced_losses.losses.recall_at_quantile import (
     recall_at_quantile,
     recall_at_quantile_per_class,
 )
+from imbalanced_losses.losses.retrieval_ap import RetrievalAPConfig, retrieval_ap
+from imbalanced_losses.losses.retrieval_recall_at_k import RecallAtKConfig, retrieval_recall_at_k
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
 from imbalanced_losses.modules.at_recall import FPRAtRecallLoss, PrecisionAtRecallLoss
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from imbalanced_losses.modules.retrieval import RecallAtKLoss, RetrievalAPLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 from imbalanced_losses.pytree import stack_states, unstack_states
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
@@ -52,8 +55,12 @@ __all__ = [
     "PrecisionAtRecallConfig",
     "PrecisionAtRecallLoss",
     "QueueState",
+    "RecallAtKConfig",
+    "RecallAtKLoss",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
+    "RetrievalAPConfig",
+    "RetrievalAPLoss",
     "ScheduleConfig",
     "ScheduleState",
     "SigmoidFocalConfig",
@@ -82,6 +89,9 @@ __all__ = [
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
+    "retrieval_ap",
+    "retrieval_metrics",
+    "retrieval_recall_at_k",
     "schedule",
     "sigmoid_focal",
     "smooth_ap",

@@ -28,8 +28,12 @@ PUBLIC_NAMES = [
     "PrecisionAtRecallConfig",
     "PrecisionAtRecallLoss",
     "QueueState",
+    "RecallAtKConfig",
+    "RecallAtKLoss",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
+    "RetrievalAPConfig",
+    "RetrievalAPLoss",
     "ScheduleConfig",
     "ScheduleState",
     "SigmoidFocalConfig",
@@ -58,6 +62,9 @@ PUBLIC_NAMES = [
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
+    "retrieval_ap",
+    "retrieval_metrics",
+    "retrieval_recall_at_k",
     "schedule",
     "sigmoid_focal",
     "smooth_ap",
@@ -82,6 +89,9 @@ SUBMODULE_NAMES = {
         "recall_at_quantile",
     ],
     "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
+    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
+    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
+    "retrieval_metrics": ["map_at_r", "mean_average_precision", "recall_at_k"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -229,6 +239,23 @@ SIGNATURES |= {
     "sample_weight=None)",
     "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
     "sample_weight=None)",
+RETRIEVAL = "(embeddings, labels, queue_state, cfg, *, temperature=None, sample_weight=None, update_queue=True)"
+SIGNATURES |= {
+    "RecallAtKLoss": "(embedding_size, k=(1, 2, 4, 8, 16), queue_size=1024, similarity='cosine', temperature=0.01, "
+    "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, *, "
+    "rank_temperature=1.0, validate_targets=True, grad_reduction='mean', group=None)",
+    "RetrievalAPLoss": "(embedding_size, queue_size=1024, similarity='cosine', surrogate='sigmoid', temperature=0.01, "
+    "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, *, rho=100.0, "
+    "delta=0.05, calibration_weight=0.0, positive_target=0.9, negative_target=0.6, validate_targets=True, "
+    "grad_reduction='mean', group=None)",
+    "RecallAtKLoss.forward": "(self, embeddings, labels, *, sample_weight=None, update_queue=True)",
+    "RetrievalAPLoss.forward": "(self, embeddings, labels, *, sample_weight=None, update_queue=True)",
+    "retrieval_ap": RETRIEVAL,
+    "retrieval_recall_at_k": RETRIEVAL,
+    "retrieval_metrics.map_at_r": "(embeddings, labels, *, similarity='cosine', ignore_index=-100)",
+    "retrieval_metrics.mean_average_precision": "(embeddings, labels, *, similarity='cosine', ignore_index=-100)",
+    "retrieval_metrics.recall_at_k": "(embeddings, labels, k=1, found='any', *, similarity='cosine', "
+    "ignore_index=-100)",
 }
 SIGNATURES |= {
     "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "
@@ -251,6 +278,7 @@ NOT_CALLABLE = {
     "distributed",
     "distributed.GradReduction",
     "metrics",
+    "retrieval_metrics",
     "schedule",
     "schedule.PHASES",
     "testing.ELEMENTWISE_PROPERTIES",
