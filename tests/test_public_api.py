@@ -239,6 +239,7 @@ SIGNATURES |= {
     "sample_weight=None)",
     "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
     "sample_weight=None)",
+}
 RETRIEVAL = "(embeddings, labels, queue_state, cfg, *, temperature=None, sample_weight=None, update_queue=True)"
 SIGNATURES |= {
     "RecallAtKLoss": "(embedding_size, k=(1, 2, 4, 8, 16), queue_size=1024, similarity='cosine', temperature=0.01, "
