@@ -89,8 +89,6 @@ SUBMODULE_NAMES = {
         "recall_at_quantile",
     ],
     "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
-    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
-    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
     "retrieval_metrics": ["map_at_r", "mean_average_precision", "recall_at_k"],
     "schedule": [
         "PHASES",
