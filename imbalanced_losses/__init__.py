@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from imbalanced_losses import distributed, metrics, schedule, thresholds
 from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class_counts, update_class_counts
 from imbalanced_losses.losses._ranking import PerClass
+from imbalanced_losses.losses.asymmetric import AsymmetricConfig, asymmetric
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
 from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, logit_adjusted
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
@@ -18,6 +19,7 @@ from imbalanced_losses.losses.recall_at_quantile import (
     recall_at_quantile_per_class,
 )
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
+from imbalanced_losses.modules.asymmetric import AsymmetricLoss
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
@@ -32,6 +34,8 @@ except PackageNotFoundError:  # imported from a folder that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AsymmetricConfig",
+    "AsymmetricLoss",
     "ClassCounts",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
@@ -51,6 +55,7 @@ __all__ = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "asymmetric",
     "class_priors",
     "distributed",
     "init_class_counts",

@@ -16,6 +16,8 @@ import pytest
 import imbalanced_losses
 
 PUBLIC_NAMES = [
+    "AsymmetricConfig",
+    "AsymmetricLoss",
     "ClassCounts",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
@@ -35,6 +37,7 @@ PUBLIC_NAMES = [
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "asymmetric",
     "class_priors",
     "distributed",
     "init_class_counts",
@@ -105,6 +108,10 @@ RANKING = (
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
+    "AsymmetricLoss": "(gamma_pos=1.0, gamma_neg=4.0, margin=0.05, reduction='mean', ignore_index=None, "
+    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "AsymmetricLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "asymmetric": "(logits, targets, cfg, *, sample_weight=None)",
     "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
     "validate_targets=True, grad_reduction='mean', group=None)",
     "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
