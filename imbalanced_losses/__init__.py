@@ -11,6 +11,7 @@ from imbalanced_losses.class_counts import ClassCounts, class_priors, init_class
 from imbalanced_losses.losses._ranking import PerClass
 from imbalanced_losses.losses.asymmetric import AsymmetricConfig, asymmetric
 from imbalanced_losses.losses.focal import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
+from imbalanced_losses.losses.ldam import LDAMConfig, deferred_weights, ldam
 from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, logit_adjusted
 from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig, pauc_at_budget, pauc_at_budget_per_class
 from imbalanced_losses.losses.recall_at_quantile import (
@@ -21,6 +22,7 @@ from imbalanced_losses.losses.recall_at_quantile import (
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
 from imbalanced_losses.modules.asymmetric import AsymmetricLoss
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from imbalanced_losses.modules.ldam import LDAMLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
@@ -37,6 +39,8 @@ __all__ = [
     "AsymmetricConfig",
     "AsymmetricLoss",
     "ClassCounts",
+    "LDAMConfig",
+    "LDAMLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
@@ -57,9 +61,11 @@ __all__ = [
     "__version__",
     "asymmetric",
     "class_priors",
+    "deferred_weights",
     "distributed",
     "init_class_counts",
     "init_queue",
+    "ldam",
     "logit_adjusted",
     "metrics",
     "pauc_at_budget",

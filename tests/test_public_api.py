@@ -19,6 +19,8 @@ PUBLIC_NAMES = [
     "AsymmetricConfig",
     "AsymmetricLoss",
     "ClassCounts",
+    "LDAMConfig",
+    "LDAMLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
@@ -39,9 +41,11 @@ PUBLIC_NAMES = [
     "__version__",
     "asymmetric",
     "class_priors",
+    "deferred_weights",
     "distributed",
     "init_class_counts",
     "init_queue",
+    "ldam",
     "logit_adjusted",
     "metrics",
     "pauc_at_budget",
@@ -108,6 +112,11 @@ RANKING = (
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
+    "LDAMLoss": "(counts, max_margin=0.5, scale=30.0, class_weights=None, reduction='mean', ignore_index=-100, "
+    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "LDAMLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "ldam": "(logits, targets, cfg, *, counts=None, class_weights=None, sample_weight=None)",
+    "deferred_weights": "(progress, counts, start, beta=0.9999)",
     "AsymmetricLoss": "(gamma_pos=1.0, gamma_neg=4.0, margin=0.05, reduction='mean', ignore_index=None, "
     "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
     "AsymmetricLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
