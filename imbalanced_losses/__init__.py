@@ -20,11 +20,13 @@ from imbalanced_losses.losses.recall_at_quantile import (
     recall_at_quantile_per_class,
 )
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, smooth_ap, smooth_ap_per_class
+from imbalanced_losses.losses.soft_fbeta import SoftFBetaConfig, soft_fbeta, soft_fbeta_per_class
 from imbalanced_losses.modules.asymmetric import AsymmetricLoss
 from imbalanced_losses.modules.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from imbalanced_losses.modules.ldam import LDAMLoss
 from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.ranking import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from imbalanced_losses.modules.soft_fbeta import SoftFBetaLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 from imbalanced_losses.pytree import stack_states, unstack_states
 from imbalanced_losses.queue import QueueState, init_queue, reset_queue
@@ -56,6 +58,8 @@ __all__ = [
     "SigmoidFocalLoss",
     "SmoothAPConfig",
     "SmoothAPLoss",
+    "SoftFBetaConfig",
+    "SoftFBetaLoss",
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
@@ -77,6 +81,8 @@ __all__ = [
     "sigmoid_focal",
     "smooth_ap",
     "smooth_ap_per_class",
+    "soft_fbeta",
+    "soft_fbeta_per_class",
     "softmax_focal",
     "stack_states",
     "thresholds",

@@ -36,6 +36,8 @@ PUBLIC_NAMES = [
     "SigmoidFocalLoss",
     "SmoothAPConfig",
     "SmoothAPLoss",
+    "SoftFBetaConfig",
+    "SoftFBetaLoss",
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
@@ -57,6 +59,8 @@ PUBLIC_NAMES = [
     "sigmoid_focal",
     "smooth_ap",
     "smooth_ap_per_class",
+    "soft_fbeta",
+    "soft_fbeta_per_class",
     "softmax_focal",
     "stack_states",
     "thresholds",
@@ -112,6 +116,13 @@ RANKING = (
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
+    "SoftFBetaLoss": "(num_classes, beta=1.0, eta=0.0, queue_size=1024, temperature=1.0, reduction='mean', "
+    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "validate_targets=True, grad_reduction='mean', group=None)",
+    "SoftFBetaLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
+    "sample_weight=None, update_queue=True)",
+    "soft_fbeta": RANKING,
+    "soft_fbeta_per_class": RANKING,
     "LDAMLoss": "(counts, max_margin=0.5, scale=30.0, class_weights=None, reduction='mean', ignore_index=-100, "
     "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
     "LDAMLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
