@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
 from imbalanced_losses.validation import check_class_ids, check_element_targets, check_element_weights
 
@@ -24,6 +23,7 @@ class ChangedLogits(NamedTuple):
     counted: Tensor | None  # which targets are not ignored; None: all, and there are some
     binary: bool
     ignore_index: int
+    reads: bool  # whether values may be read, see may_branch_on_values
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None  # [C], or [2] for the labels 0 and 1
 
@@ -34,12 +34,12 @@ class ChangedLogits(NamedTuple):
             loss = self._cross_entropy("mean")
         else:
             loss = reduce_elements(self._cross_entropy("none"), self.counted, weights, reduction)
-        return _with_nonfinite_gradient(loss)
+        return _with_nonfinite_gradient(loss, self.reads)
 
     def elements(self, sample_weight: Tensor | None) -> Elements:
         """Return the loss before its reduction."""
         weights = self._check(sample_weight)
-        return _with_nonfinite_gradient(self._cross_entropy("none")), self.counted, weights
+        return _with_nonfinite_gradient(self._cross_entropy("none"), self.reads), self.counted, weights
 
     def _check(self, sample_weight: Tensor | None) -> Tensor | None:
         return None if sample_weight is None else check_element_weights("sample_weight", sample_weight, self.targets)
@@ -76,27 +76,27 @@ def parse_label_targets(logits: Tensor, targets: Tensor, *, multilabel: bool = F
     return check_element_targets(targets, logits), True
 
 
-def which_counted(targets: Tensor, ignore_index: int) -> Tensor | None:
+def which_counted(targets: Tensor, ignore_index: int, *, reads: bool) -> Tensor | None:
     """Which targets are not ignored; None if a look at the data shows that all are, which spares passes over them."""
-    if targets.numel() and may_branch_on_values(targets):
+    if reads and targets.numel():
         lowest = targets.amin().item()
         if lowest > ignore_index or (lowest != ignore_index and targets.amax().item() < ignore_index):
             return None
     return targets != ignore_index
 
 
-def mask_ignored(z: Tensor, counted: Tensor | None, *, binary: bool) -> Tensor:
+def mask_ignored(z: Tensor, counted: Tensor | None, *, binary: bool, reads: bool) -> Tensor:
     """Replace ignored logits, unless all are known to be finite: before the loss, whose gradient is nan beside nan."""
-    if counted is None or (may_branch_on_values(z) and math.isfinite(z.detach().sum().item())):
+    if counted is None or (reads and math.isfinite(z.detach().sum().item())):
         return z
     return torch.where(counted if binary else counted.unsqueeze(1), z, 0)
 
 
-def _with_nonfinite_gradient(loss: Tensor) -> Tensor:
+def _with_nonfinite_gradient(loss: Tensor, reads: bool) -> Tensor:
     """``loss``, with a gradient that is not finite where it is not, so that a ``GradScaler`` notices.
 
     That of the binary cross-entropy at an infinite logit is finite.
     """
-    if loss.dim() == 0 and may_branch_on_values(loss) and math.isfinite(loss.item()):
+    if loss.dim() == 0 and reads and math.isfinite(loss.item()):
         return loss
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)

@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.losses._cross_entropy import ChangedLogits, mask_ignored, parse_label_targets, which_counted
 from imbalanced_losses.reductions import Elements, Reduction
@@ -236,23 +237,25 @@ def _change(
 ) -> ChangedLogits:
     check_config(cfg, LDAMConfig)
     targets, binary = parse_label_targets(logits, targets)
-    margins = cfg.max_margin * _by_rarity(_numbers("counts", counts, cfg.counts, logits, binary))
+    shift = _by_rarity(_numbers("counts", counts, cfg.counts, logits, binary)) * (-cfg.scale * cfg.max_margin)
     weights = None
     if class_weights is not None or cfg.class_weights is not None:
         weights = _numbers("class_weights", class_weights, cfg.class_weights, logits, binary)
     dtype = compute_dtype(logits)
     targets = targets.to(dtype) if binary else targets.long()  # uint8 156 equals -100 if asked as it is
-    counted = which_counted(targets, cfg.ignore_index)
+    reads = may_branch_on_values(logits, targets, shift)
+    counted = which_counted(targets, cfg.ignore_index, reads=reads)
     z = logits.to(dtype)
     if binary:
-        of_zeros, of_ones = margins.unbind()
-        z = z + torch.lerp(of_zeros, -of_ones, targets)
+        of_zeros, of_ones = shift.unbind()
+        shifts = torch.lerp(-of_zeros, of_ones, targets)
     else:
-        shape = -1, *[1] * (logits.dim() - 2)
-        is_own = torch.arange(logits.shape[1], device=logits.device).reshape(shape) == targets.unsqueeze(1)
-        z = z - torch.where(is_own, margins.reshape(shape), 0)
-    z = mask_ignored(cfg.scale * z, counted, binary=binary)
-    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, class_weights=weights)
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        if logits.dim() > 2:
+            shift, classes = (tensor.reshape(-1, *[1] * (logits.dim() - 2)) for tensor in (shift, classes))
+        shifts = (classes == targets.unsqueeze(1)) * shift
+    z = mask_ignored(torch.add(shifts, z, alpha=cfg.scale), counted, binary=binary, reads=reads)
+    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, reads, class_weights=weights)
 
 
 def _numbers(
@@ -271,5 +274,8 @@ def _numbers(
 
 def _by_rarity(counts: Tensor) -> Tensor:
     """``n_j^(-1/4)``, scaled so that it is 1 for the rarest class that has examples, and for those that have none."""
+    rarest = counts.amin()
+    if may_branch_on_values(counts) and rarest.item() > 0:  # half of the operators
+        return (rarest / counts).pow(0.25)
     rarest = torch.where(counts > 0, counts, torch.finfo(counts.dtype).max).amin()
-    return (rarest / torch.maximum(counts, rarest)).sqrt().sqrt()
+    return (rarest / torch.maximum(counts, rarest)).pow(0.25)

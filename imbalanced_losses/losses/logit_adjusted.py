@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.losses._cross_entropy import ChangedLogits, mask_ignored, parse_label_targets, which_counted
 from imbalanced_losses.reductions import Elements, Reduction
@@ -198,15 +199,20 @@ def _adjust(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig, priors: T
         priors = torch.tensor(cfg.priors, dtype=dtype, device=logits.device)
     priors = check_class_priors("priors", priors, logits).to(dtype)
     targets = targets.to(dtype) if binary else targets.long()  # uint8 156 equals -100 if asked as it is
-    counted = which_counted(targets, cfg.ignore_index)
+    reads = may_branch_on_values(logits, targets, priors)
+    counted = which_counted(targets, cfg.ignore_index, reads=reads)
     z = _adjust_binary(logits.to(dtype), targets, priors, cfg) if binary else _adjust_softmax(logits, priors, cfg)
-    z = mask_ignored(z, counted, binary=binary)
-    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, cfg.label_smoothing)
+    z = mask_ignored(z, counted, binary=binary, reads=reads)
+    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, reads, cfg.label_smoothing)
 
 
 def _adjust_softmax(logits: Tensor, priors: Tensor, cfg: LogitAdjustedConfig) -> Tensor:
-    priors = priors.clamp_min(LEAST_PRIOR).reshape(-1, *[1] * (logits.dim() - 2))
-    iota = cfg.tau * priors.log()  # of counts it is larger by a constant, which softmax ignores
+    priors = priors.clamp_min(LEAST_PRIOR)
+    if logits.dim() > 2:
+        priors = priors.reshape(-1, *[1] * (logits.dim() - 2))
+    iota = priors.log()  # of counts it is larger by a constant, which softmax ignores
+    if cfg.tau != 1:
+        iota = cfg.tau * iota
     if cfg.gamma == 0:
         return logits + iota
     return torch.addcmul(iota, logits.to(iota.dtype), _power(priors / priors.amax(), cfg.gamma))

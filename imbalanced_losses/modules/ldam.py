@@ -96,15 +96,19 @@ class LDAMLoss(ElementwiseLoss[LDAMConfig], config=LDAMConfig):
         options["sample_weight"] = sample_weight
         ranks = self._find_ranks()
         if ranks is None or self._config.reduction == "none":
-            self._check(inputs, parse_label_targets(inputs, targets)[0], sample_weight)
+            self._check_parsed(inputs, targets, sample_weight)
             return ldam(inputs, targets, self._config, **options)
 
         def elements() -> Elements:
-            self._check(inputs, parse_label_targets(inputs, targets)[0], sample_weight)
+            self._check_parsed(inputs, targets, sample_weight)
             return ldam_elements(inputs, targets, self._config, **options)
 
         mean, single_label = self._config.reduction == "mean", isinstance(inputs, Tensor) and inputs.dim() > 1
         return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=single_label)
+
+    def _check_parsed(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
+        if self.validate_targets:
+            self._check(inputs, parse_label_targets(inputs, targets)[0], sample_weight)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         labels, binary = parse_label_targets(inputs, targets)
