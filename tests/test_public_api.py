@@ -16,9 +16,13 @@ import pytest
 import imbalanced_losses
 
 PUBLIC_NAMES = [
+    "AsymmetricConfig",
+    "AsymmetricLoss",
     "ClassCounts",
     "FPRAtRecallConfig",
     "FPRAtRecallLoss",
+    "LDAMConfig",
+    "LDAMLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
@@ -40,17 +44,23 @@ PUBLIC_NAMES = [
     "SigmoidFocalLoss",
     "SmoothAPConfig",
     "SmoothAPLoss",
+    "SoftFBetaConfig",
+    "SoftFBetaLoss",
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
     "calibration",
     "class_priors",
     "class_weights",
+    "asymmetric",
+    "class_priors",
+    "deferred_weights",
     "distributed",
     "fpr_at_recall",
     "fpr_at_recall_per_class",
     "init_class_counts",
     "init_queue",
+    "ldam",
     "logit_adjusted",
     "metrics",
     "pauc_at_budget",
@@ -69,6 +79,8 @@ PUBLIC_NAMES = [
     "sigmoid_focal",
     "smooth_ap",
     "smooth_ap_per_class",
+    "soft_fbeta",
+    "soft_fbeta_per_class",
     "softmax_focal",
     "stack_states",
     "thresholds",
@@ -133,6 +145,22 @@ RANKING = (
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
+    "SoftFBetaLoss": "(num_classes, beta=1.0, eta=0.0, queue_size=1024, temperature=1.0, reduction='mean', "
+    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "validate_targets=True, grad_reduction='mean', group=None)",
+    "SoftFBetaLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
+    "sample_weight=None, update_queue=True)",
+    "soft_fbeta": RANKING,
+    "soft_fbeta_per_class": RANKING,
+    "LDAMLoss": "(counts, max_margin=0.5, scale=30.0, class_weights=None, reduction='mean', ignore_index=-100, "
+    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "LDAMLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "ldam": "(logits, targets, cfg, *, counts=None, class_weights=None, sample_weight=None)",
+    "deferred_weights": "(progress, counts, start, beta=0.9999)",
+    "AsymmetricLoss": "(gamma_pos=1.0, gamma_neg=4.0, margin=0.05, reduction='mean', ignore_index=None, "
+    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "AsymmetricLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "asymmetric": "(logits, targets, cfg, *, sample_weight=None)",
     "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
     "validate_targets=True, grad_reduction='mean', group=None)",
     "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
