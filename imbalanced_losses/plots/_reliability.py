@@ -135,8 +135,6 @@ def _weights(sample_weight: Tensor | None, probabilities: Tensor, kept: Tensor) 
 
 def _bins(p: Tensor, labels: Tensor, weights: Tensor, n_bins: int) -> _Bins:
     """Bins between the quantiles of ``p``: the smallest values up to which at least k / B of the weight lies."""
-    counted = weights > 0
-    p, labels, weights = p[counted], labels[counted], weights[counted]
     ordered, order = p.sort()
     upto = weights[order].cumsum(0)
     levels = upto[-1] * torch.arange(1, n_bins, dtype=torch.float64, device="cpu") / n_bins
