@@ -117,7 +117,7 @@ def train(make_loss: Callable[[], nn.Module], data: Split, seed: int, args: argp
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
         order = torch.randperm(len(data.train_labels), generator=generator)
-        for rows in order.split(args.batch_size):
+        for rows in torch.split(order, args.batch_size):  # type: ignore[no-untyped-call]
             loss = loss_fn(model(data.train_images[rows]), data.train_labels[rows])
             optimizer.zero_grad()
             loss.backward()
