@@ -119,11 +119,11 @@ SIGNATURES = {
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True, grad_reduction='mean', group=None)",
+    "validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')",
     "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
     "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None)",
+    "grad_reduction='mean', group=None, tau_scale='none')",
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "

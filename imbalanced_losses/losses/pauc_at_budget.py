@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
-from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.kernels.ranks import discordant_pairs
@@ -19,6 +17,7 @@ from imbalanced_losses.metrics import partial_auc_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
+from imbalanced_losses.spread import QUARTILES, TAU_SCALES, spread
 from imbalanced_losses.validation import check_choice, check_fraction, check_integer
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
@@ -41,8 +40,9 @@ class PAUCAtBudgetConfig(RankingConfig):
         ``"pairwise"``: soft comparisons of each positive with each negative in the band; gradient through both.
     n_knots : int
         Thresholds of the trapezoid, at least 2.
-    tau_scale : {"iqr", "band"}
-        What the temperature is a multiple of: the reference's interquartile range, or the width of the band in scores.
+    tau_scale : {"none", "std", "iqr", "band"}
+        What the temperature is a multiple of: 1; the reference's standard deviation or interquartile range; or the
+        width of the band in scores.
     pos_numerator : {"pool", "live"}
         Whether queued positives count in the numerator.
     budget_basis : {"fpr", "population"}
@@ -62,11 +62,13 @@ class PAUCAtBudgetConfig(RankingConfig):
     beta: float = 0.005
     surrogate: Literal["trapezoid", "pairwise"] = "trapezoid"
     n_knots: int = 2
-    tau_scale: Literal["iqr", "band"] = "iqr"
+    tau_scale: Literal["none", "std", "iqr", "band"] = "iqr"  # type: ignore[assignment]
     pos_numerator: Literal["pool", "live"] = "pool"
     budget_basis: Literal["fpr", "population"] = "fpr"
     quantile_interpolation: Interpolation = "higher"
     threshold_gradient: Literal["stop", "implicit"] = "stop"
+
+    _tau_scales: ClassVar[tuple[str, ...]] = (*TAU_SCALES, "band")
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
@@ -76,7 +78,6 @@ class PAUCAtBudgetConfig(RankingConfig):
             beta=check_fraction,
             surrogate=partial(check_choice, choices=("trapezoid", "pairwise")),
             n_knots=partial(check_integer, minimum=2),
-            tau_scale=partial(check_choice, choices=("iqr", "band")),
             pos_numerator=partial(check_choice, choices=("pool", "live")),
             budget_basis=partial(check_choice, choices=("fpr", "population")),
             quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
@@ -110,9 +111,10 @@ def pauc_at_budget(
             \sigma\big((s_i - s_j)/\tau\big), \quad B = \{j \text{ negative}: t_\beta \le s_j \le t_\alpha\}
 
     where :math:`c_k` are the normalised trapezoid weights and means over positives are weighted by ``sample_weight``.
-    The scale is the reference's interquartile range or the width of the band, ``cfg.tau_scale``; where that is at most
-    1e-12 the standard deviation of the reference, and where that is, too, 1. A class is invalid without positives (or
-    positive weight) in the numerator and without iid negatives. An empty band of negatives has a loss of 0.
+    The scale is the reference's interquartile range or standard deviation, or the width of the band, ``cfg.tau_scale``;
+    where that is at most 1e-12 the standard deviation of the reference, and where that is, too, 1. A class is invalid
+    without positives (or positive weight) in the numerator and without iid negatives. An empty band of negatives has a
+    loss of 0.
 
     Parameters
     ----------
@@ -140,7 +142,8 @@ def pauc_at_budget(
     -----
     Cost: O(C M log M) time and O(C M) memory for a pool of M rows; the trapezoid takes O(K C M) of both with K knots
     (``n_knots``), less on the CPU, where it looks at the positives alone unless ``threshold_gradient="implicit"``.
-    Shifting all scores changes nothing, nor does scaling them positively, unless all scores of the reference are equal.
+    Shifting all scores changes nothing, nor does scaling them positively, unless ``tau_scale="none"`` or
+    all scores of the reference are equal.
 
     References
     ----------
@@ -267,33 +270,23 @@ def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
     negative = reference if cfg.budget_basis == "fpr" else pool.negative & pool.iid
     n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
     knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
-    levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
-    quantiles = masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
-    thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
-    scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
-    tau = pool.temperature * _nonzero_scale(scale, pool, reference, thresholds[:, -1:])
+    levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta)
+    quartiles = QUARTILES if cfg.tau_scale == "iqr" else ()
+    quantiles = masked_quantile(
+        pool.scores, reference, (*levels, *quartiles), cfg.quantile_interpolation, pool.row_count
+    )
+    thresholds = quantiles[:, : len(levels)]
+    tau = pool.temperature.expand(len(pool.scores))
+    if cfg.tau_scale != "none":
+        tau = tau * spread(pool, reference, _size(quantiles, thresholds, cfg), SMALLEST_SCALE)
     return _Budget(reference=reference, thresholds=thresholds, tau=tau, measurable=negative.any(-1))
 
 
-def _nonzero_scale(scale: Tensor, pool: Pool, reference: Tensor, origin: Tensor) -> Tensor:
-    """``scale [C]``; where it has no size the standard deviation of the reference, and where that has none, 1.
-
-    A head that starts at zero, or scores that are mostly equal, must get a gradient.
-    """
-    if may_branch_on_values(scale) and float(scale.amin()) > SMALLEST_SCALE:
-        return scale
-    # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
-    deviation = _standard_deviation(pool.scores.detach() - origin, pool.count(reference))
-    fallback = deviation.masked_fill(deviation <= SMALLEST_SCALE, 1)
-    return torch.where(scale > SMALLEST_SCALE, scale, fallback)
-
-
-def _standard_deviation(values: Tensor, counts: Tensor) -> Tensor:
-    """Of the population in which each of ``values [C, M]`` is there ``counts [C, M]`` times; 0 if it is empty."""
-    share = counts / counts.sum(-1, keepdim=True).clamp_min(1)  # no count is below 1
-    deviation = values - (values * share).sum(-1, keepdim=True)
-    deviation = deviation.to(accumulation_dtype(values.device))  # where no square overflows or vanishes
-    return (deviation * deviation * share).sum(-1).sqrt().to(values.dtype)
+def _size(quantiles: Tensor, thresholds: Tensor, cfg: PAUCAtBudgetConfig) -> Tensor | None:
+    """``[C]``: the interquartile range or the width of the band; None stands for the standard deviation."""
+    if cfg.tau_scale == "std":
+        return None
+    return quantiles[:, -2] - quantiles[:, -1] if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
 
 
 def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:

@@ -160,7 +160,8 @@ class RankingLoss(LossModule[Config], ABC):
             batch. Of the queue as it now is, ``[]``: ``queue_fill``, the share of slots that hold a row;
             ``queue_age``, steps since its oldest row was pushed, if batches were as large as the last.
             :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PAUCAtBudgetLoss` the diagnostics of
-            :func:`~imbalanced_losses.pauc_at_budget_per_class`, all ``[C]``.
+            :func:`~imbalanced_losses.pauc_at_budget_per_class`, and a ``tau_scale`` other than ``"none"`` adds
+            ``tau_eff``, the temperature in score units; all ``[C]``.
 
         Raises
         ------

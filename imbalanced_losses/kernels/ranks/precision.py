@@ -41,7 +41,7 @@ def missed_precision(
         Disjoint.
     weight : Tensor [C, M]
         Of use at positives; carries no gradient.
-    temperature : Tensor []
+    temperature : Tensor [] or [C]
         Above 0; carries no gradient.
     counts : Tensor [C, 2, M], optional
         What each positive and each negative counts for in a rank, 0 elsewhere; 1 if left out.
