@@ -29,23 +29,20 @@ from tests.compiled.worker import check_safely
 SMOOTH_AP = (smooth_ap, SmoothAPConfig, SmoothAPLoss)
 RECALL = (recall_at_quantile, RecallAtQuantileConfig, RecallAtQuantileLoss)
 PAUC = (pauc_at_budget, PAUCAtBudgetConfig, PAUCAtBudgetLoss)
-IMPLICIT = {"threshold_gradient": "implicit"}
 
 SCALED = {
     "smooth_ap_std": Loss(*SMOOTH_AP, {"temperature": 0.1, "tau_scale": "std"}),
     "smooth_ap_iqr": Loss(*SMOOTH_AP, {"temperature": 0.1, "tau_scale": "iqr"}),
-    "recall_std": Loss(*RECALL, {"temperature": 0.1, "quantile": 0.1, "tau_scale": "std"}),
-    "recall_iqr": Loss(*RECALL, {"temperature": 0.1, "quantile": 0.1, "tau_scale": "iqr", **IMPLICIT}),
+    "recall_iqr": Loss(
+        *RECALL, {"temperature": 0.1, "quantile": 0.1, "tau_scale": "iqr", "threshold_gradient": "implicit"}
+    ),
     "pairwise_std": Loss(*PAUC, {"temperature": 0.1, "beta": 0.3, "tau_scale": "std", "surrogate": "pairwise"}),
-    "trapezoid_none": Loss(*PAUC, {"temperature": 0.1, "beta": 0.2, "tau_scale": "none", **IMPLICIT}),
 }
 CASES = {
     "smooth_ap_std": Case("smooth_ap_std", "function", Kind(3), Pool(32, 200), weighted=True),
     "smooth_ap_iqr": Case("smooth_ap_iqr", "module", Kind(2), Pool(16, 40), weighted=False),
-    "recall_std": Case("recall_std", "module", Kind(1), Pool(32, 1024), weighted=False),
     "recall_iqr": Case("recall_iqr", "ensemble", Kind(3, multilabel=True), Pool(16, 40), weighted=False),
     "pairwise_std": Case("pairwise_std", "function", Kind(10, multilabel=True), Pool(32, 200), weighted=False),
-    "trapezoid_none": Case("trapezoid_none", "function", Kind(2), Pool(600), weighted=True),
 }
 
 
