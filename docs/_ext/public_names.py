@@ -13,11 +13,13 @@ from sphinx.util import logging
 
 PUBLIC_MODULES = (
     "imbalanced_losses",
+    "imbalanced_losses.calibration",
     "imbalanced_losses.distributed",
     "imbalanced_losses.integrations.lightning",
     "imbalanced_losses.integrations.transformers",
     "imbalanced_losses.metrics",
     "imbalanced_losses.plots",
+    "imbalanced_losses.retrieval_metrics",
     "imbalanced_losses.schedule",
     "imbalanced_losses.testing",
     "imbalanced_losses.thresholds",
