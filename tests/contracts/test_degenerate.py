@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from imbalanced_losses import init_queue
-from tests.contracts.cases import Case, assert_same_state, case_named, example, over
+from tests.contracts.cases import Case, assert_close, assert_same_state, case_named, example, over
+from tests.parity import reference
 from tests.strategies import IGNORE, KINDS, Problem
 
 
@@ -78,7 +79,7 @@ def test_all_positive(case: Case, kind: str) -> None:
     """No negative leaves nothing to rank against; recall is about the threshold over all scores and stays valid."""
     problem = empty_queue(kind)
     problem = replace(problem, targets=torch.ones_like(problem.targets))
-    if case.loss_name == "recall":
+    if not case.loss.needs_negatives:
         assert case.per_class(problem).valid.all()
         assert 0 < case.run(problem).loss < 1
     else:
@@ -90,7 +91,7 @@ def test_one_observed_class(case: Case) -> None:
     """Multi-class with every row of class 1: all positive for it, all negative for the others."""
     problem = empty_queue("multiclass")
     problem = replace(problem, targets=torch.ones_like(problem.targets))
-    if case.loss_name == "recall":
+    if not case.loss.needs_negatives:
         assert case.per_class(problem).valid.tolist() == [False, True, False]
         assert (case.run(problem).gradient[:, [0, 2]] == 0).all()
     else:
@@ -113,8 +114,10 @@ def test_mean_is_over_valid_classes(case: Case) -> None:
 def test_one_row(case: Case) -> None:
     problem = empty_queue("binary").rows(torch.tensor([1]))
     assert problem.targets.tolist() == [1]
-    if case.loss_name == "recall":
-        assert case.run(problem).loss == 0.5  # the threshold is the row itself
+    if not case.loss.needs_negatives:
+        assert case.per_class(problem).valid.all()
+        expected = reference.per_class(case.loss.reference, problem, case.config(problem)).loss
+        assert_close(case.run(problem).loss, expected[0])  # recall: a half, since the threshold is the row itself
     else:
         assert_nothing(case, problem)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from imbalanced_losses import init_queue
 from tests.contracts.cases import Case, assert_close, example, leaves, over
-from tests.strategies import IGNORE, LOSSES, Problem, few_examples, flags, problems, weights
+from tests.registry import RANKING
+from tests.strategies import IGNORE, Problem, few_examples, flags, problems, weights
 
 BAD = [0.0, 1.0, -1e4, float("nan"), float("inf"), -float("inf")]
 
@@ -138,7 +139,7 @@ def test_positive_scale(case: Case, problem: Problem, factor: float) -> None:
     """pAUC measures scores in units of their own spread, if they have one; the others in units of the temperature."""
     scaled = replace(problem, logits=problem.logits * factor).with_queue(logits=problem.state.logits * factor)
     temperature = case.options["temperature"]
-    own_units = case.loss is LOSSES["pauc"]
+    own_units = getattr(case.config(problem), "tau_scale", "none") != "none"
     if own_units and (case.per_class(problem).diagnostics["tau_eff"] == temperature).any():
         return
     result = case.run(scaled, temperature=temperature if own_units else temperature * factor)
@@ -201,7 +202,7 @@ def test_two_disjoint_labels_are_two_classes(case: Case, data: st.DataObject) ->
 
 # --- rows outside the iid sample --------------------------------------------------------------------------------------
 
-PAUC = LOSSES["pauc"]
+PAUC = RANKING["pauc"]
 SHAPED_BY_THE_REFERENCE = ("t_alpha", "t_beta", "tau_eff")
 
 
@@ -236,10 +237,10 @@ def test_the_queue_remembers_the_iid_flag() -> None:
 
 
 @over["cases"]
-def test_iid_mask_reaches_pauc_only(case: Case) -> None:
+def test_iid_mask_reaches_those_that_use_it(case: Case) -> None:
     """Ranks, and recall's threshold over all pool scores, count every row."""
     problem = example("multiclass")
     without, everyone = (replace(problem, iid_mask=mask) for mask in (None, torch.ones_like(problem.iid_mask)))
     assert torch.equal(case.run(without).loss, case.run(everyone).loss)
     flipped = replace(problem, iid_mask=~problem.iid_mask).with_queue(iid=~problem.state.iid)
-    assert torch.equal(case.run(flipped).loss, case.run(problem).loss) == (case.loss is not PAUC)
+    assert torch.equal(case.run(flipped).loss, case.run(problem).loss) == (not case.loss.uses_iid_mask)

@@ -68,7 +68,7 @@ def test_weight_two_on_a_positive_is_the_dense_formula(case: Case, kind: str, wi
     for i in range(3):
         weight[i] = 2.0
     problem = with_weights(problem, weight)
-    expected = reference.per_class(case.loss_name, problem, case.config(problem))
+    expected = reference.per_class(case.loss.reference, problem, case.config(problem))
     assert_close(case.per_class(problem).loss, expected.loss)
 
 
@@ -117,7 +117,7 @@ def test_a_positive_without_weight_still_ranks(case: Case) -> None:
     weight = torch.ones(len(problem.logits), dtype=torch.float64)
     weight[1] = 0.0
     problem = with_weights(problem, weight)
-    expected = reference.per_class(case.loss_name, problem, case.config(problem))
+    expected = reference.per_class(case.loss.reference, problem, case.config(problem))
     assert_close(case.per_class(problem).loss, expected.loss)
 
 
@@ -130,7 +130,7 @@ def test_the_queue_keeps_weights(case: Case) -> None:
     pushed = case.run(problem).state
     assert torch.equal(pushed.sample_weight[24:32], problem.sample_weight[:8])
     later = Problem(problem.logits[:2] + 0.25, problem.targets[:2], pushed, problem.iid_mask[:2], None)
-    expected = reference.per_class(case.loss_name, later, case.config(later))
+    expected = reference.per_class(case.loss.reference, later, case.config(later))
     assert_close(case.per_class(later).loss, expected.loss)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,13 @@ import imbalanced_losses
 from imbalanced_losses import (
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
-    RecallAtQuantileLoss,
     SigmoidFocalLoss,
     SmoothAPLoss,
     SoftmaxFocalLoss,
 )
+from tests.registry import MAIN, make_main
 
-RANKING: dict[str, Any] = {
-    "smooth_ap": lambda **more: SmoothAPLoss(num_classes=1, queue_size=6, temperature=0.5, **more),
-    "recall": lambda **more: RecallAtQuantileLoss(num_classes=1, queue_size=6, quantile=0.3, temperature=0.5, **more),
-    "trapezoid": lambda **more: PAUCAtBudgetLoss(num_classes=1, queue_size=6, beta=0.5, **more),
-    "pairwise": lambda **more: PAUCAtBudgetLoss(num_classes=1, queue_size=6, beta=0.5, surrogate="pairwise", **more),
-}
+RANKING: dict[str, Any] = {name: partial(make_main, name, queue_size=6) for name in MAIN}
 every_loss = pytest.mark.parametrize("name", RANKING)
 LOGITS, TARGETS = torch.tensor([2.0, 1.0, -1.0, 0.0]), torch.tensor([1, 0, 0, 1])
 

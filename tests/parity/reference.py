@@ -1,4 +1,4 @@
-"""The three ranking losses as a reader of the spec would write them down: one class, one pool, numpy, float64, loops.
+"""The ranking losses as a reader of the spec would write them down: one class, one pool, numpy, float64, loops.
 
 Written from the contract and not from the implementation; slow, and meant to be obvious.
 """
@@ -109,27 +109,23 @@ def pauc_term(i: int, scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) 
     return float(area / (cfg.beta - cfg.alpha))
 
 
-TERMS: dict[str, Callable[..., float]] = {"smooth_ap": smooth_ap_term, "recall": recall_term, "pauc": pauc_term}
-
-
 # --- thresholds and validity, per loss --------------------------------------------------------------------------------
 
 
-def reference_rows(loss: str, pool: Pool, cfg: Any) -> np.ndarray:
-    """Bool: the rows whose scores make the thresholds."""
-    if loss == "recall":
-        return np.ones(len(pool.scores), dtype=bool)
+def every_row(pool: Pool, cfg: Any) -> np.ndarray:
+    return np.ones(len(pool.scores), dtype=bool)
+
+
+def pauc_rows(pool: Pool, cfg: Any) -> np.ndarray:
     return pool.iid & (pool.negative if cfg.budget_basis == "fpr" else True)
 
 
-def thresholds(loss: str, pool: Pool, cfg: Any) -> Thresholds | None:
-    """None if the class is invalid for want of rows to compare with."""
-    if loss == "smooth_ap":
-        return Thresholds(tau=cfg.temperature) if pool.negative.any() else None
-    reference = pool.scores[reference_rows(loss, pool, cfg)]
-    if loss == "recall":
-        return Thresholds([quantile(reference, 1 - cfg.quantile, cfg)], cfg.temperature) if len(reference) else None
-    return pauc_thresholds(reference, pool, cfg)
+def smooth_ap_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
+    return Thresholds(tau=cfg.temperature) if pool.negative.any() else None
+
+
+def recall_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
+    return Thresholds([quantile(reference, 1 - cfg.quantile, cfg)], cfg.temperature) if len(reference) else None
 
 
 def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
@@ -150,16 +146,56 @@ def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds |
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def loss_at(loss: str, scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> tuple[float, float]:
-    """Loss, and the variance of its positives' terms, of ``scores`` under given thresholds."""
+def term_statistics(term: Callable[..., float], scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> np.ndarray:
+    """Weighted mean and variance of the terms of the positives in the numerator."""
     rows = pool.numerator(cfg)
-    terms = np.array([TERMS[loss](i, scores, pool, at, cfg) for i in rows])
+    terms = np.array([term(i, scores, pool, at, cfg) for i in rows])
     weight = pool.weight[rows]
     mean = (weight * terms).sum() / weight.sum()
-    return 1 - mean, (weight * (terms - mean) ** 2).sum() / weight.sum()
+    return np.array([mean, (weight * (terms - mean) ** 2).sum() / weight.sum()])
 
 
-def per_class(loss: str, problem: Problem, cfg: Any) -> PerClass:
+def one_minus_mean(term: Callable[..., float]) -> Callable[..., float]:
+    """One minus the weighted mean of the positives' terms."""
+    return lambda *arguments: 1 - term_statistics(term, *arguments)[0]
+
+
+def pauc_diagnostics(pool: Pool, at: Thresholds | None, cfg: Any) -> dict[str, float]:
+    """``at`` is None for an invalid class."""
+    found = dict.fromkeys(("t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count"), np.nan)
+    if at is not None:
+        variance = term_statistics(pauc_term, pool.scores, pool, at, cfg)[1]
+        found = {"t_alpha": at.knots[0], "t_beta": at.knots[-1], "tau_eff": at.tau, "pauc_var": variance}
+        found["band_neg_count"] = float((at.band & pool.iid).sum())
+    return {**found, "grad_pos_count": float((pool.positive & pool.live).sum())}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One class of a ranking loss.
+
+    ``thresholds(scores of rows(pool, cfg), pool, cfg)`` is what the step holds constant, or None if there are not the
+    rows to compare with. ``loss(scores, pool, thresholds, cfg)`` is the loss of scores that may have moved since.
+    """
+
+    thresholds: Callable[[np.ndarray, Pool, Any], Thresholds | None]
+    loss: Callable[[np.ndarray, Pool, Thresholds, Any], float]
+    rows: Callable[[Pool, Any], np.ndarray] = every_row
+    diagnostics: Callable[[Pool, Thresholds | None, Any], dict[str, float]] = lambda pool, at, cfg: {}
+
+    def held(self, pool: Pool, cfg: Any) -> Thresholds | None:
+        """None if the class is invalid."""
+        if not pool.weight[pool.numerator(cfg)].sum() > 0:
+            return None
+        return self.thresholds(pool.scores[self.rows(pool, cfg)], pool, cfg)
+
+
+SMOOTH_AP = Reference(smooth_ap_thresholds, one_minus_mean(smooth_ap_term))
+RECALL = Reference(recall_thresholds, one_minus_mean(recall_term))
+PAUC = Reference(pauc_thresholds, one_minus_mean(pauc_term), pauc_rows, pauc_diagnostics)
+
+
+def per_class(loss: Reference, problem: Problem, cfg: Any) -> PerClass:
     """What the library's per-class function should return."""
     pools = [pool_of(problem, label) for label in range(problem.num_classes)]
     rows = [_one_class(loss, pool, cfg) for pool in pools]
@@ -172,37 +208,25 @@ def per_class(loss: str, problem: Problem, cfg: Any) -> PerClass:
     )
 
 
-def _one_class(loss: str, pool: Pool, cfg: Any) -> dict[str, float]:
-    at = thresholds(loss, pool, cfg)
-    valid = at is not None and pool.weight[pool.numerator(cfg)].sum() > 0
-    value, variance = loss_at(loss, pool.scores, pool, at, cfg) if valid else (np.nan, np.nan)
-    if loss != "pauc":
-        return {"loss": value}
-    shown = {"t_alpha": at.knots[0], "t_beta": at.knots[-1], "tau_eff": at.tau} if valid else {}
-    return {
-        "loss": value,
-        "t_alpha": shown.get("t_alpha", np.nan),
-        "t_beta": shown.get("t_beta", np.nan),
-        "tau_eff": shown.get("tau_eff", np.nan),
-        "pauc_var": variance,
-        "band_neg_count": float((at.band & pool.iid).sum()) if valid else np.nan,
-        "grad_pos_count": float((pool.positive & pool.live).sum()),
-    }
+def _one_class(loss: Reference, pool: Pool, cfg: Any) -> dict[str, float]:
+    at = loss.held(pool, cfg)
+    value = np.nan if at is None else loss.loss(pool.scores, pool, at, cfg)
+    return {"loss": value, **loss.diagnostics(pool, at, cfg)}
 
 
 # --- gradients by finite differences ----------------------------------------------------------------------------------
 
 
-def gradient(loss: str, problem: Problem, cfg: Any) -> Tensor:
+def gradient(loss: Reference, problem: Problem, cfg: Any) -> Tensor:
     """Of the sum over valid classes, thresholds held: "stop"."""
     return _gradient(loss, problem, cfg, follow=lambda at, scores, pool: at)
 
 
-def soft_quantile_gradient(loss: str, problem: Problem, cfg: Any) -> Tensor:
+def soft_quantile_gradient(loss: Reference, problem: Problem, cfg: Any) -> Tensor:
     """The same with every threshold solving ``sum_j sigma((s_j - t)/tau) = const`` for the moved scores."""
 
     def follow(at: Thresholds, scores: np.ndarray, pool: Pool) -> Thresholds:
-        rows = reference_rows(loss, pool, cfg)
+        rows = loss.rows(pool, cfg)
         moved = [_solve(scores[rows], pool.scores[rows], knot, at.tau) for knot in at.knots]
         return Thresholds(moved, at.tau, at.band)
 
@@ -210,13 +234,13 @@ def soft_quantile_gradient(loss: str, problem: Problem, cfg: Any) -> Tensor:
 
 
 def _gradient(
-    loss: str, problem: Problem, cfg: Any, follow: Callable[[Thresholds, np.ndarray, Pool], Thresholds]
+    loss: Reference, problem: Problem, cfg: Any, follow: Callable[[Thresholds, np.ndarray, Pool], Thresholds]
 ) -> Tensor:
     result = torch.zeros(problem.logits.shape, dtype=torch.float64)
     for label in range(problem.num_classes):
         pool = pool_of(problem, label)
-        at = thresholds(loss, pool, cfg)
-        if at is None or not pool.weight[pool.numerator(cfg)].sum() > 0:
+        at = loss.held(pool, cfg)
+        if at is None:
             continue
         step = 1e-4 * at.tau
         for i, row in enumerate(pool.live_rows):
@@ -224,7 +248,7 @@ def _gradient(
             for sign in (1, -1):
                 scores = pool.scores.copy()
                 scores[i] += sign * step
-                values.append(loss_at(loss, scores, pool, follow(at, scores, pool), cfg)[0])
+                values.append(loss.loss(scores, pool, follow(at, scores, pool), cfg))
             result[row, label] = (values[0] - values[1]) / (2 * step)
     return result
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from imbalanced_losses.testing import check_elementwise_loss, check_ranking_loss
-from tests.contracts.cases import CASES, Case, over
+from tests.contracts.cases import CASES, Case, case_named, over
 from tests.losses import focal_cases
 from tests.strategies import KINDS
 from tests.testing.shells import as_function
@@ -36,8 +36,8 @@ def test_ranking_functions(case: Case, kind: str) -> None:
 
 @pytest.mark.parametrize(("reduction", "skip"), [("sum", ["range"]), ("none", [])])
 def test_other_reductions(reduction: str, skip: list[str]) -> None:
-    loss = CASES[1].loss
-    cfg = loss.config(num_classes=3, ignore_index=7, reduction=reduction, **CASES[1].options)
+    loss = case_named("recall").loss
+    cfg = loss.config(num_classes=3, ignore_index=7, reduction=reduction, **case_named("recall").options)
     check_ranking_loss(
         partial(loss.function, cfg=cfg), num_classes=3, ignore_index=7, skip=[*skip, "compile"], max_examples=EXAMPLES
     )
