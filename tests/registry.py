@@ -15,20 +15,32 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses import (
+    LogitAdjustedConfig,
+    LogitAdjustedLoss,
     PAUCAtBudgetConfig,
     PAUCAtBudgetLoss,
     RecallAtQuantileConfig,
     RecallAtQuantileLoss,
+    SigmoidFocalConfig,
+    SigmoidFocalLoss,
     SmoothAPConfig,
     SmoothAPLoss,
+    SoftmaxFocalConfig,
+    SoftmaxFocalLoss,
+    class_priors,
+    logit_adjusted,
     metrics,
     pauc_at_budget,
     pauc_at_budget_per_class,
     recall_at_quantile,
     recall_at_quantile_per_class,
+    sigmoid_focal,
     smooth_ap,
     smooth_ap_per_class,
+    softmax_focal,
 )
+from imbalanced_losses.kernels import focal as focal_kernel
+from tests.losses import reference as elementwise_reference
 from tests.parity import reference
 from tests.parity.reference import Reference
 from tests.strategies import KINDS
@@ -227,7 +239,7 @@ RANKING: dict[str, RankingLoss] = {
                 compiled=("function C=3 16+40",),
             ),
             "pairwise_live_implicit": Variant(
-                {"pos_numerator": "live", "threshold_gradient": "implicit", **PAIRWISE},
+                {"pos_numerator": "live", "threshold_gradient": "implicit", **PAIRWISE, "beta": 0.9},
                 traced=True,
                 processes=("binary",),
                 compiled=("module C=1 32+1024",),
@@ -287,3 +299,225 @@ def make_main(name: str, num_classes: int = 1, **more: Any) -> Any:
     """The module of a main variant, at a temperature that is not cold."""
     loss, variant = MAIN[name]
     return loss.shell(num_classes, **{"temperature": 0.5, **variant.options, **more})
+
+
+# --- elementwise losses -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Elements:
+    """One configuration of an elementwise loss, and its logits ``[N, *rest]``."""
+
+    options: Options = field(default_factory=dict)
+    rest: tuple[int, ...] = ()
+    labels: bool = False
+    """Targets are labels in [0, 1] of the logits' shape, and not class ids with the classes on axis 1."""
+    soft: bool = False
+    """Labels between 0 and 1."""
+    rounding: float = 2e-7
+    """Error of the loss in float32 at logits of 20 to 10,000, relative to the logits."""
+    stream: Options | None = None
+    """Arguments with which the module takes the place of ``options`` by what it counts: one more module to test."""
+    processes: bool = False
+    """Several processes train it as one process does; with logits ``[N, 3]``."""
+    compiled: tuple[str, ...] = ()
+    """Cases of tests/compiled in the suite, as in ``Variant``; the whole matrix has it if there are some."""
+
+
+Patch = Callable[[Any], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElementwiseLoss:
+    """What belongs to one elementwise loss."""
+
+    function: Callable[..., Tensor]
+    config: type
+    shell: type[nn.Module]
+    signature: str
+    """Of the shell's constructor."""
+    function_signature: str
+    reference: Callable[..., Any]
+    """``reference(logits, targets, cfg)``, all NumPy, float64: the loss of every target, 0 where it is ignored."""
+    variants: Mapping[str, Elements]
+    other: Options
+    """A value other than the default for each field of the configuration; numbers exact in float32."""
+    bad: tuple[Bad, ...]
+    """Values that the config and the shell refuse, with the error."""
+    required: Options = field(default_factory=dict)
+    """Fields without which there is no loss."""
+    reductions: tuple[str, ...] = ("mean", "sum", "none")
+    weighing_rounds: float = 0.0
+    """Relative error that weights of 1 may make: 0 if they change no bit."""
+    rules_out: bool = False
+    """A logit of -inf rules its class out of a softmax, so that the loss stays finite."""
+    arguments_of: Callable[[Any], dict[str, Tensor]] = lambda shell: {}
+    """Arguments that make the function compute what the shell does, besides its configuration."""
+    paths: Mapping[str, Patch] = field(default_factory=lambda: {"": lambda monkeypatch: None})
+    """Ways through the code that sizes choose, as patches that choose them for small inputs."""
+
+
+FOCAL_PATHS: dict[str, Patch] = {
+    "few": lambda monkeypatch: None,
+    "many": lambda monkeypatch: monkeypatch.setattr(focal_kernel, "FEW_LOGITS", 0),
+}
+N_CLASSES = 4
+COUNTS = (700, 250, 49, 1)
+SHARES = (0.6, 0.02, 0.0, 1.0)
+ALPHA = (1.0, 0.5, 0.0, 2.0)
+
+
+def priors_in(shell: Any) -> dict[str, Tensor]:
+    """The priors that a logit-adjusted module uses in its next call."""
+    priors = class_priors(shell.class_counts) if shell.num_classes is not None else shell.priors
+    return {"priors": priors.clone()}
+
+
+ELEMENTWISE: dict[str, ElementwiseLoss] = {
+    "sigmoid_focal": ElementwiseLoss(
+        function=sigmoid_focal,
+        config=SigmoidFocalConfig,
+        shell=SigmoidFocalLoss,
+        signature=f"(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
+        f"{TAIL_ARGUMENTS})",
+        function_signature="(logits, targets, cfg, *, sample_weight=None)",
+        reference=elementwise_reference.sigmoid_focal,
+        variants={
+            "sigmoid_focal": Elements({}, (), labels=True),
+            "sigmoid_focal_soft": Elements({"alpha": -1, "gamma": 0.3}, (3,), labels=True, soft=True),
+            "sigmoid_focal_ignore": Elements(
+                {"alpha": 0.6, "gamma": 1.5, "ignore_index": -1}, (2, 2), labels=True, soft=False
+            ),
+            "sigmoid_focal_trained": Elements(
+                {"ignore_index": -100}, (3,), labels=True, processes=True, compiled=("function C=3m 600+0",)
+            ),
+        },
+        other={"alpha": 0.75, "gamma": 1.5, "reduction": "sum", "ignore_index": 1},
+        bad=(
+            ("alpha", 1.1, ValueError),
+            ("alpha", -0.5, ValueError),
+            ("alpha", float("nan"), ValueError),
+            ("gamma", -1.0, ValueError),
+            ("gamma", float("inf"), ValueError),
+            ("reduction", "mean_positive", ValueError),
+            ("ignore_index", 0.5, TypeError),
+        ),
+        paths=FOCAL_PATHS,
+    ),
+    "softmax_focal": ElementwiseLoss(
+        function=softmax_focal,
+        config=SoftmaxFocalConfig,
+        shell=SoftmaxFocalLoss,
+        signature="(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
+        f"label_smoothing=0.0, gather_distributed=None, *, {TAIL_ARGUMENTS})",
+        function_signature="(logits, targets, cfg, *, alpha=None, sample_weight=None)",
+        reference=elementwise_reference.softmax_focal,
+        variants={
+            "softmax_focal": Elements(
+                {}, (N_CLASSES,), processes=True, compiled=("function C=10 2000+0", "function C=3 16+0")
+            ),
+            "softmax_focal_alpha": Elements({"alpha": ALPHA, "gamma": 1.0, "ignore_index": 255}, (N_CLASSES, 2)),
+            "softmax_focal_smooth": Elements(
+                {"alpha": (1.0, 0.5, 3.0, 2.0), "gamma": 0.3, "label_smoothing": 0.25, "reduction": "mean_positive"},
+                (N_CLASSES, 2, 2),
+                rounding=2e-6,  # the power of a probability that underflows
+            ),
+        },
+        other={
+            "alpha": (0.5, 1.0, 2.0),
+            "gamma": 1.5,
+            "reduction": "sum",
+            "ignore_index": 1,
+            "background_class": 1,
+            "label_smoothing": 0.125,
+        },
+        bad=(
+            ("alpha", (1.0, -1.0), ValueError),
+            ("alpha", (1.0, float("nan")), ValueError),
+            ("gamma", float("nan"), ValueError),
+            ("reduction", "median", ValueError),
+            ("ignore_index", None, TypeError),
+            ("background_class", -1, ValueError),
+            ("label_smoothing", 1.5, ValueError),
+        ),
+        reductions=("mean", "sum", "none", "mean_positive"),
+        rules_out=True,
+        arguments_of=lambda shell: {} if shell.alpha is None else {"alpha": shell.alpha},
+        paths=FOCAL_PATHS,
+    ),
+    "logit_adjusted": ElementwiseLoss(
+        function=logit_adjusted,
+        config=LogitAdjustedConfig,
+        shell=LogitAdjustedLoss,
+        signature="(priors, tau=1.0, gamma=0.0, reduction='mean', ignore_index=-100, label_smoothing=0.0, "
+        f"multilabel=False, gather_distributed=None, *, num_classes=None, {TAIL_ARGUMENTS})",
+        function_signature="(logits, targets, cfg, *, priors=None, sample_weight=None)",
+        reference=elementwise_reference.logit_adjusted,
+        variants={
+            "logit_adjusted": Elements(
+                {"priors": COUNTS},
+                (N_CLASSES,),
+                stream={"priors": "stream", "num_classes": N_CLASSES},
+                compiled=("function C=3 16+0", "module C=3 600+0"),
+            ),
+            "logit_adjusted_tau": Elements({"priors": COUNTS, "tau": 0.7, "label_smoothing": 0.1}, (N_CLASSES,)),
+            "logit_adjusted_vs": Elements({"priors": (0.4, 0.3, 0.2, 0.1), "tau": 1.5, "gamma": 0.4}, (N_CLASSES, 3)),
+            "logit_adjusted_cdt": Elements(
+                {"priors": COUNTS, "tau": 0.0, "gamma": 0.2},
+                (N_CLASSES, 2, 3),
+                stream={"priors": "stream", "num_classes": N_CLASSES},
+            ),
+            "logit_adjusted_unseen": Elements({"priors": (10, 0, 5, 5), "gamma": 0.1}, (N_CLASSES,)),
+            "logit_adjusted_trained": Elements(
+                {"priors": (5, 3, 2), "gamma": 0.3},
+                (3,),
+                stream={"priors": "stream", "num_classes": 3},
+                processes=True,
+            ),
+            "logit_adjusted_binary": Elements(
+                {"priors": 0.05}, labels=True, stream={"priors": "stream", "num_classes": 1}
+            ),
+            "logit_adjusted_binary_vs": Elements({"priors": (0.1,), "gamma": 0.3}, (1,), labels=True),
+            "logit_adjusted_binary_counts": Elements(
+                {"priors": (190, 10), "tau": 1.2, "gamma": 0.3}, (1,), labels=True
+            ),
+            "logit_adjusted_labels": Elements(
+                {"priors": SHARES, "multilabel": True},
+                (N_CLASSES,),
+                labels=True,
+                stream={"priors": "stream", "num_classes": N_CLASSES},
+                compiled=("function C=3m 600+0",),
+            ),
+            "logit_adjusted_labels_vs": Elements(
+                {"priors": (0.6, 0.02, 0.1, 0.5), "gamma": 0.5, "multilabel": True}, (N_CLASSES, 2), labels=True
+            ),
+            "logit_adjusted_labels_soft": Elements(
+                {"priors": SHARES, "multilabel": True}, (N_CLASSES,), labels=True, soft=True
+            ),
+        },
+        other={
+            "priors": (1.0, 1.0, 2.0),
+            "tau": 0.5,
+            "gamma": 0.75,
+            "reduction": "sum",
+            "ignore_index": 1,
+            "label_smoothing": 0.25,
+            "multilabel": True,
+        },
+        bad=(
+            ("tau", -1.0, ValueError),
+            ("gamma", float("inf"), ValueError),
+            ("reduction", "max", ValueError),
+            ("label_smoothing", 2, ValueError),
+            ("multilabel", 1, TypeError),
+            ("ignore_index", 0.5, TypeError),
+            ("priors", (1, -1), ValueError),
+            ("priors", (0, 0), ValueError),
+            ("priors", (), ValueError),
+        ),
+        required={"priors": (0.25, 0.5, 0.25)},
+        weighing_rounds=1e-6,  # torch's own mean is used where there are none
+        rules_out=True,
+        arguments_of=priors_in,
+    ),
+}
