@@ -94,6 +94,8 @@ class RankingLoss:
     """Values that the config and the shell refuse, with the error, of the same fields."""
     silent: frozenset[str] = frozenset()
     """Fields whose ``other`` value need not change the loss of eight rows."""
+    wide: Options = field(default_factory=dict)
+    """Options, if the defaults look at too few of eight rows for others to differ."""
     diagnostics: frozenset[str] = frozenset()
     """Names in ``PerClass.diagnostics``, and of what the shell returns with ``return_diagnostics``."""
     reported: frozenset[str] = frozenset()
@@ -282,6 +284,7 @@ RANKING: dict[str, RankingLoss] = {
                 "budget_basis",
             }
         ),
+        wide={"beta": 0.4},
         diagnostics=OF_THE_BAND,
         reported=OF_THE_BAND,
         uses_iid_mask=True,
@@ -346,6 +349,8 @@ class ElementwiseLoss:
     """Values that the config and the shell refuse, with the error."""
     required: Options = field(default_factory=dict)
     """Fields without which there is no loss."""
+    silent: frozenset[str] = frozenset()
+    """Fields whose ``other`` value need not change the loss of eight rows."""
     reductions: tuple[str, ...] = ("mean", "sum", "none")
     weighing_rounds: float = 0.0
     """Relative error that weights of 1 may make: 0 if they change no bit."""
@@ -440,6 +445,7 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
             ("background_class", -1, ValueError),
             ("label_smoothing", 1.5, ValueError),
         ),
+        silent=frozenset({"background_class"}),
         reductions=("mean", "sum", "none", "mean_positive"),
         rules_out=True,
         arguments_of=lambda shell: {} if shell.alpha is None else {"alpha": shell.alpha},
@@ -458,7 +464,7 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
                 {"priors": COUNTS},
                 (N_CLASSES,),
                 stream={"priors": "stream", "num_classes": N_CLASSES},
-                compiled=("function C=3 16+0", "module C=3 600+0"),
+                compiled=("function C=3 16+0", "module C=10 600+0"),
             ),
             "logit_adjusted_tau": Elements({"priors": COUNTS, "tau": 0.7, "label_smoothing": 0.1}, (N_CLASSES,)),
             "logit_adjusted_vs": Elements({"priors": (0.4, 0.3, 0.2, 0.1), "tau": 1.5, "gamma": 0.4}, (N_CLASSES, 3)),

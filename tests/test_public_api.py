@@ -14,48 +14,36 @@ from typing import Any
 import pytest
 
 import imbalanced_losses
+from tests.registry import ELEMENTWISE, RANKING
 
-PUBLIC_NAMES = [
+OTHER_NAMES = [
     "ClassCounts",
-    "LogitAdjustedConfig",
-    "LogitAdjustedLoss",
     "LossWarmupWrapper",
-    "PAUCAtBudgetConfig",
-    "PAUCAtBudgetLoss",
     "PerClass",
     "QueueState",
-    "RecallAtQuantileConfig",
-    "RecallAtQuantileLoss",
     "ScheduleConfig",
     "ScheduleState",
-    "SigmoidFocalConfig",
-    "SigmoidFocalLoss",
-    "SmoothAPConfig",
-    "SmoothAPLoss",
-    "SoftmaxFocalConfig",
-    "SoftmaxFocalLoss",
     "__version__",
     "class_priors",
     "distributed",
     "init_class_counts",
     "init_queue",
-    "logit_adjusted",
     "metrics",
-    "pauc_at_budget",
-    "pauc_at_budget_per_class",
-    "recall_at_quantile",
-    "recall_at_quantile_per_class",
     "reset_queue",
     "schedule",
-    "sigmoid_focal",
-    "smooth_ap",
-    "smooth_ap_per_class",
-    "softmax_focal",
     "stack_states",
     "thresholds",
     "unstack_states",
     "update_class_counts",
 ]
+"""Public names besides the losses in the registry: their functions, configurations and modules."""
+RANKING_NAMES = [
+    part.__name__ for loss in RANKING.values() for part in (loss.function, loss.per_class, loss.config, loss.shell)
+]
+ELEMENTWISE_NAMES = [
+    part.__name__ for loss in ELEMENTWISE.values() for part in (loss.function, loss.config, loss.shell)
+]
+PUBLIC_NAMES = sorted([*OTHER_NAMES, *RANKING_NAMES, *ELEMENTWISE_NAMES])
 SUBMODULE_NAMES = {
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
@@ -99,54 +87,18 @@ SUBMODULE_NAMES = {
 }
 
 FLOAT_DTYPES = "(torch.float64, torch.float32, torch.bfloat16, torch.float16)"
-RANKING = (
+OF_RANKING = (
     "(logits, targets, queue_state, cfg, *, temperature=None, iid_mask=None, sample_weight=None, "
     "update_queue=True, generator=None)"
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
-    "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
-    "validate_targets=True, grad_reduction='mean', group=None)",
-    "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
-    "label_smoothing=0.0, gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
-    "LogitAdjustedLoss": "(priors, tau=1.0, gamma=0.0, reduction='mean', ignore_index=-100, label_smoothing=0.0, "
-    "multilabel=False, gather_distributed=None, *, num_classes=None, validate_targets=True, grad_reduction='mean', "
-    "group=None)",
-    "LogitAdjustedLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "logit_adjusted": "(logits, targets, cfg, *, priors=None, sample_weight=None)",
     "class_priors": "(state)",
     "init_class_counts": "(num_classes, *, device=None)",
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
-    "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
-    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True, grad_reduction='mean', group=None)",
-    "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
-    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
-    "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None)",
-    "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
-    "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
-    "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
-    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
     "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
     "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
-    "SigmoidFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "SoftmaxFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None, update_queue=True)",
-    "RecallAtQuantileLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None, update_queue=True)",
-    "PAUCAtBudgetLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, "
-    "return_diagnostics=False, *, sample_weight=None, update_queue=True)",
-    "sigmoid_focal": "(logits, targets, cfg, *, sample_weight=None)",
-    "softmax_focal": "(logits, targets, cfg, *, alpha=None, sample_weight=None)",
-    "smooth_ap": RANKING,
-    "smooth_ap_per_class": RANKING,
-    "recall_at_quantile": RANKING,
-    "recall_at_quantile_per_class": RANKING,
-    "pauc_at_budget": RANKING,
-    "pauc_at_budget_per_class": RANKING.replace(")", ", diagnose=True)"),
     "init_queue": "(queue_size, num_classes, *, multilabel=False, ignore_index=-100, dtype=torch.float32, device=None)",
     "reset_queue": "(state)",
     "stack_states": "(states)",
@@ -194,6 +146,22 @@ SIGNATURES |= {
     "testing.elementwise_batches": "(num_classes=1, *, multilabel=False, positions=(), ignore_index=-100, min_rows=0, "
     f"max_rows=6, dtypes={FLOAT_DTYPES}, extremes=True, soft_labels=True, sample_weights=True)",
 }
+
+for loss in RANKING.values():
+    extra = "return_diagnostics=False, " if loss.diagnostics else ""
+    SIGNATURES |= {
+        loss.shell.__name__: loss.signature,
+        f"{loss.shell.__name__}.forward": f"(self, logits, targets, iid_mask=None, return_per_class=False, {extra}*, "
+        "sample_weight=None, update_queue=True)",
+        loss.function.__name__: OF_RANKING,
+        loss.per_class.__name__: OF_RANKING.replace(")", ", diagnose=True)") if loss.diagnostics else OF_RANKING,
+    }
+for loss in ELEMENTWISE.values():
+    SIGNATURES |= {
+        loss.shell.__name__: loss.signature,
+        f"{loss.shell.__name__}.forward": "(self, inputs, targets, *, sample_weight=None)",
+        loss.function.__name__: loss.function_signature,
+    }
 
 NOT_CALLABLE = {
     "__version__",
