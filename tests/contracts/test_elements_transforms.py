@@ -37,9 +37,22 @@ def test_derivatives_of_both_orders(case: Case, reduction: str) -> None:
         return case.call(logits, targets, reduction=reduction, sample_weight=weights)
 
     logits.requires_grad_()
-    options = {"check_batched_grad": True}
+    options = {"fast_mode": True, "check_batched_grad": True}
     assert gradcheck(loss, logits, check_forward_ad=True, check_batched_forward_grad=True, **options)
     assert gradgradcheck(loss, logits, check_fwd_over_rev=True, **options)
+
+
+@every_case
+def test_every_entry_of_the_derivatives(case: Case) -> None:
+    """Not along random directions only."""
+    logits, targets = case.inputs(n=2)
+    weights = torch.tensor([1.0, 0.5], dtype=torch.float64)
+
+    def loss(logits: Tensor) -> Tensor:
+        return case.call(logits, targets, sample_weight=weights)
+
+    assert gradcheck(loss, logits.requires_grad_(), check_forward_ad=True)
+    assert gradgradcheck(loss, logits)
 
 
 @every_case
