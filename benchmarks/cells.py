@@ -16,17 +16,28 @@ RANKING: dict[str, tuple[str, Options]] = {
     "pAUC, trapezoid": ("PAUCAtBudgetLoss", (("surrogate", "trapezoid"),)),
     "pAUC, pairwise": ("PAUCAtBudgetLoss", (("surrogate", "pairwise"),)),
 }
+WITHOUT_PEER: dict[str, tuple[str, Options]] = {
+    "precision at a recall": ("PrecisionAtRecallLoss", ()),
+    "FPR at a recall": ("FPRAtRecallLoss", ()),
+}
 FOCAL: dict[str, tuple[str, Options]] = {
     "sigmoid focal": ("SigmoidFocalLoss", ()),
     "softmax focal": ("SoftmaxFocalLoss", ()),
+}
+ELEMENTWISE: dict[str, tuple[str, Options]] = {
+    **FOCAL,
+    "logit-adjusted": ("LogitAdjustedLoss", ()),
+    "asymmetric": ("AsymmetricLoss", ()),
+    "LDAM": ("LDAMLoss", ()),
 }
 POOLS = (1_056, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 CLASSES = (1, 10, 100)
 RATES = (0.005, 0.1)
 STEPS = 1_000  # with a new temperature each, over which compilations are counted
 
-# a process each, all of ours but the peer and torch.sort; the last three take one step of several states
-SERIES = ("ours", "compiled", "peer", "sort", "vmap", "loop", "compiled vmap")
+# a process each, all of ours but the peer, torch.sort and the plain formula; the last three take one step of several
+# states
+SERIES = ("ours", "compiled", "peer", "sort", "plain", "vmap", "loop", "compiled vmap")
 COMPILED = ("compiled", "compiled vmap")
 
 
@@ -65,7 +76,7 @@ class Cell:
 
     def work(self, series: str) -> dict[str, object]:
         """What a worker needs to know."""
-        name, options = {**RANKING, **FOCAL}[self.loss]
+        name, options = {**RANKING, **WITHOUT_PEER, **ELEMENTWISE}[self.loss]
         sizes = {"batch": self.batch, "queue": self.queue, "classes": self.classes, "rate": self.rate}
         more = {"shape": self.shape, "states": self.states, "steps": STEPS, "options": dict(options)}
         return {"loss": name, **sizes, **more, "series": series, "compiled": series in COMPILED}
@@ -100,11 +111,23 @@ def small_pools(classes: int) -> tuple[Cell, ...]:
     return tuple(Cell(loss, batch=32, queue=1024, classes=classes, series=series) for loss in RANKING)
 
 
+def small_without_peer() -> tuple[Cell, ...]:
+    """Ranking losses that the peer does not have, on a batch and a queue."""
+    series, classes = ("ours", "compiled", "sort"), CLASSES[:2]
+    return tuple(Cell(loss, batch=32, queue=1024, classes=c, series=series) for c in classes for loss in WITHOUT_PEER)
+
+
 def small_focal() -> tuple[Cell, ...]:
     """Every focal loss on a batch."""
     series = ("ours", "compiled", "peer")
     shapes = {"sigmoid focal": (32,), "softmax focal": (32, 10)}
     return tuple(Cell(loss, shape=shape, series=series) for loss, shape in shapes.items())
+
+
+def elementwise() -> tuple[Cell, ...]:
+    """Every elementwise loss and its formula in plain torch."""
+    sizes = (32, 4_096, 65_536)
+    return tuple(Cell(loss, shape=(n, 10), series=("ours", "plain")) for loss in ELEMENTWISE for n in sizes)
 
 
 def ensembles(states: int, classes: int = 1) -> tuple[Cell, ...]:
@@ -148,6 +171,9 @@ def promises() -> tuple[Promise, ...]:
         Promise(large_work, "faster", 4, large + large_of_many),
         Promise(large_work, "memory ratio", 2, large_of_many),
         Promise("focal losses, 800,000 and 1,000,000 logits", "faster", 1.5, _large_focal()),
+        Promise(
+            "elementwise losses, and their formula in plain torch", "time ratio", 1.5, elementwise(), against="plain"
+        ),
         Promise("1,000 steps with a new temperature each", "compilations", 1, steps),
         Promise(f"an accelerator's step, {small_work}", "operators", 0, operators),
     )
@@ -183,7 +209,7 @@ def select(rows: str, max_rows: int, *, quick: bool) -> list[Cell]:
     asked: list[Cell] = []
     if rows != "sweep":
         asked += [cell for promise in promises() for cell in promise.cells]
-        asked += for_information()
+        asked += (*for_information(), *small_without_peer())
     if rows != "promises":
         asked += [cell for cell in sweep() if not quick or cell.classes == 1]
     cells: dict[Cell, tuple[str, ...]] = {}

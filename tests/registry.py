@@ -92,12 +92,16 @@ class RankingLoss:
     """A value other than the default for each field that is not in ``RankingConfig``; numbers exact in float32."""
     bad: tuple[Bad, ...]
     """Values that the config and the shell refuse, with the error, of the same fields."""
+    needed: Mapping[str, Options] = field(default_factory=dict)
+    """Other options without which an option does nothing."""
     silent: frozenset[str] = frozenset()
     """Fields whose ``other`` value need not change the loss of eight rows."""
     wide: Options = field(default_factory=dict)
     """Options, if the defaults look at too few of eight rows for others to differ."""
     diagnostics: frozenset[str] = frozenset()
-    """Names in ``PerClass.diagnostics``, and of what the shell returns with ``return_diagnostics``."""
+    """Names in ``PerClass.diagnostics``."""
+    returns_diagnostics: bool = False
+    """The shell takes ``return_diagnostics`` and gives them, and ``per_class`` takes ``diagnose``."""
     reported: frozenset[str] = frozenset()
     """Names in the shell's ``diagnostics()`` besides those of every loss."""
     smooth: bool = False
@@ -134,6 +138,8 @@ BAD_RANKING: tuple[Bad, ...] = (
     ("max_pool_size", 0, ValueError),
     ("max_pool_size", -1, ValueError),
     ("max_pool_size", 2.5, TypeError),
+    ("tau_scale", "mad", ValueError),
+    ("tau_scale", None, ValueError),
 )
 """Of the fields that every ranking loss has."""
 
@@ -153,7 +159,7 @@ RANKING: dict[str, RankingLoss] = {
         config=SmoothAPConfig,
         shell=SmoothAPLoss,
         signature=f"(num_classes, queue_size=1024, temperature=0.01, {POOL_ARGUMENTS}, max_pool_size=None, "
-        f"multilabel=False, *, {TAIL_ARGUMENTS})",
+        f"multilabel=False, *, {TAIL_ARGUMENTS}, tau_scale='none')",
         reference=reference.SMOOTH_AP,
         metric=lambda cfg, *rows, **options: metrics.average_precision(*rows, **options),
         limit={"temperature": 1e-3},
@@ -171,10 +177,10 @@ RANKING: dict[str, RankingLoss] = {
         shell=RecallAtQuantileLoss,
         signature=f"(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, {POOL_ARGUMENTS}, "
         "quantile_interpolation='higher', max_pool_size=None, multilabel=False, *, threshold_gradient='stop', "
-        f"{TAIL_ARGUMENTS})",
+        f"{TAIL_ARGUMENTS}, budget_basis='population', tau_scale='none')",
         reference=reference.RECALL,
         metric=lambda cfg, *rows, **options: metrics.recall_at_quantile(
-            *rows, cfg.quantile, cfg.quantile_interpolation, **options
+            *rows, cfg.quantile, cfg.quantile_interpolation, budget_basis=cfg.budget_basis, **options
         ),
         limit={"temperature": 1e-3, "quantile": 0.1, "quantile_interpolation": "midpoint"},
         variants={
@@ -188,7 +194,12 @@ RANKING: dict[str, RankingLoss] = {
                 compiled=("function C=3m 16+40",),
             ),
         },
-        other={"quantile": 0.25, "quantile_interpolation": "linear", "threshold_gradient": "implicit"},
+        other={
+            "quantile": 0.25,
+            "quantile_interpolation": "linear",
+            "threshold_gradient": "implicit",
+            "budget_basis": "fpr",
+        },
         bad=(
             *BAD_THRESHOLD,
             ("quantile", -0.1, ValueError),
@@ -196,8 +207,9 @@ RANKING: dict[str, RankingLoss] = {
             ("quantile", 1.0, ValueError),
             ("quantile", 1.1, ValueError),
             ("quantile", float("nan"), ValueError),
+            ("budget_basis", "tpr", ValueError),
         ),
-        silent=frozenset({"quantile_interpolation", "threshold_gradient"}),
+        silent=frozenset({"quantile_interpolation", "threshold_gradient", "budget_basis"}),
         reported=frozenset({"threshold"}),
         needs_negatives=False,
         away_from_switches=away_from_the_threshold,
@@ -210,9 +222,11 @@ RANKING: dict[str, RankingLoss] = {
         signature="(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
         f"pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, {POOL_ARGUMENTS}, "
         "quantile_interpolation='higher', max_pool_size=None, multilabel=False, *, threshold_gradient='stop', "
-        f"{TAIL_ARGUMENTS})",
+        f"{TAIL_ARGUMENTS}, margin=1.0, positive_temperature=None, min_tpr=0.0)",
         reference=reference.PAUC,
-        metric=lambda cfg, *rows, **options: metrics.partial_auc(*rows, cfg.alpha, cfg.beta, **options),
+        metric=lambda cfg, *rows, **options: metrics.partial_auc(
+            *rows, cfg.alpha, cfg.beta, min_tpr=cfg.min_tpr, **options
+        ),
         limit={"temperature": 1e-6, "beta": 1.0, "surrogate": "pairwise", "tau_scale": "band"},
         variants={
             "trapezoid": Variant(
@@ -257,7 +271,11 @@ RANKING: dict[str, RankingLoss] = {
             "budget_basis": "population",
             "quantile_interpolation": "linear",
             "threshold_gradient": "implicit",
+            "margin": 0.5,
+            "positive_temperature": 0.5,
+            "min_tpr": 0.25,
         },
+        needed={name: {"surrogate": "dro"} for name in ("margin", "positive_temperature")},
         bad=(
             *BAD_THRESHOLD,
             ("alpha", -0.1, ValueError),
@@ -270,9 +288,16 @@ RANKING: dict[str, RankingLoss] = {
             ("n_knots", 1, ValueError),
             ("n_knots", 2.5, TypeError),
             ("surrogate", "simpson", ValueError),
-            ("tau_scale", "mad", ValueError),
             ("pos_numerator", "queue", ValueError),
             ("budget_basis", "tpr", ValueError),
+            ("margin", 0.0, ValueError),
+            ("margin", float("nan"), ValueError),
+            ("positive_temperature", 0.0, ValueError),
+            ("positive_temperature", 1e-60, ValueError),
+            ("positive_temperature", 0.5, ValueError),  # surrogate is "trapezoid"
+            ("min_tpr", -0.1, ValueError),
+            ("min_tpr", 1.0, ValueError),
+            ("min_tpr", float("nan"), ValueError),
         ),
         silent=frozenset(
             {
@@ -282,10 +307,12 @@ RANKING: dict[str, RankingLoss] = {
                 "n_knots",
                 "pos_numerator",
                 "budget_basis",
+                "min_tpr",
             }
         ),
         wide={"beta": 0.4},
         diagnostics=OF_THE_BAND,
+        returns_diagnostics=True,
         reported=OF_THE_BAND,
         uses_iid_mask=True,
     ),

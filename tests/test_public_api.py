@@ -21,15 +21,27 @@ OTHER_NAMES = [
     "LossWarmupWrapper",
     "PerClass",
     "QueueState",
+    "RecallAtKConfig",
+    "RecallAtKLoss",
+    "RetrievalAPConfig",
+    "RetrievalAPLoss",
     "ScheduleConfig",
     "ScheduleState",
     "__version__",
+    "calibration",
     "class_priors",
+    "class_weights",
+    "deferred_weights",
     "distributed",
     "init_class_counts",
     "init_queue",
     "metrics",
+    "pos_weight",
+    "prior_bias_",
     "reset_queue",
+    "retrieval_ap",
+    "retrieval_metrics",
+    "retrieval_recall_at_k",
     "schedule",
     "stack_states",
     "thresholds",
@@ -45,11 +57,20 @@ ELEMENTWISE_NAMES = [
 ]
 PUBLIC_NAMES = sorted([*OTHER_NAMES, *RANKING_NAMES, *ELEMENTWISE_NAMES])
 SUBMODULE_NAMES = {
+    "calibration": ["PlattScaling", "TemperatureScaling", "prior_shift"],
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
-    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
-    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
+    "metrics": [
+        "average_precision",
+        "coverage_at_budget",
+        "fpr_at_recall",
+        "partial_auc",
+        "precision_at_recall",
+        "recall_at_quantile",
+    ],
+    "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
+    "retrieval_metrics": ["map_at_r", "mean_average_precision", "recall_at_k"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -94,6 +115,15 @@ OF_RANKING = (
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
     "class_priors": "(state)",
+    "deferred_weights": "(progress, counts, start, beta=0.9999)",
+    "class_weights": "(counts, scheme='balanced', beta=0.999)",
+    "pos_weight": "(positives, negatives, scheme='balanced', beta=0.999)",
+    "prior_bias_": "(layer, counts, *, multilabel=False)",
+    "calibration.PlattScaling": "(num_classes=1, *, ignore_index=-100)",
+    "calibration.PlattScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.TemperatureScaling": "(*, ignore_index=-100)",
+    "calibration.TemperatureScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.prior_shift": "(logits, train_prior, deploy_prior, *, multilabel=False)",
     "init_class_counts": "(num_classes, *, device=None)",
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
@@ -109,6 +139,8 @@ SIGNATURES = {
     "plots.plot_schedule": "(preview, *, ax=None)",
     "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
     "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",
+    "plots.plot_reliability": "(probabilities, targets, *, n_bins=10, label=None, ignore_index=-100, "
+    "sample_weight=None, ax=None)",
     "schedule.init_schedule": "(cfg, *, device=None)",
     "schedule.start_epoch": "(state, cfg, epoch)",
     "schedule.start_step": "(state, cfg, step)",
@@ -122,15 +154,39 @@ SIGNATURES = {
     "distributed.all_gather_no_grad": "(tensor, group=None)",
     "metrics.average_precision": "(scores, targets, *, multilabel=False, ignore_index=-100, sample_weight=None)",
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
-    "ignore_index=-100, sample_weight=None)",
+    "ignore_index=-100, sample_weight=None, budget_basis='population')",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
-    "sample_weight=None)",
+    "sample_weight=None, min_tpr=0.0)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
     "thresholds.for_alert_budget": f"(scores, targets, budget, budget_basis='population', *, {HELD_OUT}",
     "thresholds.for_recall_floor": f"(scores, targets, min_recall, *, {HELD_OUT}",
     "thresholds.for_precision_floor": f"(scores, targets, min_precision, *, {HELD_OUT}",
     "thresholds.for_expected_cost": f"(scores, targets, *, cost_fn, cost_fp, cost_tp=0.0, {HELD_OUT}",
+}
+SIGNATURES |= {
+    "metrics.precision_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+    "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+}
+RETRIEVAL = "(embeddings, labels, queue_state, cfg, *, temperature=None, sample_weight=None, update_queue=True)"
+SIGNATURES |= {
+    "RecallAtKLoss": "(embedding_size, k=(1, 2, 4, 8, 16), queue_size=1024, similarity='cosine', temperature=0.01, "
+    "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, *, "
+    "rank_temperature=1.0, validate_targets=True, grad_reduction='mean', group=None)",
+    "RetrievalAPLoss": "(embedding_size, queue_size=1024, similarity='cosine', surrogate='sigmoid', temperature=0.01, "
+    "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, *, rho=100.0, "
+    "delta=0.05, calibration_weight=0.0, positive_target=0.9, negative_target=0.6, validate_targets=True, "
+    "grad_reduction='mean', group=None)",
+    "RecallAtKLoss.forward": "(self, embeddings, labels, *, sample_weight=None, update_queue=True)",
+    "RetrievalAPLoss.forward": "(self, embeddings, labels, *, sample_weight=None, update_queue=True)",
+    "retrieval_ap": RETRIEVAL,
+    "retrieval_recall_at_k": RETRIEVAL,
+    "retrieval_metrics.map_at_r": "(embeddings, labels, *, similarity='cosine', ignore_index=-100)",
+    "retrieval_metrics.mean_average_precision": "(embeddings, labels, *, similarity='cosine', ignore_index=-100)",
+    "retrieval_metrics.recall_at_k": "(embeddings, labels, k=1, found='any', *, similarity='cosine', "
+    "ignore_index=-100)",
 }
 SIGNATURES |= {
     "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "
@@ -148,13 +204,16 @@ SIGNATURES |= {
 }
 
 for loss in RANKING.values():
-    extra = "return_diagnostics=False, " if loss.diagnostics else ""
+    extra = "return_diagnostics=False, " if loss.returns_diagnostics else ""
+    of_per_class = OF_RANKING.replace(")", ", diagnose=True)") if loss.returns_diagnostics else OF_RANKING
     SIGNATURES |= {
         loss.shell.__name__: loss.signature,
         f"{loss.shell.__name__}.forward": f"(self, logits, targets, iid_mask=None, return_per_class=False, {extra}*, "
         "sample_weight=None, update_queue=True)",
         loss.function.__name__: OF_RANKING,
-        loss.per_class.__name__: OF_RANKING.replace(")", ", diagnose=True)") if loss.diagnostics else OF_RANKING,
+        loss.per_class.__name__: OF_RANKING.replace(")", ", diagnose=True)")
+        if loss.returns_diagnostics
+        else OF_RANKING,
     }
 for loss in ELEMENTWISE.values():
     SIGNATURES |= {
@@ -165,9 +224,11 @@ for loss in ELEMENTWISE.values():
 
 NOT_CALLABLE = {
     "__version__",
+    "calibration",
     "distributed",
     "distributed.GradReduction",
     "metrics",
+    "retrieval_metrics",
     "schedule",
     "schedule.PHASES",
     "testing.ELEMENTWISE_PROPERTIES",

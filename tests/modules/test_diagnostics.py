@@ -60,7 +60,7 @@ def test_agrees_with_the_pool_put_together_by_hand(name: str, kind: str) -> None
         assert all(value.shape == (() if key.startswith("queue") else (n_classes,)) for key, value in told.items())
 
 
-KNOWS_A_BAND = [name for name, (loss, _) in MAIN.items() if loss.diagnostics]
+KNOWS_A_BAND = [name for name, (loss, _) in MAIN.items() if loss.returns_diagnostics]
 
 
 def count_positives(targets: Tensor, n_classes: int, multilabel: bool) -> list[int]:

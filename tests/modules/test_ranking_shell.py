@@ -87,7 +87,7 @@ def test_return_per_class(case: Case) -> None:
     assert outputs[2].dtype == torch.bool
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.loss.diagnostics], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.loss.returns_diagnostics], ids=str)
 @pytest.mark.parametrize("per_class", [False, True])
 def test_return_diagnostics(case: Case, per_class: bool) -> None:
     """Last in the tuple: ``(loss, stats)`` or ``(loss, per_class, valid, stats)``."""

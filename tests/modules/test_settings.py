@@ -27,7 +27,13 @@ from tests.registry import RANKING as REGISTERED
 RANKING = {loss.shell: loss for loss in REGISTERED.values()}
 # Not the defaults. The queue's shape and its mark of ignored rows cannot change.
 FIXED = {"num_classes": 4, "queue_size": 9, "multilabel": True, "ignore_index": -1}
-OF_EVERY_RANKING_LOSS = {"reduction": "sum", "temperature": 0.7, "max_pool_size": 4, "update_queue_in_eval": True}
+OF_EVERY_RANKING_LOSS = {
+    "reduction": "sum",
+    "temperature": 0.7,
+    "max_pool_size": 4,
+    "update_queue_in_eval": True,
+    "tau_scale": "std",
+}
 OF_EVERY_LOSS = {"gather_distributed": False, "grad_reduction": "sum", "validate_targets": False}
 # losses whose arguments are all settings that can be assigned
 ENTRIES: dict[type[nn.Module], Any] = {
@@ -40,6 +46,11 @@ def other(loss: type[nn.Module], name: str) -> Any:
     """A value that is not the default."""
     common = {**OF_EVERY_LOSS, **(OF_EVERY_RANKING_LOSS if loss in RANKING else {})}
     return common[name] if name in common else ENTRIES[loss].other[name]
+
+
+def needed(loss: type[nn.Module], name: str) -> Any:
+    """Other settings without which this one does nothing."""
+    return RANKING[loss].needed.get(name, {}) if loss in RANKING else {}
 
 
 def make(loss: type[nn.Module], **settings: Any) -> Any:
@@ -72,14 +83,15 @@ SETTINGS = [
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
 def test_an_argument_is_an_attribute(loss: type[nn.Module], name: str) -> None:
     value = fixed(loss)[name] if name in fixed(loss) else other(loss, name)
-    assert getattr(make(loss, **{name: value}), name) == pytest.approx(value)
+    assert getattr(make(loss, **{**needed(loss, name), name: value}), name) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compiled: bool) -> None:
     """As if the loss had been made with it, also where a call was compiled before."""
-    loss_fn = make(loss)
+    others = needed(loss, name)
+    loss_fn = make(loss, **others)
     if name in fixed(loss):
         setattr(loss_fn, name, getattr(loss_fn, name))  # no change
         with pytest.raises(AttributeError, match=f"expected no change of {name}, .* make a new {loss.__name__}"):
@@ -92,7 +104,7 @@ def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compile
         loss_fn.reset_queue()
     setattr(loss_fn, name, other(loss, name))
     assert getattr(loss_fn, name) == pytest.approx(other(loss, name))
-    expected = make(loss, **{name: other(loss, name)})
+    expected = make(loss, **{**others, name: other(loss, name)})
     assert loss_fn.config == dataclasses.replace(expected.config, **_kept(loss_fn, name))
     if name == "max_pool_size":
         return  # draws rows, and warns

@@ -303,7 +303,7 @@ def test_temperature_assigned_inside_the_compiled_step(case: Case) -> None:
 def test_all_outputs_of_the_compiled_shell(case: Case) -> None:
     shell = case.shell(queue_size=4).eval()
     flags = {"return_per_class": True}
-    if case.loss.diagnostics:
+    if case.loss.returns_diagnostics:
         flags["return_diagnostics"] = True
     inputs = case.inputs(dtype=torch.float32)
     expected = shell(inputs.logits, inputs.targets, **flags)

@@ -1,7 +1,7 @@
-r"""One minus the precision at each positive: what Smooth-AP averages.
+r"""One minus the precision at each positive, which Smooth-AP averages.
 
-Two evaluators: the pairs of the positives, block by block, where these are few (on the CPU, where counting them is
-free); soft ranks otherwise. Each gives the gradient along with the value, while it has the pairs at hand.
+There are two evaluators: blocks of pairs if the positives are few (on the CPU, where counting them is free), else
+soft ranks. Each computes value and gradient in one pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores, pair_sums
-from imbalanced_losses.kernels.tuning import FEW_POSITIVES
+from imbalanced_losses.kernels.tuning import FEW_POSITIVES, OVERHEAD_ROWS
 
 __all__ = ["missed_precision"]
 
@@ -40,11 +40,11 @@ def missed_precision(
     positive, negative : Tensor [C, M], bool
         Disjoint.
     weight : Tensor [C, M]
-        Of use at positives; carries no gradient.
-    temperature : Tensor []
+        Read at positives only; carries no gradient.
+    temperature : Tensor [] or [C]
         Above 0; carries no gradient.
     counts : Tensor [C, 2, M], optional
-        What each positive and each negative counts for in a rank, 0 elsewhere; 1 if left out.
+        What each positive and each negative adds to a rank, 0 elsewhere; 1 if left out.
 
     Returns
     -------
@@ -71,7 +71,8 @@ def _kernel(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if holds_values(scores) and counts is None:
         rows = pack(positive)
-        if len(rows.place) * (scores.shape[1] + rows.width) <= FEW_POSITIVES * scores.numel():
+        pairs = len(rows.place) * (scores.shape[1] + rows.width)
+        if pairs <= FEW_POSITIVES * (scores.numel() + OVERHEAD_ROWS):
             return _by_pairs(scores, rows, negative, weight, temperature, differentiate)
     return _by_ranks(scores, positive, negative, weight, temperature, counts, differentiate)
 
