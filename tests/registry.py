@@ -2,7 +2,8 @@
 
 The tests take their tables from ``RANKING`` and ``ELEMENTWISE``, so a loss that has an entry here is in all of them:
 values against its reference, limits, invariance, weights, degenerate batches, errors, derivatives, transforms, compiled
-code, modules and processes. docs/adding_a_loss.md says how to write an entry.
+code, modules and processes. docs/adding_a_loss.md says how to write an entry. The retrieval losses take embeddings
+instead of scores and are not here: tests/losses/test_retrieval_*.py and tests/modules/test_retrieval_shell.py.
 """
 
 from __future__ import annotations
@@ -12,31 +13,50 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from sklearn.metrics import fbeta_score
 from torch import Tensor, nn
 
 from imbalanced_losses import (
+    AsymmetricConfig,
+    AsymmetricLoss,
+    FPRAtRecallConfig,
+    FPRAtRecallLoss,
+    LDAMConfig,
+    LDAMLoss,
     LogitAdjustedConfig,
     LogitAdjustedLoss,
     PAUCAtBudgetConfig,
     PAUCAtBudgetLoss,
+    PrecisionAtRecallConfig,
+    PrecisionAtRecallLoss,
     RecallAtQuantileConfig,
     RecallAtQuantileLoss,
     SigmoidFocalConfig,
     SigmoidFocalLoss,
     SmoothAPConfig,
     SmoothAPLoss,
+    SoftFBetaConfig,
+    SoftFBetaLoss,
     SoftmaxFocalConfig,
     SoftmaxFocalLoss,
+    asymmetric,
     class_priors,
+    fpr_at_recall,
+    fpr_at_recall_per_class,
+    ldam,
     logit_adjusted,
     metrics,
     pauc_at_budget,
     pauc_at_budget_per_class,
+    precision_at_recall,
+    precision_at_recall_per_class,
     recall_at_quantile,
     recall_at_quantile_per_class,
     sigmoid_focal,
     smooth_ap,
     smooth_ap_per_class,
+    soft_fbeta,
+    soft_fbeta_per_class,
     softmax_focal,
 )
 from imbalanced_losses.kernels import focal as focal_kernel
@@ -57,7 +77,7 @@ class Variant:
     """Options of a ranking loss that take a way of their own through its code.
 
     Every variant is in the eager contract. In the small pools of the tests (14 live rows and 12 in the queue; or 6 and
-    8) every class must be valid, with a loss between 0.01 and 0.99 and a gradient.
+    8) every class must be valid, with a loss between 0.01 and 0.99 (if ``bounded``) and a gradient.
     """
 
     options: Options = field(default_factory=dict)
@@ -69,6 +89,12 @@ class Variant:
     """Kinds of targets on which several processes train it as one process does."""
     compiled: tuple[str, ...] = ()
     """Cases of tests/compiled that are in the suite, without the variant's name; the others run by themselves."""
+    bounded: bool = True
+    """The loss is at most 1."""
+    weighs_terms: bool = True
+    """The loss is one minus the weighted mean of a term of each positive."""
+    diagnostics: frozenset[str] = frozenset()
+    """Names in ``PerClass.diagnostics`` besides those of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +135,12 @@ class RankingLoss:
     needs_negatives: bool = True
     """A class without negatives is invalid."""
     uses_iid_mask: bool = False
-    weighs_terms: bool = True
-    """The loss is one minus the weighted mean of a term of each positive."""
+    weighs_negatives: bool = False
+    """Weights count at negatives, too: a row without weight counts nowhere."""
+    shift_invariant: bool = True
+    """It looks at differences of scores alone."""
+    in_score_units: tuple[str, ...] = ("temperature",)
+    """Options that have to be scaled with the scores, unless ``tau_scale`` does so for the temperature."""
     away_from_switches: Callable[[Tensor], tuple[Tensor, Options]] = lambda logits: (logits, {})
     """Live logits (those in the queue are in (-1, 1)) and options at which gradients are compared to differences."""
 
@@ -118,6 +148,35 @@ class RankingLoss:
 def away_from_the_threshold(logits: Tensor) -> tuple[Tensor, Options]:
     """Live scores outside the range of the queue, on both sides, and a threshold in the queue."""
     return torch.where(logits.abs() < 1.2, 2.0, logits), {"quantile": 0.6}
+
+
+def away_from_a_recall(logits: Tensor) -> tuple[Tensor, Options]:
+    """As above, with half of the positives to find."""
+    return torch.where(logits.abs() < 1.2, 2.0, logits), {"recall": 0.5}
+
+
+def f_beta(
+    cfg: Any,
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    multilabel: bool = False,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """F-beta of the decisions ``s > -eta``; scikit-learn's."""
+    columns = scores.reshape(len(targets), -1).unbind(1)
+    found = []
+    for label, column in enumerate(columns):
+        own = targets[:, label] if multilabel else targets
+        kept = own != ignore_index
+        positive = own[kept] == (1 if multilabel or len(columns) == 1 else label)
+        weight = None if sample_weight is None else sample_weight[kept].numpy()
+        alerts = column[kept] > -cfg.eta
+        counted = positive.any() and (weight is None or (weight * positive.numpy()).sum() > 0)
+        value = fbeta_score(positive, alerts, beta=cfg.beta, sample_weight=weight, zero_division=0.0)
+        found.append(value if counted else torch.nan)
+    return torch.tensor(found, dtype=scores.dtype).squeeze()
 
 
 POOL_ARGUMENTS = "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None"
@@ -151,6 +210,17 @@ BAD_THRESHOLD: tuple[Bad, ...] = (
 PAIRWISE = {"surrogate": "pairwise", "beta": 0.6}
 BAND = {"tau_scale": "band", "budget_basis": "population"}
 OF_THE_BAND = frozenset({"t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count"})
+OF_DRO = frozenset({"effective_beta"})
+AT_RECALL_SIGNATURE = (
+    f"(num_classes, recall=0.8, queue_size=1024, temperature=0.01, {POOL_ARGUMENTS}, max_pool_size=None, "
+    f"multilabel=False, *, threshold_gradient='implicit', {TAIL_ARGUMENTS}, tau_scale='none')"
+)
+BAD_RECALL: tuple[Bad, ...] = (
+    BAD_THRESHOLD[1],
+    ("recall", 0.0, ValueError),
+    ("recall", 1.1, ValueError),
+    ("recall", float("nan"), ValueError),
+)
 
 RANKING: dict[str, RankingLoss] = {
     "smooth_ap": RankingLoss(
@@ -165,6 +235,7 @@ RANKING: dict[str, RankingLoss] = {
         limit={"temperature": 1e-3},
         variants={
             "smooth_ap": Variant(main=True, traced=True, processes=tuple(KINDS), compiled=("function C=2 16+40",)),
+            "smooth_ap_std": Variant({"tau_scale": "std"}),
         },
         other={},
         bad=(),
@@ -192,6 +263,12 @@ RANKING: dict[str, RankingLoss] = {
                 traced=True,
                 processes=("multiclass",),
                 compiled=("function C=3m 16+40",),
+            ),
+            "recall_fpr_iqr": Variant(
+                {"quantile": 0.3, "budget_basis": "fpr", "tau_scale": "iqr"},
+                traced=True,
+                processes=("multilabel",),
+                compiled=("function C=1 32+200",),
             ),
         },
         other={
@@ -260,6 +337,33 @@ RANKING: dict[str, RankingLoss] = {
                 processes=("binary",),
                 compiled=("module C=1 32+1024",),
             ),
+            "trapezoid_floor": Variant({"beta": 0.7, "tau_scale": "std", "min_tpr": 0.45}, weighs_terms=False),
+            "pairwise_floor": Variant(
+                {"tau_scale": "none", "min_tpr": 0.45, **PAIRWISE}, weighs_terms=False, processes=("multilabel",)
+            ),
+            "dro": Variant(
+                {"surrogate": "dro"},
+                main=True,
+                traced=True,
+                processes=("multiclass",),
+                compiled=("function C=3 16+40",),
+                bounded=False,
+                weighs_terms=False,
+                diagnostics=OF_DRO,
+            ),
+            "dro_two_way": Variant(
+                {"surrogate": "dro", "positive_temperature": 0.7, "margin": 0.6, "budget_basis": "population"},
+                processes=("binary",),
+                bounded=False,
+                weighs_terms=False,
+                diagnostics=OF_DRO,
+            ),
+            "dro_floor": Variant(
+                {"surrogate": "dro", "min_tpr": 0.45, "pos_numerator": "live"},
+                bounded=False,
+                weighs_terms=False,
+                diagnostics=OF_DRO,
+            ),
         },
         other={
             "alpha": 0.125,
@@ -316,7 +420,100 @@ RANKING: dict[str, RankingLoss] = {
         reported=OF_THE_BAND,
         uses_iid_mask=True,
     ),
+    "precision_at_recall": RankingLoss(
+        function=precision_at_recall,
+        per_class=precision_at_recall_per_class,
+        config=PrecisionAtRecallConfig,
+        shell=PrecisionAtRecallLoss,
+        signature=AT_RECALL_SIGNATURE,
+        reference=reference.PRECISION_AT_RECALL,
+        metric=lambda cfg, *rows, **options: metrics.precision_at_recall(*rows, cfg.recall, **options),
+        limit={"temperature": 1e-3, "recall": 0.7},
+        variants={
+            "precision_at_recall": Variant(
+                {"recall": 0.7},
+                main=True,
+                traced=True,
+                processes=("multiclass",),
+                compiled=("function C=3 16+40",),
+                weighs_terms=False,
+            ),
+            "precision_at_recall_stop": Variant(
+                {"recall": 0.7, "threshold_gradient": "stop", "tau_scale": "iqr"}, weighs_terms=False
+            ),
+        },
+        other={"recall": 0.5, "threshold_gradient": "stop"},
+        bad=BAD_RECALL,
+        silent=frozenset({"recall", "threshold_gradient"}),
+        diagnostics=frozenset({"threshold", "recall"}),
+        reported=frozenset({"threshold", "recall"}),
+        weighs_negatives=True,
+        away_from_switches=away_from_a_recall,
+    ),
+    "fpr_at_recall": RankingLoss(
+        function=fpr_at_recall,
+        per_class=fpr_at_recall_per_class,
+        config=FPRAtRecallConfig,
+        shell=FPRAtRecallLoss,
+        signature=AT_RECALL_SIGNATURE,
+        reference=reference.FPR_AT_RECALL,
+        metric=lambda cfg, *rows, **options: 1 - metrics.fpr_at_recall(*rows, cfg.recall, **options),
+        limit={"temperature": 1e-3, "recall": 0.7},
+        variants={
+            "fpr_at_recall": Variant(
+                {"recall": 0.7},
+                main=True,
+                traced=True,
+                processes=("binary",),
+                compiled=("module C=1 32+1024",),
+                weighs_terms=False,
+            ),
+            "fpr_at_recall_stop": Variant({"recall": 0.45, "threshold_gradient": "stop"}, weighs_terms=False),
+        },
+        other={"recall": 0.5, "threshold_gradient": "stop"},
+        bad=BAD_RECALL,
+        silent=frozenset({"recall", "threshold_gradient"}),
+        diagnostics=frozenset({"threshold", "recall"}),
+        reported=frozenset({"threshold", "recall"}),
+        weighs_negatives=True,
+        away_from_switches=away_from_a_recall,
+    ),
+    "soft_fbeta": RankingLoss(
+        function=soft_fbeta,
+        per_class=soft_fbeta_per_class,
+        config=SoftFBetaConfig,
+        shell=SoftFBetaLoss,
+        signature="(num_classes, beta=1.0, eta=0.0, queue_size=1024, temperature=1.0, "
+        f"{POOL_ARGUMENTS}, max_pool_size=None, multilabel=False, *, {TAIL_ARGUMENTS}, tau_scale='none')",
+        reference=reference.SOFT_FBETA,
+        metric=f_beta,
+        limit={"temperature": 1e-3, "eta": -4.01, "beta": 2.0},
+        variants={
+            "soft_fbeta": Variant(
+                {"beta": 2.0},
+                main=True,
+                traced=True,
+                processes=("multilabel",),
+                compiled=("function C=3m 16+40",),
+                weighs_terms=False,
+            ),
+            "soft_fbeta_offset": Variant({"beta": 0.5, "eta": -0.25, "tau_scale": "std"}, weighs_terms=False),
+        },
+        other={"beta": 2.0, "eta": 0.5},
+        bad=(
+            ("beta", 0.0, ValueError),
+            ("beta", float("nan"), ValueError),
+            ("eta", float("inf"), ValueError),
+            ("eta", "low", TypeError),
+        ),
+        smooth=True,
+        needs_negatives=False,
+        weighs_negatives=True,
+        shift_invariant=False,
+        in_score_units=("temperature", "eta"),
+    ),
 }
+
 
 VARIANTS: dict[str, tuple[RankingLoss, Variant]] = {
     name: (loss, variant) for loss in RANKING.values() for name, variant in loss.variants.items()

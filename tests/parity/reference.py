@@ -6,7 +6,7 @@ Written from the contract and not from the implementation; slow, and meant to be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Thresholds:
     knots: list[float] = field(default_factory=list)
     tau: float = 1.0
     band: np.ndarray | None = None  # bool, the band's negatives
+    weight: np.ndarray | None = None  # of the positives, if not that of their rows
+    found: float = 0.0  # weight of the positives at or above the threshold
 
 
 def pool_of(problem: Problem, label: int) -> Pool:
@@ -145,6 +147,28 @@ def spread(scores: np.ndarray, cfg: Any, band_width: float = 0.0) -> float:
     return next((size for size in (sizes[cfg.tau_scale], (scores - scores[0]).std()) if size > 1e-12), 1.0)
 
 
+def soft_fbeta_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
+    return Thresholds(tau=cfg.temperature * spread(pool.scores, cfg))
+
+
+def at_recall_rows(pool: Pool, cfg: Any) -> np.ndarray:
+    return pool.positive & (pool.weight > 0)
+
+
+def at_recall_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
+    """The highest score of a positive that finds the share of the positives' weight."""
+    if not pool.weight[pool.negative].sum() > 0:
+        return None
+    rows = np.flatnonzero(at_recall_rows(pool, cfg))
+    total, reached = pool.weight[rows].sum(), []
+    for i in rows:
+        found = sum(pool.weight[k] for k in rows if pool.scores[k] >= pool.scores[i])
+        if found >= (cfg.recall - 1e-12) * total:
+            reached.append((float(pool.scores[i]), float(found)))
+    threshold, found = max(reached)
+    return Thresholds([threshold], cfg.temperature * spread(pool.scores, cfg), found=found)
+
+
 def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
     if not (pool.iid & pool.negative).any():
         return None
@@ -152,7 +176,23 @@ def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds |
     knots = [quantile(reference, 1 - fpr, cfg) for fpr in fprs]
     t_alpha, t_beta = knots[0], knots[-1]
     band = pool.negative & (t_beta <= pool.scores) & (pool.scores <= t_alpha)
-    return Thresholds(knots, cfg.temperature * spread(reference, cfg, t_alpha - t_beta), band)
+    tau = cfg.temperature * spread(reference, cfg, t_alpha - t_beta)
+    return Thresholds(knots, tau, band, below_the_floor(pool, cfg))
+
+
+def below_the_floor(pool: Pool, cfg: Any) -> np.ndarray:
+    """Weights without the highest positives' share ``min_tpr``; of equal scores each loses the same part."""
+    left = np.zeros(len(pool.scores))
+    rows = pool.numerator(cfg)
+    left[rows] = pool.weight[rows]
+    to_remove = cfg.min_tpr * left.sum()
+    for score in sorted(set(pool.scores[rows]), reverse=True):
+        group = (pool.scores == score) & (left > 0)
+        removed = min(to_remove, left[group].sum())
+        if removed > 0:
+            left[group] *= 1 - removed / left[group].sum()
+        to_remove -= removed
+    return left
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -162,7 +202,7 @@ def term_statistics(term: Callable[..., float], scores: np.ndarray, pool: Pool, 
     """Weighted mean and variance of the terms of the positives in the numerator."""
     rows = pool.numerator(cfg)
     terms = np.array([term(i, scores, pool, at, cfg) for i in rows])
-    weight = pool.weight[rows]
+    weight = (pool.weight if at.weight is None else at.weight)[rows]
     mean = (weight * terms).sum() / weight.sum()
     return np.array([mean, (weight * (terms - mean) ** 2).sum() / weight.sum()])
 
@@ -172,12 +212,92 @@ def one_minus_mean(term: Callable[..., float]) -> Callable[..., float]:
     return lambda *arguments: 1 - term_statistics(term, *arguments)[0]
 
 
+def soft_fbeta(scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> float:
+    """Bénédict et al.: F-beta of soft true and false positives and false negatives."""
+    true_positives = false_positives = false_negatives = 0.0
+    for score, positive, weight in zip(scores, pool.positive, pool.weight, strict=True):
+        soft = sigmoid((score + cfg.eta) / at.tau)
+        true_positives += weight * soft * positive
+        false_positives += weight * soft * (not positive)
+        false_negatives += weight * sigmoid(-(score + cfg.eta) / at.tau) * positive
+    squared = cfg.beta**2
+    wrong = squared * false_negatives + false_positives
+    return float(wrong / ((1 + squared) * true_positives + wrong))
+
+
+def false_alerts(scores: np.ndarray, pool: Pool, at: Thresholds) -> float:
+    """Weight of the negatives above the threshold, softly."""
+    negatives = np.flatnonzero(pool.negative)
+    return float(sum(pool.weight[j] * sigmoid((scores[j] - at.knots[0]) / at.tau) for j in negatives))
+
+
+def precision_at_recall(scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> float:
+    false = false_alerts(scores, pool, at)
+    return false / (at.found + false)
+
+
+def fpr_at_recall(scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> float:
+    return false_alerts(scores, pool, at) / float(pool.weight[pool.negative].sum())
+
+
+def at_recall_diagnostics(pool: Pool, at: Thresholds | None, cfg: Any) -> dict[str, float]:
+    if at is None:
+        return {"threshold": np.nan, "recall": np.nan}
+    return {"threshold": at.knots[0], "recall": at.found / pool.weight[pool.positive].sum()}
+
+
+def log_mean_exp(values: np.ndarray, weight: np.ndarray, temperature: float) -> float:
+    """``temperature * log(weighted mean of exp(values / temperature))``."""
+    terms = weight / weight.sum() * np.exp((values - values.max()) / temperature)
+    return float(values.max() + temperature * np.log(terms.sum()))
+
+
+def hinges(i: int, scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> np.ndarray:
+    """Of positive ``i`` with each negative."""
+    scale = at.tau / cfg.temperature
+    return np.array([max(0.0, cfg.margin - (scores[i] - scores[j]) / scale) for j in np.flatnonzero(pool.negative)])
+
+
+def dro_term(i: int, scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> float:
+    losses = hinges(i, scores, pool, at, cfg)
+    return log_mean_exp(losses, np.ones(len(losses)), cfg.temperature)
+
+
+def pauc(scores: np.ndarray, pool: Pool, at: Thresholds, cfg: Any) -> float:
+    """One minus the mean of the positives' shares of the area; with "dro" the mean of their worst cases, or its own."""
+    if cfg.surrogate != "dro":
+        return one_minus_mean(pauc_term)(scores, pool, at, cfg)
+    if cfg.positive_temperature is None:
+        return float(term_statistics(dro_term, scores, pool, at, cfg)[0])
+    assert at.weight is not None
+    rows = np.flatnonzero(at.weight > 0)
+    own = np.array([dro_term(i, scores, pool, at, cfg) for i in rows])
+    return log_mean_exp(own, at.weight[rows], cfg.positive_temperature)
+
+
+def effective_beta(pool: Pool, at: Thresholds, cfg: Any) -> float:
+    """Share of the negatives that the worst case rests on: ``exp(-KL)``, in proportion to the positives' losses."""
+    assert at.weight is not None
+    shares, parts = [], []
+    for i in np.flatnonzero(at.weight > 0):
+        losses = hinges(i, pool.scores, pool, at, cfg)
+        tilted = np.exp((losses - losses.max()) / cfg.temperature)
+        tilted /= tilted.sum()
+        entropy = -sum(share * np.log(share) for share in tilted if share > 0)
+        shares.append(np.exp(entropy) / len(losses))
+        parts.append(at.weight[i] * dro_term(i, pool.scores, pool, at, cfg))
+    return float(np.average(shares, weights=parts) if sum(parts) > 0 else np.nan)
+
+
 def pauc_diagnostics(pool: Pool, at: Thresholds | None, cfg: Any) -> dict[str, float]:
     """``at`` is None for an invalid class."""
     found = dict.fromkeys(("t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count"), np.nan)
+    if cfg.surrogate == "dro":
+        found["effective_beta"] = np.nan if at is None else effective_beta(pool, at, cfg)
     if at is not None:
-        variance = term_statistics(pauc_term, pool.scores, pool, at, cfg)[1]
-        found = {"t_alpha": at.knots[0], "t_beta": at.knots[-1], "tau_eff": at.tau, "pauc_var": variance}
+        term = dro_term if cfg.surrogate == "dro" else pauc_term
+        variance = term_statistics(term, pool.scores, pool, at, cfg)[1]
+        found |= {"t_alpha": at.knots[0], "t_beta": at.knots[-1], "tau_eff": at.tau, "pauc_var": variance}
         found["band_neg_count"] = float((at.band & pool.iid).sum())
     return {**found, "grad_pos_count": float((pool.positive & pool.live).sum())}
 
@@ -193,6 +313,8 @@ class Reference:
     thresholds: Callable[[np.ndarray, Pool, Any], Thresholds | None]
     loss: Callable[[np.ndarray, Pool, Thresholds, Any], float]
     rows: Callable[[Pool, Any], np.ndarray] = every_row
+    weighs_rows: bool = False
+    """The rows of the threshold weigh what they weigh in the loss."""
     diagnostics: Callable[[Pool, Thresholds | None, Any], dict[str, float]] = lambda pool, at, cfg: {}
 
     def held(self, pool: Pool, cfg: Any) -> Thresholds | None:
@@ -204,7 +326,12 @@ class Reference:
 
 SMOOTH_AP = Reference(smooth_ap_thresholds, one_minus_mean(smooth_ap_term))
 RECALL = Reference(recall_thresholds, one_minus_mean(recall_term), recall_rows)
-PAUC = Reference(pauc_thresholds, one_minus_mean(pauc_term), pauc_rows, pauc_diagnostics)
+PAUC = Reference(pauc_thresholds, pauc, pauc_rows, diagnostics=pauc_diagnostics)
+SOFT_FBETA = Reference(soft_fbeta_thresholds, soft_fbeta)
+PRECISION_AT_RECALL, FPR_AT_RECALL = (
+    Reference(at_recall_thresholds, loss, at_recall_rows, weighs_rows=True, diagnostics=at_recall_diagnostics)
+    for loss in (precision_at_recall, fpr_at_recall)
+)
 
 
 def per_class(loss: Reference, problem: Problem, cfg: Any) -> PerClass:
@@ -239,8 +366,9 @@ def soft_quantile_gradient(loss: Reference, problem: Problem, cfg: Any) -> Tenso
 
     def follow(at: Thresholds, scores: np.ndarray, pool: Pool) -> Thresholds:
         rows = loss.rows(pool, cfg)
-        moved = [_solve(scores[rows], pool.scores[rows], knot, at.tau) for knot in at.knots]
-        return Thresholds(moved, at.tau, at.band)
+        weight = pool.weight[rows] if loss.weighs_rows else np.ones(rows.sum())
+        moved = [_solve(scores[rows], pool.scores[rows], weight, knot, at.tau) for knot in at.knots]
+        return replace(at, knots=moved)
 
     return _gradient(loss, problem, cfg, follow)
 
@@ -265,12 +393,13 @@ def _gradient(
     return result
 
 
-def _solve(scores: Sequence[float], before: np.ndarray, threshold: float, tau: float) -> float:
+def _solve(scores: Sequence[float], before: np.ndarray, weight: np.ndarray, threshold: float, tau: float) -> float:
     """Bisection for the threshold at which the moved scores count as many rows above as the old ones did."""
     slopes = sigmoid((before - threshold) / tau)
-    assume((slopes * (1 - slopes)).sum() > 1e-4)  # too flat to bisect in float64
-    count, low, high = slopes.sum(), threshold - tau, threshold + tau
+    assume((weight * slopes * (1 - slopes)).sum() > 1e-4)  # too flat to bisect in float64
+    count, low, high = (weight * slopes).sum(), threshold - tau, threshold + tau
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if sigmoid((np.asarray(scores) - middle) / tau).sum() > count else (low, middle)
+        above = (weight * sigmoid((np.asarray(scores) - middle) / tau)).sum()
+        low, high = (middle, high) if above > count else (low, middle)
     return (low + high) / 2
