@@ -6,6 +6,7 @@ it with a fixed problem (``example``) or lets hypothesis draw kind, queue and ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from imbalanced_losses import PerClass, QueueState, init_queue
 from imbalanced_losses.queue import push
-from tests.registry import RANKING, VARIANTS, RankingLoss
+from tests.registry import RANKING, VARIANTS, RankingLoss, Variant
 from tests.strategies import IGNORE, KINDS, Problem
 
 
@@ -33,8 +34,28 @@ class Case:
         return RANKING[self.loss_name]
 
     @property
+    def variant(self) -> Variant:
+        return self.loss.variants.get(self.name, Variant())
+
+    @property
+    def most(self) -> float:
+        """The largest loss."""
+        return 1.0 if self.variant.bounded else math.inf
+
+    @property
     def live_numerator(self) -> bool:
         return self.options.get("pos_numerator") == "live"
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether a class without negatives is invalid."""
+        return self.loss.needs_negatives or self.options.get("budget_basis") == "fpr"
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the threshold follows the scores."""
+        cfg = self.loss.config(num_classes=1, **self.options)
+        return getattr(cfg, "threshold_gradient", "stop") == "implicit"
 
     def with_options(self, **changes: Any) -> Case:
         return replace(self, options={**self.options, **changes})
@@ -88,7 +109,7 @@ over = {
     "losses": _parametrize([case_named(next(iter(loss.variants))) for loss in RANKING.values()]),
     "defaults": _parametrize(DEFAULTS),
     "pauc": _parametrize([case for case in CASES if case.loss_name == "pauc"]),
-    "implicit": _parametrize([case for case in CASES if case.options.get("threshold_gradient") == "implicit"]),
+    "implicit": _parametrize([case for case in CASES if case.implicit]),
     "kinds": pytest.mark.parametrize("kind", KINDS),
     "queue": pytest.mark.parametrize("with_queue", [False, True], ids=["no_queue", "queue"]),
 }

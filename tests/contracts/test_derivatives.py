@@ -13,11 +13,7 @@ from tests.contracts.cases import CASES, Case, example, over
 from tests.strategies import Problem
 
 # with "implicit" the gradient is that of the soft quantile and not the value's: see test_threshold_gradient.py
-DIFFERENTIABLE = [
-    case
-    for case in CASES
-    if case.options.get("threshold_gradient") != "implicit" or case.options.get("surrogate") == "pairwise"
-]
+DIFFERENTIABLE = [case for case in CASES if not case.implicit or case.options.get("surrogate") == "pairwise"]
 
 
 def away_from_switches(kind: str) -> Problem:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imbalanced_losses import init_queue
 from tests.contracts.cases import Case, assert_close, example, leaves, over
+from tests.parity.reference import pool_of
 from tests.registry import RANKING
 from tests.strategies import IGNORE, Problem, few_examples, flags, problems, weights
 
@@ -126,6 +127,8 @@ def test_unfilled_slots(case: Case, data: st.DataObject, problem: Problem) -> No
 @few_examples
 @given(problem=problems(min_rows=1), shift=st.sampled_from([-64.0, 0.5, 3.0, 4096.0]))
 def test_shift(case: Case, problem: Problem, shift: float) -> None:
+    if not case.loss.shift_invariant:
+        return
     shifted = replace(problem, logits=problem.logits + shift).with_queue(logits=problem.state.logits + shift)
     result, expected = case.run(shifted), case.run(problem)
     assert_close(result.loss, expected.loss)
@@ -136,13 +139,15 @@ def test_shift(case: Case, problem: Problem, shift: float) -> None:
 @few_examples
 @given(problem=problems(min_rows=1), factor=st.sampled_from([0.125, 2.0, 1024.0]))
 def test_positive_scale(case: Case, problem: Problem, factor: float) -> None:
-    """pAUC measures scores in units of their own spread, if they have one; the others in units of the temperature."""
+    """Scores in units of their own spread (``tau_scale``), if they have one, or of the temperature."""
     scaled = replace(problem, logits=problem.logits * factor).with_queue(logits=problem.state.logits * factor)
-    temperature = case.options["temperature"]
-    own_units = getattr(case.config(problem), "tau_scale", "none") != "none"
-    if own_units and (case.per_class(problem).diagnostics["tau_eff"] == temperature).any():
+    cfg = case.config(problem)
+    own_units = cfg.tau_scale != "none"
+    held = [case.loss.reference.held(pool_of(problem, label), cfg) for label in range(problem.num_classes)]
+    if own_units and any(at is not None and at.tau == cfg.temperature for at in held):
         return
-    result = case.run(scaled, temperature=temperature if own_units else temperature * factor)
+    names = [name for name in case.loss.in_score_units if name != "temperature" or not own_units]
+    result = case.run(scaled, **{name: getattr(cfg, name) * factor for name in names})
     expected = case.run(problem)
     assert_close(result.loss, expected.loss)
     assert_close(result.gradient * factor, expected.gradient)

@@ -118,7 +118,7 @@ def test_per_class_returns_the_same_state(case: Case) -> None:
 @over["cases"]
 def test_names_of_the_diagnostics(case: Case) -> None:
     per_class = case.per_class(example("multiclass"))
-    assert set(per_class.diagnostics) == case.loss.diagnostics
+    assert set(per_class.diagnostics) == case.loss.diagnostics | case.variant.diagnostics
     for value in per_class.diagnostics.values():
         assert value.shape == (3,)
         assert not value.requires_grad

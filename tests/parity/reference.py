@@ -248,6 +248,8 @@ def at_recall_diagnostics(pool: Pool, at: Thresholds | None, cfg: Any) -> dict[s
 
 def log_mean_exp(values: np.ndarray, weight: np.ndarray, temperature: float) -> float:
     """``temperature * log(weighted mean of exp(values / temperature))``."""
+    if not values.any():
+        return 0.0
     terms = weight / weight.sum() * np.exp((values - values.max()) / temperature)
     return float(values.max() + temperature * np.log(terms.sum()))
 
@@ -286,7 +288,7 @@ def effective_beta(pool: Pool, at: Thresholds, cfg: Any) -> float:
         entropy = -sum(share * np.log(share) for share in tilted if share > 0)
         shares.append(np.exp(entropy) / len(losses))
         parts.append(at.weight[i] * dro_term(i, pool.scores, pool, at, cfg))
-    return float(np.average(shares, weights=parts) if sum(parts) > 0 else np.nan)
+    return float(np.average(shares, weights=parts) if sum(parts) > 0 else 1.0)
 
 
 def pauc_diagnostics(pool: Pool, at: Thresholds | None, cfg: Any) -> dict[str, float]:
