@@ -59,6 +59,7 @@ from imbalanced_losses import (
     soft_fbeta_per_class,
     softmax_focal,
 )
+from imbalanced_losses.kernels import asymmetric as asymmetric_kernel
 from imbalanced_losses.kernels import focal as focal_kernel
 from tests.losses import reference as elementwise_reference
 from tests.parity import reference
@@ -590,6 +591,20 @@ FOCAL_PATHS: dict[str, Patch] = {
     "few": lambda monkeypatch: None,
     "many": lambda monkeypatch: monkeypatch.setattr(focal_kernel, "FEW_LOGITS", 0),
 }
+
+
+def of_blocks(monkeypatch: Any) -> None:
+    """The backward of the asymmetric loss recomputes block by block."""
+    monkeypatch.setattr(focal_kernel, "FEW_LOGITS", 0)
+    monkeypatch.setattr(asymmetric_kernel, "SIGMOID_BLOCK", 5)
+
+
+def without_reading(monkeypatch: Any) -> None:
+    of_blocks(monkeypatch)
+    monkeypatch.setattr(asymmetric_kernel, "may_branch_on_values", lambda *_: False)
+
+
+ASYMMETRIC_PATHS: dict[str, Patch] = {"few": FOCAL_PATHS["few"], "many": of_blocks, "accelerator": without_reading}
 N_CLASSES = 4
 COUNTS = (700, 250, 49, 1)
 SHARES = (0.6, 0.02, 0.0, 1.0)
@@ -749,5 +764,87 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
         weighing_rounds=1e-6,  # torch's own mean is used where there are none
         rules_out=True,
         arguments_of=priors_in,
+    ),
+    "asymmetric": ElementwiseLoss(
+        function=asymmetric,
+        config=AsymmetricConfig,
+        shell=AsymmetricLoss,
+        signature="(gamma_pos=1.0, gamma_neg=4.0, margin=0.05, reduction='mean', ignore_index=None, "
+        f"gather_distributed=None, *, {TAIL_ARGUMENTS})",
+        function_signature="(logits, targets, cfg, *, sample_weight=None)",
+        reference=elementwise_reference.asymmetric,
+        variants={
+            "asymmetric": Elements(
+                {"ignore_index": -100}, (3,), labels=True, processes=True, compiled=("function C=3m 600+0",)
+            ),
+            "asymmetric_roots": Elements(
+                {"margin": 0.1, "gamma_pos": 0.5, "gamma_neg": 0.3, "ignore_index": -100}, (), labels=True
+            ),
+            "asymmetric_soft": Elements({"margin": 0.0, "gamma_pos": 2.0}, (2, 3), labels=True, soft=True),
+        },
+        other={"gamma_pos": 0.5, "gamma_neg": 1.5, "margin": 0.25, "reduction": "sum", "ignore_index": 1},
+        bad=(
+            ("gamma_pos", -1.0, ValueError),
+            ("gamma_neg", float("inf"), ValueError),
+            ("gamma_neg", "4", TypeError),
+            ("margin", -0.1, ValueError),
+            ("margin", 1.5, ValueError),
+            ("reduction", "max", ValueError),
+            ("ignore_index", 0.5, TypeError),
+        ),
+        paths=ASYMMETRIC_PATHS,
+    ),
+    "ldam": ElementwiseLoss(
+        function=ldam,
+        config=LDAMConfig,
+        shell=LDAMLoss,
+        signature="(counts, max_margin=0.5, scale=30.0, class_weights=None, reduction='mean', ignore_index=-100, "
+        f"gather_distributed=None, *, {TAIL_ARGUMENTS})",
+        function_signature="(logits, targets, cfg, *, counts=None, class_weights=None, sample_weight=None)",
+        reference=elementwise_reference.ldam,
+        variants={
+            "ldam": Elements(
+                {"counts": COUNTS, "scale": 2.0}, (N_CLASSES,), rounding=5e-7, compiled=("function C=3 16+0",)
+            ),
+            "ldam_weights": Elements(
+                {"counts": COUNTS, "scale": 1.0, "max_margin": 2.0, "class_weights": (0.1, 0.4, 1.5, 2.0)},
+                (N_CLASSES, 2, 2),
+                rounding=5e-7,
+            ),
+            "ldam_unseen": Elements({"counts": (10, 0, 5, 5), "scale": 3.0}, (N_CLASSES,), rounding=1e-6),
+            "ldam_trained": Elements({"counts": (5, 3, 2), "scale": 3.0}, (3,), rounding=1e-6, processes=True),
+            "ldam_binary": Elements({"counts": (190, 10), "scale": 2.0}, labels=True, rounding=5e-7),
+            "ldam_binary_soft": Elements(
+                {"counts": (0.9, 0.1), "scale": 4.0, "class_weights": (0.5, 1.5)},
+                (1, 3),
+                labels=True,
+                soft=True,
+                rounding=2e-6,
+            ),
+        },
+        other={
+            "counts": (1.0, 1.0, 2.0),
+            "max_margin": 0.25,
+            "scale": 2.0,
+            "class_weights": (0.5, 1.0, 2.0),
+            "reduction": "sum",
+            "ignore_index": 1,
+        },
+        bad=(
+            ("max_margin", -1.0, ValueError),
+            ("scale", 0, ValueError),
+            ("reduction", "max", ValueError),
+            ("ignore_index", 0.5, TypeError),
+            ("counts", (1, -1), ValueError),
+            ("counts", (0, 0), ValueError),
+            ("counts", (), ValueError),
+            ("class_weights", (1, -1), ValueError),
+            ("class_weights", "balanced", TypeError),
+        ),
+        required={"counts": (8, 4, 1)},
+        rules_out=True,
+        arguments_of=lambda shell: {
+            name: getattr(shell, name) for name in ("counts", "class_weights") if getattr(shell, name) is not None
+        },
     ),
 }

@@ -14,7 +14,6 @@ from tests.contracts.cases import CASES, Case, assert_close, assert_same_state, 
 from tests.parity import reference
 from tests.strategies import Problem, few_examples, problems
 
-
 POSITIVES_ALONE = [case for case in CASES if not case.loss.weighs_negatives]
 EVERY_ROW = [case for case in CASES if case.loss.weighs_negatives]
 

@@ -92,3 +92,55 @@ def logit_adjusted_binary(z: np.ndarray, targets: np.ndarray, cfg: Any) -> np.nd
         return float(label * np.logaddexp(0, exponents[0]) + (1 - label) * np.logaddexp(0, exponents[1]))
 
     return over_elements(loss, z, targets, cfg)
+
+
+# --- the asymmetric loss: Ben-Baruch et al., eq. 4 to 7 ---------------------------------------------------------------
+
+
+def asymmetric(z: np.ndarray, targets: np.ndarray, cfg: Any) -> np.ndarray:
+    def loss(score: float, y: float, index: Any) -> float:
+        log_p, log_q = log_sigmoid(score), log_sigmoid(-score)
+        of_positive = np.exp(log_q) ** cfg.gamma_pos * log_p
+        shifted = max(np.exp(log_p) - cfg.margin, 0.0)
+        log_rest = log_q if cfg.margin == 0 else 0.0
+        if cfg.margin > 0 and shifted > 0:
+            log_rest = np.log(np.exp(log_q) + cfg.margin)
+        return float(-y * of_positive - (1 - y) * shifted**cfg.gamma_neg * log_rest)
+
+    return over_elements(loss, z, targets, cfg)
+
+
+# --- label-distribution-aware margins: Cao et al., section 3 ----------------------------------------------------------
+
+
+def ldam_margins(cfg: Any) -> list[float]:
+    """C / n^(1/4), with the C that makes the largest one max_margin; the largest where there is no example."""
+    raw = [count**-0.25 if count > 0 else 0.0 for count in cfg.counts]
+    constant = cfg.max_margin / max(raw)
+    return [constant * margin if margin > 0 else cfg.max_margin for margin in raw]
+
+
+def ldam(z: np.ndarray, targets: np.ndarray, cfg: Any) -> np.ndarray:
+    return (ldam_binary if targets.shape == z.shape else ldam_softmax)(z, targets, cfg)
+
+
+def ldam_softmax(z: np.ndarray, targets: np.ndarray, cfg: Any) -> np.ndarray:
+    def loss(row: np.ndarray, y: int) -> float:
+        moved = row - ldam_margins(cfg)[y] * (np.arange(len(row)) == y)
+        weight = 1.0 if cfg.class_weights is None else cfg.class_weights[y]
+        return float(-weight * log_softmax(cfg.scale * moved)[y])
+
+    return over_rows(loss, z, targets, cfg)
+
+
+def ldam_binary(z: np.ndarray, targets: np.ndarray, cfg: Any) -> np.ndarray:
+    """The two-class loss of the logits (0, z); a label between 0 and 1 mixes margins and weights."""
+    of_zero, of_one = ldam_margins(cfg)
+    weights = cfg.class_weights or (1.0, 1.0)
+
+    def loss(score: float, y: float, index: Any) -> float:
+        moved = cfg.scale * (score + (1 - y) * of_zero - y * of_one)
+        cross_entropy = -y * log_sigmoid(moved) - (1 - y) * log_sigmoid(-moved)
+        return float(((1 - y) * weights[0] + y * weights[1]) * cross_entropy)
+
+    return over_elements(loss, z, targets, cfg)
