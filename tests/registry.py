@@ -632,9 +632,10 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
             "sigmoid_focal_ignore": Elements(
                 {"alpha": 0.6, "gamma": 1.5, "ignore_index": -1}, (2, 2), labels=True, soft=False
             ),
-            "sigmoid_focal_trained": Elements(
-                {"ignore_index": -100}, (3,), labels=True, processes=True, compiled=("function C=3m 600+0",)
+            "sigmoid_focal_padded": Elements(
+                {"ignore_index": -100}, (3,), labels=True, compiled=("function C=3m 600+0",)
             ),
+            "sigmoid_focal_trained": Elements({}, (3,), labels=True, processes=True),
         },
         other={"alpha": 0.75, "gamma": 1.5, "reduction": "sum", "ignore_index": 1},
         bad=(
@@ -657,9 +658,8 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
         function_signature="(logits, targets, cfg, *, alpha=None, sample_weight=None)",
         reference=elementwise_reference.softmax_focal,
         variants={
-            "softmax_focal": Elements(
-                {}, (N_CLASSES,), processes=True, compiled=("function C=10 2000+0", "function C=3 16+0")
-            ),
+            "softmax_focal": Elements({}, (N_CLASSES,), compiled=("function C=10 2000+0", "function C=3 16+0")),
+            "softmax_focal_trained": Elements({}, (3,), processes=True),
             "softmax_focal_alpha": Elements({"alpha": ALPHA, "gamma": 1.0, "ignore_index": 255}, (N_CLASSES, 2)),
             "softmax_focal_smooth": Elements(
                 {"alpha": (1.0, 0.5, 3.0, 2.0), "gamma": 0.3, "label_smoothing": 0.25, "reduction": "mean_positive"},

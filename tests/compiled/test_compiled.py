@@ -14,8 +14,10 @@ from tests.compiled.matrix import CASES, LOSSES, THREADS
 from tests.compiled.processes import Run, check
 from tests.compiled.worker import code_for
 
-# One process for each variant: starting a process takes longer than a case.
-PROCESSES = {name: [f"{name} {case}" for case in loss.in_suite] for name, loss in LOSSES.items()}
+# One process for each function: starting a process takes longer than a case.
+PROCESSES: dict[str, list[str]] = {loss.function.__name__: [] for loss in LOSSES.values()}
+for _name, _loss in LOSSES.items():
+    PROCESSES[_loss.function.__name__] += [f"{_name} {case}" for case in _loss.in_suite]
 
 
 def find(name: str) -> str:

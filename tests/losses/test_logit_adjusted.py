@@ -59,7 +59,7 @@ def test_binary_against_torch() -> None:
     case = new_case((4,), {"priors": (0.6, 0.02, 0.1, 0.5), "multilabel": True}, soft=True)
     logits, targets = case.inputs()
     targets.view(-1)[:1] = 0.3
-    log_odds = torch.tensor(case.options["priors"], dtype=torch.float64).logit()
+    log_odds = torch.tensor(case.own.options["priors"], dtype=torch.float64).logit()
     assert_close(case.call(logits, targets), F.binary_cross_entropy_with_logits(logits + log_odds, targets))
     assert_close(case.call(logits, targets, tau=0), F.binary_cross_entropy_with_logits(logits, targets))
 
