@@ -24,6 +24,7 @@ from torch.testing import assert_close
 from imbalanced_losses import (
     LDAMConfig,
     LDAMLoss,
+    class_weights,
     deferred_weights,
     init_class_counts,
     ldam,
@@ -428,12 +429,21 @@ def test_the_default_backend_is_eager_mode(threads: int, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999])
 def test_deferred_weights(beta: float) -> None:
-    """Cui et al., eq. 2, class by class, normalised as there."""
+    """Cui et al., eq. 2, class by class, normalised as there over the classes that have examples."""
     counts = [5000, 120, 3, 1, 0]
-    raw = [(1 - beta) / (1 - beta ** max(count, 1)) for count in counts]
-    expected = torch.tensor([weight * len(raw) / sum(raw) for weight in raw])
-    assert_close(deferred_weights(160, torch.tensor(counts), 160, beta), expected, rtol=1e-5, atol=1e-7)
+    raw = [(1 - beta) / (1 - beta**count) for count in counts[:-1]]
+    expected = torch.tensor([weight * len(raw) / sum(raw) for weight in raw] + [1.0])
+    late = deferred_weights(160, torch.tensor(counts), 160, beta)
+    assert_close(late, expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(late, class_weights(counts, "effective", beta))
     assert_close(deferred_weights(159, torch.tensor(counts), 160, beta), torch.ones(5))
+
+
+def test_classes_without_examples_leave_the_deferred_weights_of_the_others() -> None:
+    """Half of the classes of a stream not seen yet: the weights of the others keep their scale."""
+    seen = torch.tensor([900, 100])
+    weights = deferred_weights(1, torch.cat([seen, torch.zeros(50, dtype=torch.int64)]), 1)
+    assert torch.equal(weights[:2], deferred_weights(1, seen, 1))
 
 
 def test_deferred_weights_of_any_progress() -> None:
