@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.class_weights import relative_weights
-from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.dispatch import holds_values
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.losses._cross_entropy import ChangedLogits, ParsedTargets, compare, parse_label_targets
 from imbalanced_losses.reductions import Reduction
@@ -218,7 +219,8 @@ def enforce_margins(
 ) -> ChangedLogits:
     """Return the scaled logits less the margins, whose cross-entropy with the targets is the loss."""
     binary = parsed.binary
-    shift = _by_rarity(_numbers("counts", counts, cfg.counts, logits, binary)) * (-cfg.scale * cfg.max_margin)
+    counts = _numbers("counts", counts, cfg.counts, logits, binary)
+    shift = _by_rarity(counts, -cfg.scale * cfg.max_margin, reads=parsed.reads and holds_values(counts))
     weights = None
     if class_weights is not None or cfg.class_weights is not None:
         weights = _numbers("class_weights", class_weights, cfg.class_weights, logits, binary)
@@ -249,10 +251,9 @@ def _numbers(
     return numbers.to(dtype)
 
 
-def _by_rarity(counts: Tensor) -> Tensor:
-    """``n_j^(-1/4)``, scaled so that it is 1 for the rarest class that has examples, and for those that have none."""
-    rarest = counts.amin()
-    if may_branch_on_values(counts) and rarest.item() > 0:  # half of the operators
-        return (rarest / counts).pow(0.25)
-    rarest = torch.where(counts > 0, counts, torch.finfo(counts.dtype).max).amin()
-    return (rarest / torch.maximum(counts, rarest)).pow(0.25)
+def _by_rarity(counts: Tensor, largest: float, *, reads: bool) -> Tensor:
+    """``n_j^(-1/4)``, scaled so that it is ``largest`` for the rarest class with examples, and for those without."""
+    if reads and (rarest := counts.amin().item()) > 0:  # half of the operators
+        return counts.pow(-0.25) * (largest * math.sqrt(math.sqrt(rarest)))
+    lowest = torch.where(counts > 0, counts, torch.finfo(counts.dtype).max).amin()
+    return (lowest / torch.maximum(counts, lowest)).pow(0.25) * largest

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import can_read_values, is_traced
+from imbalanced_losses.dispatch import can_read_values
 from imbalanced_losses.label_values import check_class_id_values, check_probability_values, check_weight_values
 from imbalanced_losses.losses._cross_entropy import ParsedTargets
 from imbalanced_losses.modules._base import Config, LossModule, field_names, refuse_gradient
@@ -59,10 +59,6 @@ class ElementwiseSettings(LossModule[Config], ABC):
     def _before_compiled_call(self, **kwargs: Any) -> None:
         """Do nothing: a call changes no state."""
 
-    @final
-    def _checks_values(self) -> bool:
-        return self.validate_targets and not is_traced()
-
 
 class ElementwiseLoss(ElementwiseSettings[Config], ABC):
     """An elementwise loss whose function parses the targets itself."""
@@ -72,11 +68,12 @@ class ElementwiseLoss(ElementwiseSettings[Config], ABC):
         """Check the values of the targets."""
 
     def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        if self._checks_values():
-            if can_read_values(targets):
-                self._check_values(inputs, targets)
-            if sample_weight is not None and isinstance(targets, Tensor):
-                _check_weights(sample_weight, targets)
+        if not self.validate_targets:
+            return
+        if can_read_values(targets):
+            self._check_values(inputs, targets)
+        if sample_weight is not None and isinstance(targets, Tensor):
+            _check_weights(sample_weight, targets)
 
 
 class ChangedLogitsLoss(ElementwiseSettings[Config], ABC):
@@ -84,7 +81,7 @@ class ChangedLogitsLoss(ElementwiseSettings[Config], ABC):
 
     @final
     def _check_parsed(self, inputs: Tensor, parsed: ParsedTargets, sample_weight: Tensor | None) -> None:
-        if not self._checks_values():
+        if not self.validate_targets:
             return
         targets, ignore_index = parsed.values, self._config.ignore_index  # type: ignore[attr-defined]
         if parsed.bounds is not None or can_read_values(targets):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
@@ -16,7 +17,7 @@ from imbalanced_losses.modules._base import refuse_gradient
 from imbalanced_losses.modules._elementwise import ChangedLogitsLoss, class_numbers
 from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
-from imbalanced_losses.reductions import Elements, Reduction
+from imbalanced_losses.reductions import Reduction
 from imbalanced_losses.validation import check_choice, check_prior_sequence
 
 if TYPE_CHECKING:
@@ -166,22 +167,18 @@ class LogitAdjustedLoss(ChangedLogitsLoss[LogitAdjustedConfig], config=LogitAdju
         self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None, ranks: Ranks | None, updates: bool
     ) -> Tensor:
         reduction = self._config.reduction
-
-        def own() -> Tensor:
-            return self._compared(inputs, targets, sample_weight).reduced(sample_weight, reduction)
-
-        def elements() -> Elements:
-            return self._compared(inputs, targets, sample_weight).elements(sample_weight)
-
+        compared = partial(self._compared, inputs, targets, sample_weight)
         if ranks is None or (reduction == "none" and not self._is_streaming):
-            return own()
+            return compared().reduced(sample_weight, reduction)
         if reduction == "none":
-            return keep_own_elements(ranks, inputs, own, updates=updates)
+            return keep_own_elements(
+                ranks, inputs, lambda: compared().reduced(sample_weight, reduction), updates=updates
+            )
         return reduce_over_ranks(
             ranks,
             self.grad_reduction,
             inputs,
-            elements,
+            lambda: compared().elements(sample_weight),
             mean=reduction == "mean",
             single_label=isinstance(inputs, Tensor) and inputs.dim() > 1,
             updates=updates,
