@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from imbalanced_losses.dispatch import can_read_values
 from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.label_values import check_weight_values
-from imbalanced_losses.settings import described
+from imbalanced_losses.settings import described, plain
 from imbalanced_losses.validation import check_choice, check_flag, check_module, check_number, check_prior_sequence
 
 __all__ = ["Scheme", "class_weights", "pos_weight", "prior_bias_", "relative_weights"]
@@ -221,8 +221,12 @@ def _parse_counts(name: str, counts: Tensor | Sequence[float] | float) -> Tensor
         values: Any = getattr(counts, "tolist", lambda: counts)()  # also turns NumPy numbers into Python's
         if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
             checked: float | list[float] = [check_number(f"every count in {name}", value) for value in values]
-        else:
+        elif plain(counts) is not counts or isinstance(counts, (int, float)):
             checked = check_number(name, values)
+        else:
+            raise TypeError(
+                f"expected {name} to be a number, a sequence of numbers or a Tensor, got {described(counts)}"
+            )
         counts = torch.tensor(checked, dtype=accumulation_dtype(torch.get_default_device()))
     if counts.is_complex() or counts.dtype == torch.bool:
         raise TypeError(f"expected {name} of a real dtype, got {counts.dtype}")

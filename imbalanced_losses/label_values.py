@@ -17,6 +17,9 @@ __all__ = [
     "read_bounds",
 ]
 
+FEW_OPERATORS = (torch.uint16, torch.uint32, torch.uint64)
+"""Dtypes for which torch has neither ``aminmax`` nor comparisons."""
+
 Bounds = tuple[float, float]
 """The lowest and the highest of some values; nan if one of them is."""
 
@@ -54,6 +57,8 @@ def check_class_id_values(targets: Tensor, num_classes: int, ignore_index: int, 
 
 def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
     """Check that weights are finite and not negative."""
+    if weights.dtype in FEW_OPERATORS:
+        return  # they hold no other numbers
     wrong = ~(weights.isfinite() & (weights >= 0))
     if wrong.any():
         raise ValueError(f"expected finite {name} >= 0, got {weights[wrong][0].item()}")
@@ -61,7 +66,7 @@ def check_weight_values(weights: Tensor, name: str = "sample_weight") -> None:
 
 def read_bounds(values: Tensor) -> Bounds | None:
     """Read lowest and highest value; None for empty tensors and dtypes without ``aminmax``."""
-    if values.numel() == 0 or values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # aminmax refuses these
+    if values.numel() == 0 or values.dtype in FEW_OPERATORS:
         return None
     lowest, highest = torch.aminmax(values)
     return lowest.item(), highest.item()

@@ -204,6 +204,8 @@ def deferred_weights(progress: Tensor | float, counts: Tensor, start: float, bet
     if counts.dim() != 1:
         raise ValueError(f"expected counts of shape [C], got {list(counts.shape)}")
     start = check_number("start", start)
+    if math.isnan(start):
+        raise ValueError("expected start to be a number, got nan")
     if not isinstance(progress, Tensor):
         progress = torch.full((), check_number("progress", progress), dtype=torch.float64)
     if progress.dim() != 0:
@@ -211,7 +213,8 @@ def deferred_weights(progress: Tensor | float, counts: Tensor, start: float, bet
     # in float64: compiled, torch's expm1 is exp(x) - 1 on the CPU, which has three digits left in float32
     wide = counts.detach().to(accumulation_dtype(counts.device))
     weights = relative_weights(wide, "effective", beta).to(compute_dtype(counts))
-    return torch.where(progress.to(weights.device) >= start, weights, 1)
+    # not in int32, which would be compared in float32: 2^24 + 1 is 2^24 there
+    return torch.where(progress.to(wide) >= start, weights, 1)
 
 
 def enforce_margins(
@@ -245,10 +248,9 @@ def _numbers(
         raise ValueError(f"expected {name}, got none: give them to the config, or {name}= to the call")
     dtype = compute_dtype(logits)
     numbers = torch.tensor(default, dtype=dtype, device=logits.device) if given is None else given
-    numbers = check_class_priors(name, numbers, logits)
-    if binary and len(numbers) != 2:
+    if binary and isinstance(numbers, Tensor) and list(numbers.shape) != [2]:
         raise ValueError(f"expected {name} of shape [2], for the labels 0 and 1, got {list(numbers.shape)}")
-    return numbers.to(dtype)
+    return check_class_priors(name, numbers, logits).to(dtype)
 
 
 def _by_rarity(counts: Tensor, largest: float, *, reads: bool) -> Tensor:

@@ -441,6 +441,13 @@ def test_deferred_weights(beta: float) -> None:
     assert_close(deferred_weights(159, torch.tensor(counts), 160, beta), torch.ones(5))
 
 
+def test_steps_beyond_the_integers_of_float32() -> None:
+    counts, start = torch.tensor([900, 100]), 2**24 + 1
+    for dtype in (torch.int32, torch.int64):
+        assert torch.equal(deferred_weights(torch.tensor(start - 1, dtype=dtype), counts, start), torch.ones(2))
+        assert deferred_weights(torch.tensor(start, dtype=dtype), counts, start)[0] < 1
+
+
 def test_classes_without_examples_leave_the_deferred_weights_of_the_others() -> None:
     """Half of the classes of a stream not seen yet: the weights of the others keep their scale."""
     seen = torch.tensor([900, 100])
@@ -467,6 +474,7 @@ def test_deferred_weights_of_any_progress() -> None:
         (("x", torch.ones(2), 1), TypeError, "expected progress to be a number"),
         ((torch.ones(2), torch.ones(2), 1), ValueError, "expected progress as a number or a 0-dim tensor"),
         ((0, torch.ones(2), None), TypeError, "expected start to be a number"),
+        ((0, torch.ones(2), math.nan), ValueError, "expected start to be a number, got nan"),
     ],
 )
 def test_deferred_weights_that_do_not_fit(arguments: Any, error: type[Exception], message: str) -> None:
@@ -512,6 +520,12 @@ ROWS, IDS, ONES = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.on
             {"counts": torch.ones(1)},
             ValueError,
             r"of shape \[2\], for the labels 0 and 1, got \[1\]",
+        ),
+        (
+            (ROWS[:, 0], IDS),
+            {"counts": ONES},
+            ValueError,
+            r"expected counts of shape \[2\], for the labels 0 and 1, got",
         ),
         ((ROWS, IDS), {"counts": [1, 1, 1]}, TypeError, "expected counts to be a Tensor"),
         ((ROWS, IDS), {"counts": ONES.to("meta")}, ValueError, "expected counts on cpu like the logits"),
