@@ -51,7 +51,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "quantile_interpolation": "higher",
             **TAIL,
         },
-        {"threshold_gradient": "stop", **BY_KEYWORD, "tau_scale": "none"},
+        {"threshold_gradient": "stop", **BY_KEYWORD, "tau_scale": "none", "budget_basis": "population"},
     ),
     PAUCAtBudgetLoss: (
         {
@@ -69,7 +69,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "quantile_interpolation": "higher",
             **TAIL,
         },
-        {"threshold_gradient": "stop", **BY_KEYWORD},
+        {"threshold_gradient": "stop", **BY_KEYWORD, "margin": 1.0, "positive_temperature": None, "min_tpr": 0.0},
     ),
 }
 
