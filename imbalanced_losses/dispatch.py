@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "may_branch_on_values",
     "may_run_in_place",
     "version_of",
+    "without_autocast",
     "without_dispatch_modes",
 ]
 
@@ -94,6 +96,14 @@ def may_run_in_place(*tensors: Tensor) -> bool:
     if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors):  # a batch of gradients
         return False
     return not any(has_tangent(tensor) for tensor in tensors)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Disable autocast: it runs matrix products in half precision, and does not join two half types."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not available on meta
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def without_dispatch_modes(function: Callable[..., T], *args: object) -> T:

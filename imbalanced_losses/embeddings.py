@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import can_read_values, may_branch_on_values
+from imbalanced_losses.dispatch import can_read_values, may_branch_on_values, without_autocast
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.label_values import check_weight_values
 from imbalanced_losses.queue import QueueState
@@ -193,10 +193,7 @@ def similarities(queries: Tensor, keys: Tensor, kind: Similarity) -> Tensor:
     """
     if kind == "cosine":
         queries, keys = _unit(queries), _unit(keys)
-    device = queries.device.type
-    if not torch.amp.is_autocast_available(device):  # meta
-        return queries @ keys.mT
-    with torch.autocast(device, enabled=False):
+    with without_autocast(queries.device):
         return queries @ keys.mT
 
 
