@@ -70,7 +70,7 @@ bench-distributed: $(VENV)/.installed $(PEER_VENV)/.installed
 notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/render.py
 
-# A missing environment leaves its rows empty, hence the dashes of the two that are not ours.
+# The dashes: without the environment of a peer package, its rows stay empty.
 outcome: $(VENV)/.installed
 	-$(MAKE) --no-print-directory $(PEER_VENV)/.installed
 	-$(MAKE) --no-print-directory $(LIBAUC_VENV)/.installed

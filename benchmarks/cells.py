@@ -16,6 +16,10 @@ RANKING: dict[str, tuple[str, Options]] = {
     "pAUC, trapezoid": ("PAUCAtBudgetLoss", (("surrogate", "trapezoid"),)),
     "pAUC, pairwise": ("PAUCAtBudgetLoss", (("surrogate", "pairwise"),)),
 }
+WITHOUT_PEER: dict[str, tuple[str, Options]] = {
+    "precision at a recall": ("PrecisionAtRecallLoss", ()),
+    "FPR at a recall": ("FPRAtRecallLoss", ()),
+}
 FOCAL: dict[str, tuple[str, Options]] = {
     "sigmoid focal": ("SigmoidFocalLoss", ()),
     "softmax focal": ("SoftmaxFocalLoss", ()),
@@ -65,7 +69,7 @@ class Cell:
 
     def work(self, series: str) -> dict[str, object]:
         """What a worker needs to know."""
-        name, options = {**RANKING, **FOCAL}[self.loss]
+        name, options = {**RANKING, **WITHOUT_PEER, **FOCAL}[self.loss]
         sizes = {"batch": self.batch, "queue": self.queue, "classes": self.classes, "rate": self.rate}
         more = {"shape": self.shape, "states": self.states, "steps": STEPS, "options": dict(options)}
         return {"loss": name, **sizes, **more, "series": series, "compiled": series in COMPILED}
@@ -98,6 +102,12 @@ def small_pools(classes: int) -> tuple[Cell, ...]:
     """Every ranking loss on a batch and a queue."""
     series = ("ours", "compiled", "peer", "sort")
     return tuple(Cell(loss, batch=32, queue=1024, classes=classes, series=series) for loss in RANKING)
+
+
+def small_without_peer() -> tuple[Cell, ...]:
+    """Ranking losses that the peer does not have, on a batch and a queue."""
+    series, classes = ("ours", "compiled", "sort"), CLASSES[:2]
+    return tuple(Cell(loss, batch=32, queue=1024, classes=c, series=series) for c in classes for loss in WITHOUT_PEER)
 
 
 def small_focal() -> tuple[Cell, ...]:
@@ -183,7 +193,7 @@ def select(rows: str, max_rows: int, *, quick: bool) -> list[Cell]:
     asked: list[Cell] = []
     if rows != "sweep":
         asked += [cell for promise in promises() for cell in promise.cells]
-        asked += for_information()
+        asked += (*for_information(), *small_without_peer())
     if rows != "promises":
         asked += [cell for cell in sweep() if not quick or cell.classes == 1]
     cells: dict[Cell, tuple[str, ...]] = {}

@@ -22,6 +22,7 @@ from cells import (
     promises,
     small_focal,
     small_pools,
+    small_without_peer,
     sweep,
 )
 from pages import table
@@ -236,7 +237,7 @@ def _worse(results: Results, cell: Cell, name: str, floor: float) -> float:
 
 
 def _small(results: Results) -> list[str]:
-    cells = (*small_pools(1), *small_focal(), *small_pools(10))
+    cells = (*small_pools(1), *small_focal(), *small_pools(10), *small_without_peer())
     pairs = (("peer", "ours"), ("peer", "compiled"), ("ours", "compiled"))
     return _compiled_table(results, f"## Small pools\n\n{SMALL}", cells, ("ours", "compiled", "peer"), pairs)
 

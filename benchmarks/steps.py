@@ -19,6 +19,8 @@ Call = Callable[[], object]
 PURE = {
     "SmoothAPLoss": ("smooth_ap", "SmoothAPConfig"),
     "RecallAtQuantileLoss": ("recall_at_quantile", "RecallAtQuantileConfig"),
+    "PrecisionAtRecallLoss": ("precision_at_recall", "PrecisionAtRecallConfig"),
+    "FPRAtRecallLoss": ("fpr_at_recall", "FPRAtRecallConfig"),
     "PAUCAtBudgetLoss": ("pauc_at_budget", "PAUCAtBudgetConfig"),
 }
 

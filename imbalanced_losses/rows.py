@@ -13,7 +13,7 @@ from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.label_values import check_target_values, check_weight_values
 from imbalanced_losses.validation import check_logits, check_row_flags, check_row_weights, check_targets
 
-__all__ = ["Rows", "Task", "parse_rows"]
+__all__ = ["Rows", "Task", "parse_rows", "with_finite_weights"]
 
 
 class Task(Protocol):
@@ -71,10 +71,10 @@ def parse_rows(
         if check_values and can_read_values(sample_weight):
             check_weight_values(sample_weight)
     rows = Rows(logits=logits, targets=labels, iid=iid, sample_weight=weight, valid=labels != task.ignore_index)
-    return rows if sample_weight is None else _with_finite_weights(rows)
+    return rows if sample_weight is None else with_finite_weights(rows)
 
 
-def _with_finite_weights(rows: Rows) -> Rows:
+def with_finite_weights(rows: Rows) -> Rows:
     """Set the logits of rows whose weight is not finite to ``nan``, also of ignored rows.
 
     The rule for ``nan`` logits then covers them: this step's loss is not finite, and the queue ignores the row.

@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
 from imbalanced_losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, metrics
-from imbalanced_losses.plots import plot_precision_recall, plot_schedule, plot_scores
+from imbalanced_losses.plots import plot_precision_recall, plot_reliability, plot_schedule, plot_scores
 from imbalanced_losses.schedule import Preview, ScheduleConfig, preview
 
 mpl.use("Agg")
@@ -47,6 +47,7 @@ PLOTS: list[Callable[..., Axes]] = [
     lambda ax=None: plot_schedule(SCHEDULE, ax=ax),
     lambda ax=None: plot_scores(torch.randn(20), torch.arange(20) % 2, threshold=0.5, band=(0.0, 1.0), ax=ax),
     lambda ax=None: plot_precision_recall(torch.randn(20), torch.arange(20) % 2, ax=ax),
+    lambda ax=None: plot_reliability(torch.rand(20), torch.arange(20) % 2, ax=ax),
 ]
 
 

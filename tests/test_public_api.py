@@ -16,40 +16,71 @@ import pytest
 import imbalanced_losses
 
 PUBLIC_NAMES = [
+    "AsymmetricConfig",
+    "AsymmetricLoss",
     "ClassCounts",
+    "FPRAtRecallConfig",
+    "FPRAtRecallLoss",
+    "LDAMConfig",
+    "LDAMLoss",
     "LogitAdjustedConfig",
     "LogitAdjustedLoss",
     "LossWarmupWrapper",
     "PAUCAtBudgetConfig",
     "PAUCAtBudgetLoss",
     "PerClass",
+    "PrecisionAtRecallConfig",
+    "PrecisionAtRecallLoss",
     "QueueState",
+    "RecallAtKConfig",
+    "RecallAtKLoss",
     "RecallAtQuantileConfig",
     "RecallAtQuantileLoss",
+    "RetrievalAPConfig",
+    "RetrievalAPLoss",
     "ScheduleConfig",
     "ScheduleState",
     "SigmoidFocalConfig",
     "SigmoidFocalLoss",
     "SmoothAPConfig",
     "SmoothAPLoss",
+    "SoftFBetaConfig",
+    "SoftFBetaLoss",
     "SoftmaxFocalConfig",
     "SoftmaxFocalLoss",
     "__version__",
+    "calibration",
     "class_priors",
+    "class_weights",
+    "asymmetric",
+    "class_priors",
+    "deferred_weights",
     "distributed",
+    "fpr_at_recall",
+    "fpr_at_recall_per_class",
     "init_class_counts",
     "init_queue",
+    "ldam",
     "logit_adjusted",
     "metrics",
     "pauc_at_budget",
     "pauc_at_budget_per_class",
+    "pos_weight",
+    "prior_bias_",
+    "precision_at_recall",
+    "precision_at_recall_per_class",
     "recall_at_quantile",
     "recall_at_quantile_per_class",
     "reset_queue",
+    "retrieval_ap",
+    "retrieval_metrics",
+    "retrieval_recall_at_k",
     "schedule",
     "sigmoid_focal",
     "smooth_ap",
     "smooth_ap_per_class",
+    "soft_fbeta",
+    "soft_fbeta_per_class",
     "softmax_focal",
     "stack_states",
     "thresholds",
@@ -57,11 +88,20 @@ PUBLIC_NAMES = [
     "update_class_counts",
 ]
 SUBMODULE_NAMES = {
+    "calibration": ["PlattScaling", "TemperatureScaling", "prior_shift"],
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
     "integrations.lightning": ["LossWarmupCallback"],
     "integrations.transformers": ["LossWarmupCallback", "compute_loss_func"],
-    "metrics": ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"],
-    "plots": ["plot_precision_recall", "plot_schedule", "plot_scores"],
+    "metrics": [
+        "average_precision",
+        "coverage_at_budget",
+        "fpr_at_recall",
+        "partial_auc",
+        "precision_at_recall",
+        "recall_at_quantile",
+    ],
+    "plots": ["plot_precision_recall", "plot_reliability", "plot_schedule", "plot_scores"],
+    "retrieval_metrics": ["map_at_r", "mean_average_precision", "recall_at_k"],
     "schedule": [
         "PHASES",
         "Preview",
@@ -105,6 +145,22 @@ RANKING = (
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
+    "SoftFBetaLoss": "(num_classes, beta=1.0, eta=0.0, queue_size=1024, temperature=1.0, reduction='mean', "
+    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "validate_targets=True, grad_reduction='mean', group=None)",
+    "SoftFBetaLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
+    "sample_weight=None, update_queue=True)",
+    "soft_fbeta": RANKING,
+    "soft_fbeta_per_class": RANKING,
+    "LDAMLoss": "(counts, max_margin=0.5, scale=30.0, class_weights=None, reduction='mean', ignore_index=-100, "
+    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "LDAMLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "ldam": "(logits, targets, cfg, *, counts=None, class_weights=None, sample_weight=None)",
+    "deferred_weights": "(progress, counts, start, beta=0.9999)",
+    "AsymmetricLoss": "(gamma_pos=1.0, gamma_neg=4.0, margin=0.05, reduction='mean', ignore_index=None, "
+    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
+    "AsymmetricLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
+    "asymmetric": "(logits, targets, cfg, *, sample_weight=None)",
     "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
     "validate_targets=True, grad_reduction='mean', group=None)",
     "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
@@ -115,6 +171,14 @@ SIGNATURES = {
     "LogitAdjustedLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
     "logit_adjusted": "(logits, targets, cfg, *, priors=None, sample_weight=None)",
     "class_priors": "(state)",
+    "class_weights": "(counts, scheme='balanced', beta=0.999)",
+    "pos_weight": "(positives, negatives, scheme='balanced', beta=0.999)",
+    "prior_bias_": "(layer, counts, *, multilabel=False)",
+    "calibration.PlattScaling": "(num_classes=1, *, ignore_index=-100)",
+    "calibration.PlattScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.TemperatureScaling": "(*, ignore_index=-100)",
+    "calibration.TemperatureScaling.fit": "(self, logits, targets, *, sample_weight=None)",
+    "calibration.prior_shift": "(logits, train_prior, deploy_prior, *, multilabel=False)",
     "init_class_counts": "(num_classes, *, device=None)",
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
@@ -123,11 +187,12 @@ SIGNATURES = {
     "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
     "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None)",
+    "grad_reduction='mean', group=None, budget_basis='population')",
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
-    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None)",
+    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None, "
+    "margin=1.0, positive_temperature=None, min_tpr=0.0)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
     "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
     "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
@@ -157,6 +222,8 @@ SIGNATURES = {
     "plots.plot_schedule": "(preview, *, ax=None)",
     "plots.plot_scores": "(scores, targets, *, threshold=None, band=None, ignore_index=-100, ax=None)",
     "plots.plot_precision_recall": "(scores, targets, *, label=None, ignore_index=-100, ax=None)",
+    "plots.plot_reliability": "(probabilities, targets, *, n_bins=10, label=None, ignore_index=-100, "
+    "sample_weight=None, ax=None)",
     "schedule.init_schedule": "(cfg, *, device=None)",
     "schedule.start_epoch": "(state, cfg, epoch)",
     "schedule.start_step": "(state, cfg, step)",
@@ -170,15 +237,52 @@ SIGNATURES = {
     "distributed.all_gather_no_grad": "(tensor, group=None)",
     "metrics.average_precision": "(scores, targets, *, multilabel=False, ignore_index=-100, sample_weight=None)",
     "metrics.recall_at_quantile": "(scores, targets, quantile=0.005, interpolation='higher', *, multilabel=False, "
-    "ignore_index=-100, sample_weight=None)",
+    "ignore_index=-100, sample_weight=None, budget_basis='population')",
     "metrics.partial_auc": "(scores, targets, alpha=0.0, beta=0.005, *, multilabel=False, ignore_index=-100, "
-    "sample_weight=None)",
+    "sample_weight=None, min_tpr=0.0)",
     "metrics.coverage_at_budget": "(scores, targets, budget=0.005, budget_basis='population', *, multilabel=False, "
     "ignore_index=-100, sample_weight=None)",
     "thresholds.for_alert_budget": f"(scores, targets, budget, budget_basis='population', *, {HELD_OUT}",
     "thresholds.for_recall_floor": f"(scores, targets, min_recall, *, {HELD_OUT}",
     "thresholds.for_precision_floor": f"(scores, targets, min_precision, *, {HELD_OUT}",
     "thresholds.for_expected_cost": f"(scores, targets, *, cost_fn, cost_fp, cost_tp=0.0, {HELD_OUT}",
+}
+AT_RECALL = (
+    "(num_classes, recall=0.8, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
+    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
+    "threshold_gradient='implicit', validate_targets=True, grad_reduction='mean', group=None)"
+)
+SIGNATURES |= {
+    "PrecisionAtRecallLoss": AT_RECALL,
+    "FPRAtRecallLoss": AT_RECALL,
+    "PrecisionAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
+    "FPRAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
+    "precision_at_recall": RANKING,
+    "precision_at_recall_per_class": RANKING,
+    "fpr_at_recall": RANKING,
+    "fpr_at_recall_per_class": RANKING,
+    "metrics.precision_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+    "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
+    "sample_weight=None)",
+}
+RETRIEVAL = "(embeddings, labels, queue_state, cfg, *, temperature=None, sample_weight=None, update_queue=True)"
+SIGNATURES |= {
+    "RecallAtKLoss": "(embedding_size, k=(1, 2, 4, 8, 16), queue_size=1024, similarity='cosine', temperature=0.01, "
+    "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, *, "
+    "rank_temperature=1.0, validate_targets=True, grad_reduction='mean', group=None)",
+    "RetrievalAPLoss": "(embedding_size, queue_size=1024, similarity='cosine', surrogate='sigmoid', temperature=0.01, "
+    "reduction='mean', ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, *, rho=100.0, "
+    "delta=0.05, calibration_weight=0.0, positive_target=0.9, negative_target=0.6, validate_targets=True, "
+    "grad_reduction='mean', group=None)",
+    "RecallAtKLoss.forward": "(self, embeddings, labels, *, sample_weight=None, update_queue=True)",
+    "RetrievalAPLoss.forward": "(self, embeddings, labels, *, sample_weight=None, update_queue=True)",
+    "retrieval_ap": RETRIEVAL,
+    "retrieval_recall_at_k": RETRIEVAL,
+    "retrieval_metrics.map_at_r": "(embeddings, labels, *, similarity='cosine', ignore_index=-100)",
+    "retrieval_metrics.mean_average_precision": "(embeddings, labels, *, similarity='cosine', ignore_index=-100)",
+    "retrieval_metrics.recall_at_k": "(embeddings, labels, k=1, found='any', *, similarity='cosine', "
+    "ignore_index=-100)",
 }
 SIGNATURES |= {
     "testing.check_ranking_loss": "(loss, *, num_classes=1, multilabel=False, ignore_index=-100, skip=(), "
@@ -197,9 +301,11 @@ SIGNATURES |= {
 
 NOT_CALLABLE = {
     "__version__",
+    "calibration",
     "distributed",
     "distributed.GradReduction",
     "metrics",
+    "retrieval_metrics",
     "schedule",
     "schedule.PHASES",
     "testing.ELEMENTWISE_PROPERTIES",

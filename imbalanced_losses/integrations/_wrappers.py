@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from imbalanced_losses.modules._ranking import RankingLoss
+from imbalanced_losses.modules._queue import QueueLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 
 __all__ = ["find_wrappers", "has_losses", "read_schedules", "start_new_run"]
@@ -16,19 +16,19 @@ def find_wrappers(module: nn.Module) -> dict[str, LossWarmupWrapper]:
 
 
 def has_losses(module: nn.Module) -> bool:
-    """Whether a module contains a wrapper or a ranking loss."""
-    return any(isinstance(part, (LossWarmupWrapper, RankingLoss)) for part in module.modules())
+    """Whether a module contains a wrapper or a loss with a queue."""
+    return any(isinstance(part, (LossWarmupWrapper, QueueLoss)) for part in module.modules())
 
 
 def start_new_run(module: nn.Module) -> None:
-    """Restart every schedule and empty the queue of every ranking loss, so that nothing of an earlier run is left.
+    """Restart every schedule and empty the queue of every loss, so that nothing of an earlier run is left.
 
     Unlike a wrapper's loss, a model may have other parts with a ``reset_queue``, which is not ours to call.
     """
     for part in module.modules():
         if isinstance(part, LossWarmupWrapper):
             part.start_new_run()
-        elif isinstance(part, RankingLoss):
+        elif isinstance(part, QueueLoss):
             part.reset_queue()
 
 

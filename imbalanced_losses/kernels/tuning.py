@@ -17,6 +17,8 @@ OWN_BLOCK_PAIRS = 1 << 16  # of one problem, to have a block of its own; smaller
 FAN_OUT = 16  # blocks that one level of the tree of moments joins
 SLICE = 1 << 19  # numbers in a temporary of the near-linear evaluator
 
+ROBUST_CHUNK = 1 << 17  # scores of the classes whose hinge losses are worked on at a time
+
 # --- order statistics -------------------------------------------------------------------------------------------------
 RADIX_FROM = 1 << 15  # values, from which on torch's radix sort of integers beats its sort of floats
 JOINED_UP_TO = 1 << 19  # values in rows that are sorted as one row of 64-bit integers

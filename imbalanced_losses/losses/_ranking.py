@@ -58,7 +58,7 @@ class PerClass:
     valid : Tensor [C], bool
         Whether the class had what the loss needs (see there).
     diagnostics : dict of Tensor [C]
-        Detached; empty but for pAUC.
+        Detached; empty but for pAUC and the losses at a recall.
     """
 
     loss: Tensor

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, final
+from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import compute_dtype
-from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
+from imbalanced_losses.losses._cross_entropy import ChangedLogits, mask_ignored, parse_label_targets, which_counted
+from imbalanced_losses.reductions import Elements, Reduction
 from imbalanced_losses.settings import check_fields, optional
 from imbalanced_losses.validation import (
     check_choice,
-    check_class_ids,
     check_class_priors,
     check_config,
-    check_element_targets,
-    check_element_weights,
     check_flag,
     check_fraction,
     check_integer,
@@ -167,13 +163,7 @@ def logit_adjusted(
     >>> logit_adjusted(torch.zeros(2), torch.tensor([0, 1]), cfg)  # one logit
     tensor([0.1054, 2.3026])
     """
-    adjusted = _adjust(logits, targets, cfg, priors)
-    weights = _check_weights(sample_weight, adjusted)
-    if cfg.reduction == "mean" and weights is None and adjusted.counted is None:
-        loss = adjusted.loss("mean")
-    else:
-        loss = reduce_elements(adjusted.loss("none"), adjusted.counted, weights, cfg.reduction)
-    return _with_nonfinite_gradient(loss)
+    return _adjust(logits, targets, cfg, priors).reduced(sample_weight, cfg.reduction)
 
 
 def logit_adjusted_elements(
@@ -185,9 +175,7 @@ def logit_adjusted_elements(
     sample_weight: Tensor | None = None,
 ) -> Elements:
     """:func:`logit_adjusted` before its reduction."""
-    adjusted = _adjust(logits, targets, cfg, priors)
-    weights = _check_weights(sample_weight, adjusted)
-    return _with_nonfinite_gradient(adjusted.loss("none")), adjusted.counted, weights
+    return _adjust(logits, targets, cfg, priors).elements(sample_weight)
 
 
 def parse_targets(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig) -> tuple[Tensor, bool]:
@@ -195,37 +183,13 @@ def parse_targets(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig) -> 
 
     Beside binary logits ``[N, 1, ...]``, labels ``[N, ...]`` are taken, too.
     """
-    if not isinstance(logits, Tensor) or not (cfg.multilabel or logits.dim() == 1 or logits.shape[1:2] == (1,)):
-        check_class_ids(targets, logits)
-        return targets, False
-    if cfg.label_smoothing > 0:
+    targets, binary = parse_label_targets(logits, targets, multilabel=cfg.multilabel)
+    if binary and cfg.label_smoothing > 0:
         raise ValueError("expected label_smoothing=0 for binary logits, got more: smooth the targets, any in [0, 1]")
-    if isinstance(targets, Tensor) and logits.shape[1:2] == (1,) and targets.dim() == logits.dim() - 1:
-        targets = targets.unsqueeze(1)
-    return check_element_targets(targets, logits), True
+    return targets, binary
 
 
-class _Adjusted(NamedTuple):
-    """Adjusted logits, and what they are compared with."""
-
-    logits: Tensor
-    targets: Tensor  # class ids, or labels of the logits' shape and dtype
-    counted: Tensor | None  # which targets are not ignored; None: all, and there are some
-    binary: bool
-    cfg: LogitAdjustedConfig
-
-    def loss(self, reduction: str) -> Tensor:
-        """The cross-entropy, 0 where ignored."""
-        if self.binary:
-            loss = F.binary_cross_entropy_with_logits(self.logits, self.targets, reduction=reduction)
-            return loss if self.counted is None else torch.where(self.counted, loss, 0)
-        ignore_index, smoothing = self.cfg.ignore_index, self.cfg.label_smoothing
-        return F.cross_entropy(
-            self.logits, self.targets, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing
-        )
-
-
-def _adjust(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig, priors: Tensor | None) -> _Adjusted:
+def _adjust(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig, priors: Tensor | None) -> ChangedLogits:
     check_config(cfg, LogitAdjustedConfig)
     targets, binary = parse_targets(logits, targets, cfg)
     if priors is None and cfg.priors is None:
@@ -235,16 +199,20 @@ def _adjust(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig, priors: T
         priors = torch.tensor(cfg.priors, dtype=dtype, device=logits.device)
     priors = check_class_priors("priors", priors, logits).to(dtype)
     targets = targets.to(dtype) if binary else targets.long()  # uint8 156 equals -100 if asked as it is
-    counted = _counted(targets, cfg.ignore_index)
+    reads = may_branch_on_values(logits, targets, priors)
+    counted = which_counted(targets, cfg.ignore_index, reads=reads)
     z = _adjust_binary(logits.to(dtype), targets, priors, cfg) if binary else _adjust_softmax(logits, priors, cfg)
-    if counted is not None and not _is_finite(z):  # before the loss, whose gradient is nan where a logit is
-        z = torch.where(counted if binary else counted.unsqueeze(1), z, 0)
-    return _Adjusted(z, targets, counted, binary, cfg)
+    z = mask_ignored(z, counted, binary=binary, reads=reads)
+    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, reads, cfg.label_smoothing)
 
 
 def _adjust_softmax(logits: Tensor, priors: Tensor, cfg: LogitAdjustedConfig) -> Tensor:
-    priors = priors.clamp_min(LEAST_PRIOR).reshape(-1, *[1] * (logits.dim() - 2))
-    iota = cfg.tau * priors.log()  # of counts it is larger by a constant, which softmax ignores
+    priors = priors.clamp_min(LEAST_PRIOR)
+    if logits.dim() > 2:
+        priors = priors.reshape(-1, *[1] * (logits.dim() - 2))
+    iota = priors.log()  # of counts it is larger by a constant, which softmax ignores
+    if cfg.tau != 1:
+        iota = cfg.tau * iota
     if cfg.gamma == 0:
         return logits + iota
     return torch.addcmul(iota, logits.to(iota.dtype), _power(priors / priors.amax(), cfg.gamma))
@@ -264,34 +232,6 @@ def _adjust_binary(s: Tensor, labels: Tensor, priors: Tensor, cfg: LogitAdjusted
     return torch.addcmul(iota, s, torch.addcmul(of_zeros, labels, of_ones - of_zeros))
 
 
-def _check_weights(sample_weight: Tensor | None, adjusted: _Adjusted) -> Tensor | None:
-    return None if sample_weight is None else check_element_weights("sample_weight", sample_weight, adjusted.targets)
-
-
 def _power(ratio: Tensor, gamma: float) -> Tensor:
     """``ratio^gamma``, above 0 so that an infinite logit stays infinite."""
     return ratio.pow(gamma).clamp_min(torch.finfo(ratio.dtype).tiny)
-
-
-def _counted(targets: Tensor, ignore_index: int) -> Tensor | None:
-    """Which targets are not ignored; None if a look at the data shows that all are, which spares passes over them."""
-    if targets.numel() and may_branch_on_values(targets):
-        lowest = targets.amin().item()
-        if lowest > ignore_index or (lowest != ignore_index and targets.amax().item() < ignore_index):
-            return None
-    return targets != ignore_index
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all of it is known to be finite."""
-    return may_branch_on_values(tensor) and math.isfinite(tensor.detach().sum().item())
-
-
-def _with_nonfinite_gradient(loss: Tensor) -> Tensor:
-    """``loss``, with a gradient that is not finite where it is not, so that a ``GradScaler`` notices.
-
-    That of the binary cross-entropy at an infinite logit is finite.
-    """
-    if loss.dim() == 0 and may_branch_on_values(loss) and math.isfinite(loss.item()):
-        return loss
-    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, final
@@ -9,22 +10,32 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
-from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.missed_recall import missed_recall
-from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
+from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation
 from imbalanced_losses.kernels.ranks import discordant_pairs
+from imbalanced_losses.kernels.robust_hinge import robust_hinge
+from imbalanced_losses.losses._budget import (
+    Budget,
+    measure_budget,
+    negatives_in_band,
+    numerator_rows,
+    numerator_weight,
+    reference_population,
+)
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
-from imbalanced_losses.metrics import partial_auc_of
+from imbalanced_losses.metrics._functions import partial_auc_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.settings import check_fields
-from imbalanced_losses.validation import check_choice, check_fraction, check_integer
+from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.validation import (
+    check_choice,
+    check_fraction,
+    check_integer,
+    check_positive,
+    check_temperature_number,
+)
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
-
-# A reference whose spread is at most this has no scale to measure distances by.
-SMALLEST_SCALE = 1e-12
 
 
 @final
@@ -36,9 +47,11 @@ class PAUCAtBudgetConfig(RankingConfig):
     ----------
     alpha, beta : float
         The band of false-positive rates (or shares of the population), ``0 <= alpha < beta <= 1``.
-    surrogate : {"trapezoid", "pairwise"}
+    surrogate : {"trapezoid", "pairwise", "dro"}
         ``"trapezoid"``: soft true-positive rates at the band's thresholds; gradient through positives only.
         ``"pairwise"``: soft comparisons of each positive with each negative in the band; gradient through both.
+        ``"dro"``: the hinge losses of each positive's pairs, in their worst-case mean (KL-DRO); gradient through both.
+        ``temperature`` takes the place of ``beta``, and ``alpha`` must be 0.
     n_knots : int
         Thresholds of the trapezoid, at least 2.
     tau_scale : {"iqr", "band"}
@@ -53,6 +66,13 @@ class PAUCAtBudgetConfig(RankingConfig):
         Of thresholds and interquartile range, as in ``torch.quantile``.
     threshold_gradient : {"stop", "implicit"}
         Whether the trapezoid's thresholds follow the scores; the scale never does.
+    margin : float
+        Of the hinge of ``"dro"``, above 0, in units of the scale.
+    positive_temperature : float, optional
+        Of ``"dro"``: above 0, weights the positives by their worst case, too (two-way KL-DRO). ``None``: their mean.
+    min_tpr : float
+        In [0, 1). Two-way partial AUC: only the area above this true-positive rate counts, so the highest positives,
+        up to this share of the weight, are left out.
     num_classes, reduction, ignore_index, max_pool_size, multilabel
         As in :class:`~imbalanced_losses.SmoothAPConfig`.
     """
@@ -60,13 +80,16 @@ class PAUCAtBudgetConfig(RankingConfig):
     temperature: float = 0.1
     alpha: float = 0.0
     beta: float = 0.005
-    surrogate: Literal["trapezoid", "pairwise"] = "trapezoid"
+    surrogate: Literal["trapezoid", "pairwise", "dro"] = "trapezoid"
     n_knots: int = 2
     tau_scale: Literal["iqr", "band"] = "iqr"
     pos_numerator: Literal["pool", "live"] = "pool"
     budget_basis: Literal["fpr", "population"] = "fpr"
     quantile_interpolation: Interpolation = "higher"
     threshold_gradient: Literal["stop", "implicit"] = "stop"
+    margin: float = 1.0
+    positive_temperature: float | None = None
+    min_tpr: float = 0.0
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
@@ -74,16 +97,30 @@ class PAUCAtBudgetConfig(RankingConfig):
             self,
             alpha=check_fraction,
             beta=check_fraction,
-            surrogate=partial(check_choice, choices=("trapezoid", "pairwise")),
+            surrogate=partial(check_choice, choices=("trapezoid", "pairwise", "dro")),
             n_knots=partial(check_integer, minimum=2),
             tau_scale=partial(check_choice, choices=("iqr", "band")),
             pos_numerator=partial(check_choice, choices=("pool", "live")),
             budget_basis=partial(check_choice, choices=("fpr", "population")),
             quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
             threshold_gradient=partial(check_choice, choices=("stop", "implicit")),
+            margin=check_positive,
+            positive_temperature=optional(check_temperature_number),
+            min_tpr=check_fraction,
         )
         if not self.alpha < self.beta:
             raise ValueError(f"expected alpha < beta, got alpha={self.alpha} and beta={self.beta}")
+        if self.min_tpr == 1:
+            raise ValueError("expected min_tpr below 1, got 1.0: it leaves no positives")
+        if self.surrogate == "dro" and self.alpha > 0:
+            remedy = "KL-DRO weighs the highest negatives most, take another surrogate for a band that leaves them out"
+            raise ValueError(f"expected alpha=0 with surrogate='dro', got alpha={self.alpha}: {remedy}")
+        if self.surrogate != "dro" and self.positive_temperature is not None:
+            remedy = "take min_tpr, or surrogate='dro'"
+            raise ValueError(
+                f"expected positive_temperature=None with surrogate={self.surrogate!r}, "
+                f"got {self.positive_temperature}: {remedy}"
+            )
 
 
 def pauc_at_budget(
@@ -107,12 +144,22 @@ def pauc_at_budget(
         \text{trapezoid:}\quad & \ell = 1 - \textstyle\sum_k c_k \operatorname{mean}_{i \in P}
             \sigma\big((s_i - t_{f_k})/\tau\big), \quad f_k \text{ uniform on } [\alpha, \beta] \\
         \text{pairwise:}\quad & \ell = 1 - \operatorname{mean}_{i \in P,\, j \in B}
-            \sigma\big((s_i - s_j)/\tau\big), \quad B = \{j \text{ negative}: t_\beta \le s_j \le t_\alpha\}
+            \sigma\big((s_i - s_j)/\tau\big), \quad B = \{j \text{ negative}: t_\beta \le s_j \le t_\alpha\} \\
+        \text{dro:}\quad & \ell = \operatorname{mean}_{i \in P} y_i, \quad y_i = \lambda \log
+            \operatorname{mean}_{j \in N} \exp\big((m - (s_i - s_j) / \text{scale})_+ / \lambda\big), \quad
+            \lambda = \text{temperature}
 
-    where :math:`c_k` are the normalised trapezoid weights and means over positives are weighted by ``sample_weight``.
-    The scale is the reference's interquartile range or the width of the band, ``cfg.tau_scale``; where that is at most
-    1e-12 the standard deviation of the reference, and where that is, too, 1. A class is invalid without positives (or
-    positive weight) in the numerator and without iid negatives. An empty band of negatives has a loss of 0.
+    or, with a ``positive_temperature`` :math:`\lambda'`, :math:`\ell = \lambda' \log \operatorname{mean}_i
+    \exp(y_i / \lambda')`. :math:`N` are all negatives of the pool, :math:`c_k` the normalised trapezoid weights; means
+    over positives are weighted by ``sample_weight``. With ``min_tpr`` the positives :math:`P` are those below the
+    highest ones of that share of the weight; a positive at the cut counts in part. The scale is the reference's
+    interquartile range or the width of the band, ``cfg.tau_scale``; where that is at most 1e-12 the standard deviation
+    of the reference, and where that is, too, 1. A class is invalid without positives (or positive weight) in the
+    numerator and without iid negatives. An empty band of negatives has a loss of 0.
+
+    ``"dro"`` has no budget: the smaller :math:`\lambda`, the fewer of the highest negatives count
+    (:func:`pauc_at_budget_per_class` says how many). For every share :math:`f`, :math:`\ell + \lambda \log(1/f)` is an
+    upper bound of the mean hinge loss over the highest share :math:`f` of the negatives.
 
     Parameters
     ----------
@@ -128,7 +175,7 @@ def pauc_at_budget(
     Returns
     -------
     loss : Tensor [] or [C]
-        In [0, 1] per class; 0 if no class is valid. Not finite if a valid live logit is not.
+        In [0, 1] per class (``"dro"``: at least 0); 0 if no class is valid. Not finite if a valid live logit is not.
     new_state : QueueState
 
     Raises
@@ -145,7 +192,8 @@ def pauc_at_budget(
     References
     ----------
     Narasimhan, Agarwal. A Structural SVM Based Approach for Optimizing Partial AUC. ICML 2013, eq. 2-3 (partial AUC on
-    [alpha, beta]). Zhu, Li, Wang, Wu, Yang. When AUC meets DRO. ICML 2022 (pairwise surrogates over the top negatives).
+    [alpha, beta]). Zhu, Li, Wang, Wu, Yang. When AUC meets DRO. ICML 2022 (pairwise surrogates over the top negatives,
+    KL-DRO for one-way and two-way partial AUC, with the hinge among the decreasing pair losses that they allow).
 
     Examples
     --------
@@ -190,7 +238,9 @@ def pauc_at_budget_per_class(
     ``diagnostics`` holds detached ``[C]`` tensors: the thresholds ``t_alpha`` and ``t_beta``, the temperature in score
     units ``tau_eff``, and ``pauc_var``, the population variance over positives of each one's own partial AUC (these
     four are ``nan`` where the class is invalid); ``band_neg_count``, the iid negatives in the band, and
-    ``grad_pos_count``, the live positives (with ``max_pool_size`` both count kept rows). With ``diagnose=False`` it
+    ``grad_pos_count``, the live positives (with ``max_pool_size`` both count kept rows). ``surrogate="dro"`` adds
+    ``effective_beta``, the share of the negatives that its worst case rests on, ``exp(-KL)`` in the mean over positives
+    in proportion to their loss; ``pauc_var`` is then the variance of the ``y_i``. With ``diagnose=False`` it
     stays empty, which saves a fifth of a small step.
     """
     step = evaluate(
@@ -209,107 +259,77 @@ def pauc_at_budget_per_class(
     return mark_invalid(step.result), step.queue
 
 
+_Measured = tuple[Tensor, Tensor, Callable[[], dict[str, Tensor]]]
+"""The loss ``[C]``, the total weight of its positives, and a function for its own diagnostics."""
+
+
 def measure_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig, diagnose: bool = False) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
-    budget = _measure_budget(pool, cfg)
+    budget = measure_budget(pool, cfg)
     numerator = numerator_rows(pool, cfg) & budget.measurable[:, None]
+    weight = numerator_weight(pool, cfg, numerator)
+    measure = _measure_dro if cfg.surrogate == "dro" else _measure_misses
+    loss, total_weight, describe = measure(pool, cfg, numerator, weight, budget)
+    valid = total_weight > 0
+    diagnostics = _diagnose(pool, budget, describe(), valid) if diagnose else {}
+    return PerClass(loss=loss, valid=valid, diagnostics=diagnostics)
+
+
+def _measure_misses(
+    pool: Pool, cfg: PAUCAtBudgetConfig, numerator: Tensor, weight: Tensor, budget: Budget
+) -> _Measured:
+    """The trapezoid and the pairwise surrogate."""
     if cfg.surrogate == "pairwise":
-        band = _negatives_in_band(pool, budget)
+        band = negatives_in_band(pool, budget)
         counts = None if pool.inclusion_weight is None else pool.count(band)
-        loss, squares, total_weight = discordant_pairs(
-            pool.scores, numerator, band, pool.row_weight, budget.tau, counts
-        )
+        loss, squares, total_weight = discordant_pairs(pool.scores, numerator, band, weight, budget.tau, counts)
     else:
         reference = budget.reference if cfg.threshold_gradient == "implicit" else None
         loss, squares, total_weight = missed_recall(
-            pool.scores, budget.thresholds, numerator, pool.row_weight, budget.tau, reference, pool.row_count
+            pool.scores, budget.thresholds, numerator, weight, budget.tau, reference, pool.row_count
         )
-    valid, diagnostics = total_weight > 0, {}
-    if diagnose:
+
+    def describe() -> dict[str, Tensor]:
         variance = (squares - loss.detach().to(squares.dtype).square()).clamp_min(0)
-        diagnostics = _diagnose(pool, budget, variance.to(loss.dtype), valid)
-    return PerClass(loss=loss, valid=valid, diagnostics=diagnostics)
+        return {"pauc_var": variance.to(loss.dtype)}
+
+    return loss, total_weight, describe
+
+
+def _measure_dro(pool: Pool, cfg: PAUCAtBudgetConfig, numerator: Tensor, weight: Tensor, budget: Budget) -> _Measured:
+    def per_class(value: float) -> Tensor:
+        return budget.scale.new_full(budget.scale.shape, value)
+
+    loss, variance, effective_beta, total_weight = robust_hinge(
+        pool.scores,
+        numerator,
+        pool.negative,
+        weight,
+        budget.scale,
+        pool.temperature.expand_as(budget.scale),
+        per_class(cfg.margin),
+        None if cfg.positive_temperature is None else per_class(cfg.positive_temperature),
+        pool.row_count,
+    )
+    own = {"pauc_var": variance.to(loss.dtype), "effective_beta": effective_beta.to(loss.dtype)}
+    return loss, total_weight, lambda: own
 
 
 def exact_pauc_at_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Partial AUC ``[C]``, the limit of one minus the loss; and the diagnostics of the band."""
     reference, weight = reference_population(pool, cfg), numerator_rows(pool, cfg) * pool.row_weight
-    exact = partial_auc_of(pool.scores, reference, weight, cfg.alpha, cfg.beta)
+    exact = partial_auc_of(pool.scores, reference, weight, cfg.alpha, cfg.beta, cfg.min_tpr)
     return exact, measure_pauc_at_budget(pool, cfg, diagnose=True).diagnostics
 
 
-def numerator_rows(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
-    """Bool ``[C, M]``: the positives that count in the numerator."""
-    return pool.positive & pool.live if cfg.pos_numerator == "live" else pool.positive
-
-
-def reference_population(pool: Pool, cfg: PAUCAtBudgetConfig) -> Tensor:
-    """Bool ``[C, M]``: rows whose quantiles the thresholds are."""
-    return (pool.negative if cfg.budget_basis == "fpr" else pool.valid) & pool.iid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Budget:
-    """The reference [C, M], thresholds [C, K] at the knots from t_alpha to t_beta, effective temperature [C].
-
-    ``measurable [C]``: whether there is an iid negative.
-    """
-
-    reference: Tensor
-    thresholds: Tensor
-    tau: Tensor
-    measurable: Tensor
-
-
-def _measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> _Budget:
-    """Read thresholds and scale off the reference population, with one sort."""
-    reference = reference_population(pool, cfg)
-    negative = reference if cfg.budget_basis == "fpr" else pool.negative & pool.iid
-    n_knots = 2 if cfg.surrogate == "pairwise" else cfg.n_knots
-    knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
-    levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
-    quantiles = masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
-    thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
-    scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
-    tau = pool.temperature * _nonzero_scale(scale, pool, reference, thresholds[:, -1:])
-    return _Budget(reference=reference, thresholds=thresholds, tau=tau, measurable=negative.any(-1))
-
-
-def _nonzero_scale(scale: Tensor, pool: Pool, reference: Tensor, origin: Tensor) -> Tensor:
-    """``scale [C]``; where it has no size the standard deviation of the reference, and where that has none, 1.
-
-    A head that starts at zero, or scores that are mostly equal, must get a gradient.
-    """
-    if may_branch_on_values(scale) and float(scale.amin()) > SMALLEST_SCALE:
-        return scale
-    # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
-    deviation = _standard_deviation(pool.scores.detach() - origin, pool.count(reference))
-    fallback = deviation.masked_fill(deviation <= SMALLEST_SCALE, 1)
-    return torch.where(scale > SMALLEST_SCALE, scale, fallback)
-
-
-def _standard_deviation(values: Tensor, counts: Tensor) -> Tensor:
-    """Of the population in which each of ``values [C, M]`` is there ``counts [C, M]`` times; 0 if it is empty."""
-    share = counts / counts.sum(-1, keepdim=True).clamp_min(1)  # no count is below 1
-    deviation = values - (values * share).sum(-1, keepdim=True)
-    deviation = deviation.to(accumulation_dtype(values.device))  # where no square overflows or vanishes
-    return (deviation * deviation * share).sum(-1).sqrt().to(values.dtype)
-
-
-def _negatives_in_band(pool: Pool, budget: _Budget) -> Tensor:
-    """Bool [C, M]: ``t_beta <= s <= t_alpha``."""
-    scores = pool.scores.detach()
-    return pool.negative & (scores.clamp(budget.thresholds[:, -1:], budget.thresholds[:, :1]) == scores)
-
-
-def _diagnose(pool: Pool, budget: _Budget, variance: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def _diagnose(pool: Pool, budget: Budget, own: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
     measures = {
         "t_alpha": budget.thresholds[:, 0],
         "t_beta": budget.thresholds[:, -1],
         "tau_eff": budget.tau,
-        "pauc_var": variance,
+        **own,
     }
     return {name: torch.where(valid, value, torch.nan) for name, value in measures.items()} | {
-        "band_neg_count": (_negatives_in_band(pool, budget) & pool.iid).sum(-1),
+        "band_neg_count": (negatives_in_band(pool, budget) & pool.iid).sum(-1),
         "grad_pos_count": (pool.positive & pool.live).sum(-1),
     }

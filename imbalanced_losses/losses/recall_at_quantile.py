@@ -12,7 +12,7 @@ from torch import Tensor
 from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
-from imbalanced_losses.metrics import share_of_positives
+from imbalanced_losses.metrics._functions import share_of_positives
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
@@ -29,12 +29,14 @@ class RecallAtQuantileConfig(RankingConfig):
     Parameters
     ----------
     quantile : float
-        Alert budget, strictly between 0 and 1: the share of rows above the threshold.
+        Alert budget, strictly between 0 and 1: the share of rows above the threshold, by ``budget_basis``.
     quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         As in ``torch.quantile``. ``"higher"`` keeps the alerts within the budget.
     threshold_gradient : {"stop", "implicit"}
         ``"stop"``: the threshold is a constant of the step. ``"implicit"``: the same value, and a gradient that follows
         the scores, so that raising all of them gains nothing.
+    budget_basis : {"population", "fpr"}
+        The budget is a share of all rows, or of the negatives: recall at a false-positive rate.
     num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel
         As in :class:`~imbalanced_losses.SmoothAPConfig`.
     """
@@ -42,6 +44,7 @@ class RecallAtQuantileConfig(RankingConfig):
     quantile: float = 0.005
     quantile_interpolation: Interpolation = "higher"
     threshold_gradient: Literal["stop", "implicit"] = "stop"
+    budget_basis: Literal["population", "fpr"] = "population"
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
@@ -50,6 +53,7 @@ class RecallAtQuantileConfig(RankingConfig):
             quantile=partial(check_open_fraction, remedy="use the share of rows that may be alerts, such as 0.005"),
             quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
             threshold_gradient=partial(check_choice, choices=("stop", "implicit")),
+            budget_basis=partial(check_choice, choices=("population", "fpr")),
         )
 
 
@@ -67,7 +71,8 @@ def recall_at_quantile(
 ) -> tuple[Tensor, QueueState]:
     r"""Recall-at-quantile loss, one minus a soft recall at a fixed alert budget.
 
-    For the positives :math:`P` of a class and the threshold of the pool's scores,
+    For the positives :math:`P` of a class and the threshold of the pool's scores (of its negatives' scores with
+    ``budget_basis="fpr"``),
 
     .. math::
         \theta = \operatorname{quantile}(s, 1 - q), \qquad
@@ -77,7 +82,7 @@ def recall_at_quantile(
     ``threshold_gradient="implicit"`` the threshold moves with the scores as the soft quantile
     :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}` does; without a queue the gradient then sums to zero over
     the rows. That gradient is not the derivative of the returned value, and its own derivative is not defined. A class
-    is valid if it has a positive with positive weight.
+    is valid if it has a positive with positive weight and, with ``budget_basis="fpr"``, a negative.
 
     Parameters
     ----------
@@ -161,21 +166,30 @@ def recall_at_quantile_per_class(
 
 def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
+    reference, positive = reference_rows(pool, cfg), pool.positive
+    if cfg.budget_basis == "fpr":  # a class without negatives has no threshold
+        positive = positive & reference.any(-1, keepdim=True)
     missed, _, total_weight = missed_recall(
         pool.scores,
         alert_threshold(pool, cfg),
-        pool.positive,
+        positive,
         pool.row_weight,
         pool.temperature.expand(len(pool.scores)),
-        pool.valid if cfg.threshold_gradient == "implicit" else None,
+        reference if cfg.threshold_gradient == "implicit" else None,
         pool.row_count,
     )
     return PerClass(loss=missed, valid=total_weight > 0, diagnostics={})
 
 
+def reference_rows(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
+    """Bool ``[C, M]``: the rows whose quantile the threshold is."""
+    return pool.negative if cfg.budget_basis == "fpr" else pool.valid
+
+
 def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
     """``theta [C, 1]``, without gradient."""
-    return masked_quantile(pool.scores, pool.valid, (1 - cfg.quantile,), cfg.quantile_interpolation, pool.row_count)
+    reference, levels = reference_rows(pool, cfg), (1 - cfg.quantile,)
+    return masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
 
 
 def exact_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbalanced_losses.kernels.ranks import missed_precision
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
-from imbalanced_losses.metrics import average_precision_of
+from imbalanced_losses.metrics._functions import average_precision_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 

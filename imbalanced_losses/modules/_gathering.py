@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,14 +25,24 @@ from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import Elements, mean_over_weight, sum_elements
 from imbalanced_losses.rows import Rows
 
-__all__ = ["gather_rows", "keep_own_elements", "reduce_over_ranks", "sum_over_ranks"]
+__all__ = ["EmbeddingTask", "gather_rows", "keep_own_elements", "reduce_over_ranks", "sum_over_ranks"]
+
+
+@dataclass(frozen=True)
+class EmbeddingTask:
+    """What :func:`gather_rows` takes in place of a configuration for rows of embeddings with class ids."""
+
+    num_classes: int
+    ignore_index: int
+    multilabel: bool = False
+    max_pool_size: None = None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(
     ranks: Ranks,
     parse: Callable[[], Rows],
-    cfg: RankingConfig,
+    cfg: RankingConfig | EmbeddingTask,
     queue: QueueState,
     update_queue: bool,
     *,
@@ -72,7 +83,12 @@ _SETTINGS = ("num_classes", "multilabel", "queue_size", "ignore_index", "whether
 
 
 def _describe(
-    rows: Rows, cfg: RankingConfig, queue: QueueState, update_queue: bool, has_flags: bool, has_weights: bool
+    rows: Rows,
+    cfg: RankingConfig | EmbeddingTask,
+    queue: QueueState,
+    update_queue: bool,
+    has_flags: bool,
+    has_weights: bool,
 ) -> list[int]:
     # all ranks use the seed of rank 0, so that they sample the same rows
     seed = 0 if cfg.max_pool_size is None else int(torch.randint(2**62, ()))
@@ -80,18 +96,22 @@ def _describe(
     return [len(rows.logits), dtype_number(rows.logits.dtype), has_flags, has_weights, seed, *settings]
 
 
-def _encode(rows: Rows, cfg: RankingConfig) -> Tensor:
+def _has_class_ids(cfg: RankingConfig | EmbeddingTask) -> bool:
+    return isinstance(cfg, EmbeddingTask) or (cfg.num_classes > 1 and not cfg.multilabel)
+
+
+def _encode(rows: Rows, cfg: RankingConfig | EmbeddingTask) -> Tensor:
     """Return the targets to send. Binary and multi-label ones take a byte: 0, 1, or 2 for any other value."""
-    if cfg.num_classes > 1 and not cfg.multilabel:
+    if _has_class_ids(cfg):
         return rows.targets
     counts = rows.valid & (rows.targets.clamp(0, 1) == rows.targets)
     return torch.where(counts, rows.targets, 2).to(torch.uint8)
 
 
-def _decode(gathered: dict[str, Tensor], own: Rows, cfg: RankingConfig) -> Rows:
+def _decode(gathered: dict[str, Tensor], own: Rows, cfg: RankingConfig | EmbeddingTask) -> Rows:
     """Return the rows of all ranks; flags and weights are ones if no rank has any."""
     targets = gathered["targets"]
-    if cfg.num_classes > 1 and not cfg.multilabel:
+    if _has_class_ids(cfg):
         valid = targets != cfg.ignore_index
     else:
         valid, targets = targets != 2, torch.where(targets == 2, cfg.ignore_index, targets.long())

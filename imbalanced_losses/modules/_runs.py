@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from imbalanced_losses.modules._ranking import RankingLoss
+from imbalanced_losses.modules._queue import QueueLoss
 
 __all__ = ["empty_queues", "warn_of_invalid_epoch"]
 
@@ -21,9 +21,9 @@ def empty_queues(loss: Callable[..., Any]) -> None:
 
 
 def warn_of_invalid_epoch(loss: Callable[..., Any]) -> None:
-    """Warn about each ranking loss that had no valid class in any step of an epoch. Call it when the epoch ends."""
+    """Warn about each loss with a queue for which no step of an epoch was valid. Call it when the epoch ends."""
     for part in _parts(loss):
-        if isinstance(part, RankingLoss):
+        if isinstance(part, QueueLoss):
             part.warn_of_invalid_epoch()
 
 

@@ -175,7 +175,8 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
         priors: Any = class_priors(self.class_counts) if self._is_streaming else self.priors
 
         def call(function: Callable[..., T]) -> T:
-            self._check(inputs, parse_targets(inputs, targets, self._config)[0], sample_weight)
+            if self.validate_targets:
+                self._check(inputs, parse_targets(inputs, targets, self._config)[0], sample_weight)
             return function(inputs, targets, self._config, priors=priors, sample_weight=sample_weight)
 
         reduction = self._config.reduction

@@ -138,11 +138,13 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
     max_pool_size, multilabel, validate_targets, grad_reduction, group
         As in :class:`SmoothAPLoss`.
     quantile : float
-        Alert budget, strictly between 0 and 1: the share of rows above the threshold.
+        Alert budget, strictly between 0 and 1: the share of rows above the threshold, by ``budget_basis``.
     quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         As in ``torch.quantile``.
     threshold_gradient : {"stop", "implicit"}
         Whether the threshold is a constant of the step or follows the scores.
+    budget_basis : {"population", "fpr"}
+        The budget is a share of all rows, or of the negatives: recall at a false-positive rate.
 
     Examples
     --------
@@ -172,6 +174,7 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        budget_basis: Literal["population", "fpr"] = "population",
     ) -> None:
         super().__init__(locals())
 
@@ -205,8 +208,9 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         As in :class:`SmoothAPLoss`.
     alpha, beta : float
         The band of false-positive rates (or shares of the population), ``0 <= alpha < beta <= 1``.
-    surrogate : {"trapezoid", "pairwise"}
-        Soft true-positive rates at the band's thresholds, or soft comparisons with the band's negatives.
+    surrogate : {"trapezoid", "pairwise", "dro"}
+        Soft true-positive rates at the band's thresholds, soft comparisons with the band's negatives, or the worst-case
+        mean of hinge losses over the negatives (KL-DRO), for which ``temperature`` takes the place of ``beta``.
     n_knots : int
         Thresholds of the trapezoid, at least 2.
     tau_scale : {"iqr", "band"}
@@ -221,6 +225,11 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         As in ``torch.quantile``.
     threshold_gradient : {"stop", "implicit"}
         Whether the trapezoid's thresholds are constants of the step or follow the scores.
+    margin, positive_temperature : float
+        Of ``surrogate="dro"``: the hinge's margin in units of the scale, and, unless ``None``, the temperature of a
+        worst-case mean over the positives, too.
+    min_tpr : float
+        Two-way partial AUC: floor on the true-positive rate, in [0, 1).
 
     Examples
     --------
@@ -237,7 +246,7 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         num_classes: int,
         alpha: float = 0.0,
         beta: float = 0.005,
-        surrogate: Literal["trapezoid", "pairwise"] = "trapezoid",
+        surrogate: Literal["trapezoid", "pairwise", "dro"] = "trapezoid",
         n_knots: int = 2,
         tau_scale: Literal["iqr", "band"] = "iqr",
         pos_numerator: Literal["pool", "live"] = "pool",
@@ -256,6 +265,9 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        margin: float = 1.0,
+        positive_temperature: float | None = None,
+        min_tpr: float = 0.0,
     ) -> None:
         super().__init__(locals())
 

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from imbalanced_losses import (
+    FPRAtRecallConfig,
     PAUCAtBudgetConfig,
+    PrecisionAtRecallConfig,
     RecallAtQuantileConfig,
     SigmoidFocalConfig,
     SmoothAPConfig,
@@ -25,10 +27,22 @@ _THRESHOLD: Choices = {
     "quantile_interpolation": ["higher", "lower", "linear", "midpoint", "nearest"],
     "threshold_gradient": ["stop", "implicit"],
 }
+_AT_RECALL: Choices = {
+    **_RANKING,
+    "recall": [0.0103, 0.1237, 0.4871, 0.9013, 1.0],
+    "threshold_gradient": ["stop", "implicit"],
+}
 # No order statistic of up to 40 rows is exactly at one of these budgets, where the result would depend on rounding.
 _CHOICES: Mapping[type, Choices] = {
     SmoothAPConfig: _RANKING,
-    RecallAtQuantileConfig: {**_RANKING, **_THRESHOLD, "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897]},
+    RecallAtQuantileConfig: {
+        **_RANKING,
+        **_THRESHOLD,
+        "quantile": [0.0103, 0.1237, 0.4871, 0.9013, 0.9897],
+        "budget_basis": ["population", "fpr"],
+    },
+    PrecisionAtRecallConfig: _AT_RECALL,
+    FPRAtRecallConfig: _AT_RECALL,
     PAUCAtBudgetConfig: {
         **_RANKING,
         **_THRESHOLD,
@@ -70,6 +84,7 @@ def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
     ----------
     config : type
         :class:`~imbalanced_losses.SmoothAPConfig`, :class:`~imbalanced_losses.RecallAtQuantileConfig`,
+        :class:`~imbalanced_losses.PrecisionAtRecallConfig`, :class:`~imbalanced_losses.FPRAtRecallConfig`,
         :class:`~imbalanced_losses.PAUCAtBudgetConfig`, :class:`~imbalanced_losses.SigmoidFocalConfig` or
         :class:`~imbalanced_losses.SoftmaxFocalConfig`.
     **fixed

@@ -32,7 +32,7 @@ __all__ = ["make_properties"]
 SLACK = 1e-6  # for rounding in float32
 
 
-def check_result(loss: Loss, batch: ElementwiseBatch) -> None:
+def _check_result(loss: Loss, batch: ElementwiseBatch) -> None:
     logits = batch.logits.clone().requires_grad_() * 1  # not a leaf, so that only "pure" fails on an in-place change
     value = loss(logits, batch.targets, **batch.kwargs)
     require(isinstance(value, Tensor), f"expected a Tensor, got {type(value).__name__}")
@@ -42,7 +42,7 @@ def check_result(loss: Loss, batch: ElementwiseBatch) -> None:
     require(value.requires_grad, "expected a loss with a gradient, got one that is detached from the logits")
 
 
-def check_empty(ignore_index: int | None, loss: Loss, batch: ElementwiseBatch) -> None:
+def _check_empty(ignore_index: int | None, loss: Loss, batch: ElementwiseBatch) -> None:
     _require_zero(loss, batch.rows(torch.arange(0)))
     if ignore_index is not None:
         _require_zero(loss, dataclasses.replace(batch, targets=torch.full_like(batch.targets, ignore_index)))
@@ -54,7 +54,7 @@ def _require_zero(loss: Loss, batch: ElementwiseBatch) -> None:
     require(bool((outcome.gradient == 0).all()), f"expected a gradient of 0, got {outcome.gradient} for\n  {batch}")
 
 
-def check_ignored(ignore_index: int, contents: Sequence[float], loss: Loss, batch: ElementwiseBatch) -> None:
+def _check_ignored(ignore_index: int, contents: Sequence[float], loss: Loss, batch: ElementwiseBatch) -> None:
     expected = evaluate(loss, batch)
     masked = _like_logits(batch.targets == ignore_index, batch)
     for content in contents:
@@ -97,14 +97,14 @@ def _require_same(where: str, actual: Outcome, expected: Outcome) -> None:
     require_close(f"the gradient {where}", actual.gradient, expected.gradient)
 
 
-def check_order(loss: Loss, batch: ElementwiseBatch) -> None:
+def _check_order(loss: Loss, batch: ElementwiseBatch) -> None:
     expected = evaluate(loss, batch)
     for order in orders(len(batch.logits)):
         where = f"with the rows in the order {order.tolist()}"
         _require_same(where, evaluate(loss, batch.rows(order)), _rows_of(expected, order))
 
 
-def check_weights(loss: Loss, batch: ElementwiseBatch) -> None:
+def _check_weights(loss: Loss, batch: ElementwiseBatch) -> None:
     weight = batch.kwargs["sample_weight"]
     plain = evaluate(loss, dataclasses.replace(batch, sample_weight=None))
     ones = evaluate(loss, dataclasses.replace(batch, sample_weight=torch.ones_like(weight)))
@@ -117,7 +117,7 @@ def check_weights(loss: Loss, batch: ElementwiseBatch) -> None:
     _require_same("as without the rows of weight 0", _rows_of(outcome, heavy), evaluate(loss, batch.rows(heavy)))
 
 
-def check_direction(loss: Loss, batch: ElementwiseBatch) -> None:
+def _check_direction(loss: Loss, batch: ElementwiseBatch) -> None:
     gradient, targets = evaluate(loss, batch).gradient, batch.targets
     if targets.dim() == gradient.dim():
         sign = 2 * targets - 1
@@ -131,7 +131,7 @@ def check_direction(loss: Loss, batch: ElementwiseBatch) -> None:
 def make_properties(ignore_index: int | None) -> list[Property]:
     """Return the contract of a loss that ignores targets of ``ignore_index`` (None: ignores none)."""
     return [
-        Property("result", "a call returns a floating-point Tensor [] or [N, ...] with a gradient.", check_result),
+        Property("result", "a call returns a floating-point Tensor [] or [N, ...] with a gradient.", _check_result),
         Property("pure", "a call changes no argument, and a second call returns the same.", check_pure),
         Property(
             "finite",
@@ -139,18 +139,18 @@ def make_properties(ignore_index: int | None) -> list[Property]:
             check_finite,
             {"dtypes": FLOAT_DTYPES, "ignore_index": None},
         ),
-        Property("order", "the order of rows changes nothing.", check_order),
+        Property("order", "the order of rows changes nothing.", _check_order),
         Property(
             "empty",
             "without elements that count the loss is 0, and so is its gradient.",
-            partial(check_empty, ignore_index),
+            partial(_check_empty, ignore_index),
         ),
         *([] if ignore_index is None else _ignored(ignore_index)),
-        Property("weights", "ones equal no weights, and a row of weight 0 equals no row.", check_weights, {}, True),
+        Property("weights", "ones equal no weights, and a row of weight 0 equals no row.", _check_weights, {}, True),
         Property(
             "direction",
             "the gradient raises the label's logit and lowers the others.",
-            check_direction,
+            _check_direction,
             {"soft_labels": False, "extremes": False},
         ),
         Property("vmap", "vmap(grad(loss)) equals a loop.", check_vmap),
@@ -158,7 +158,7 @@ def make_properties(ignore_index: int | None) -> list[Property]:
 
 
 def _ignored(ignore_index: int) -> list[Property]:
-    check = partial(check_ignored, ignore_index)
+    check = partial(_check_ignored, ignore_index)
     return [
         Property("ignored", "ignored elements change nothing and get no gradient.", partial(check, FINITE)),
         Property(

@@ -36,7 +36,7 @@ SHIFTS = (0.5, -64.0)
 SLACK = 1e-6  # for rounding in float32
 
 
-def check_result(loss: Loss, batch: RankingBatch) -> None:
+def _check_result(loss: Loss, batch: RankingBatch) -> None:
     logits = batch.logits.clone().requires_grad_() * 1  # not a leaf, so that only "pure" fails on an in-place change
     result = loss(logits, *batch.args[1:], **batch.kwargs)
     require(
@@ -51,7 +51,7 @@ def check_result(loss: Loss, batch: RankingBatch) -> None:
     require(value.requires_grad, "expected a loss with a gradient, got one that is detached from the logits")
 
 
-def check_state(loss: Loss, batch: RankingBatch) -> None:
+def _check_state(loss: Loss, batch: RankingBatch) -> None:
     old = batch.queue_state
     _, new = call(loss, batch.logits.clone().requires_grad_(), *batch.args[1:], **batch.kwargs)
     require(
@@ -68,13 +68,13 @@ def check_state(loss: Loss, batch: RankingBatch) -> None:
         require(not now.requires_grad, f"expected queue_state.{name} without a gradient: detach the rows")
 
 
-def check_range(loss: Loss, batch: RankingBatch) -> None:
+def _check_range(loss: Loss, batch: RankingBatch) -> None:
     value = call(loss, *batch.args, **batch.kwargs)[0]
     counted = value[~value.isnan()] if value.dim() > 0 else value
     require(bool(((counted >= -SLACK) & (counted <= 1 + SLACK)).all()), f"expected a loss in [0, 1], got {value}")
 
 
-def check_empty(loss: Loss, batch: RankingBatch) -> None:
+def _check_empty(loss: Loss, batch: RankingBatch) -> None:
     nothing = batch.rows(torch.arange(0))
     check_finite(loss, nothing)
     state = evaluate(loss, nothing).state
@@ -93,7 +93,7 @@ def _require_zero(loss: Loss, batch: RankingBatch) -> None:
     require(bool((outcome.gradient == 0).all()), f"expected a gradient of 0, got {outcome.gradient} for\n  {batch}")
 
 
-def check_ignored(contents: Sequence[float], loss: Loss, batch: RankingBatch) -> None:
+def _check_ignored(contents: Sequence[float], loss: Loss, batch: RankingBatch) -> None:
     expected = evaluate(loss, batch)
     ignore_index = int(batch.queue_state.ignore_index)
     masked = (batch.targets == ignore_index).reshape(len(batch.logits), -1).expand_as(batch.logits)
@@ -122,7 +122,7 @@ def _with_ignored_rows(batch: RankingBatch, content: float, ignore_index: int) -
     return dataclasses.replace(batch, logits=logits, targets=targets, **extras)
 
 
-def check_order(loss: Loss, batch: RankingBatch) -> None:
+def _check_order(loss: Loss, batch: RankingBatch) -> None:
     expected = evaluate(loss, batch)
     for order in orders(len(batch.logits)):
         outcome, where = evaluate(loss, batch.rows(order)), f"with the rows in the order {order.tolist()}"
@@ -134,7 +134,7 @@ def _with_queue(batch: RankingBatch, **fields: Tensor) -> RankingBatch:
     return dataclasses.replace(batch, queue_state=dataclasses.replace(batch.queue_state, **fields))
 
 
-def check_weights(loss: Loss, batch: RankingBatch) -> None:
+def _check_weights(loss: Loss, batch: RankingBatch) -> None:
     weight, queued = batch.kwargs["sample_weight"], batch.queue_state.sample_weight
     plain = evaluate(loss, dataclasses.replace(batch, sample_weight=None))
     ones = evaluate(loss, dataclasses.replace(batch, sample_weight=torch.ones_like(weight)))
@@ -146,7 +146,7 @@ def check_weights(loss: Loss, batch: RankingBatch) -> None:
     _require_zero(loss, _with_queue(zeros, sample_weight=torch.zeros_like(queued)))
 
 
-def check_pool(loss: Loss, batch: RankingBatch) -> None:
+def _check_pool(loss: Loss, batch: RankingBatch) -> None:
     state, n = batch.queue_state, len(batch.logits)
     none = {name: getattr(state, name)[:0] for name in ROW_FIELDS}
     queued = {"iid_mask": state.iid, "sample_weight": state.sample_weight}
@@ -167,7 +167,7 @@ def check_pool(loss: Loss, batch: RankingBatch) -> None:
     require_close("the gradient with the queue's slots reversed", moved.gradient, outcome.gradient)
 
 
-def check_queue(loss: Loss, batch: RankingBatch) -> None:
+def _check_queue(loss: Loss, batch: RankingBatch) -> None:
     old, n = batch.queue_state, len(batch.logits)
     new = call(loss, *batch.args, **batch.kwargs)[1]
     live = {
@@ -192,7 +192,7 @@ def _by_age(state: QueueState, name: str) -> Tensor:
     return values.roll(-int(state.cursor), 0)
 
 
-def check_shift(loss: Loss, batch: RankingBatch) -> None:
+def _check_shift(loss: Loss, batch: RankingBatch) -> None:
     expected = evaluate(loss, batch)
     for shift in SHIFTS:
         shifted = dataclasses.replace(batch, logits=batch.logits + shift)
@@ -201,7 +201,7 @@ def check_shift(loss: Loss, batch: RankingBatch) -> None:
         require_close(f"the gradient of all scores plus {shift}", outcome.gradient, expected.gradient)
 
 
-def check_direction(loss: Loss, batch: RankingBatch) -> None:
+def _check_direction(loss: Loss, batch: RankingBatch) -> None:
     if batch.multilabel or batch.num_classes == 1:
         positive = batch.targets.reshape(batch.logits.shape) == 1
     else:
@@ -218,27 +218,27 @@ def check_direction(loss: Loss, batch: RankingBatch) -> None:
 _EVERY_DTYPE = {"dtypes": FLOAT_DTYPES}
 
 PROPERTIES = [
-    Property("result", "a call returns (loss, new_state), the loss a Tensor [] or [C] with a gradient.", check_result),
+    Property("result", "a call returns (loss, new_state), the loss a Tensor [] or [C] with a gradient.", _check_result),
     Property("pure", "a call changes no argument, and a second call returns the same.", check_pure),
-    Property("state", "the new state has the old one's structure, shapes, dtypes and device.", check_state),
+    Property("state", "the new state has the old one's structure, shapes, dtypes and device.", _check_state),
     Property("finite", "loss and gradient are finite, also at scores of +-1e4.", check_finite, _EVERY_DTYPE),
-    Property("range", "the loss lies in [0, 1].", check_range, _EVERY_DTYPE),
-    Property("order", "the order of the batch's rows changes nothing.", check_order),
-    Property("empty", "without rows that count the loss is 0, and so is its gradient.", check_empty),
-    Property("ignored", "ignored rows change nothing and get no gradient.", partial(check_ignored, FINITE)),
+    Property("range", "the loss lies in [0, 1].", _check_range, _EVERY_DTYPE),
+    Property("order", "the order of the batch's rows changes nothing.", _check_order),
+    Property("empty", "without rows that count the loss is 0, and so is its gradient.", _check_empty),
+    Property("ignored", "ignored rows change nothing and get no gradient.", partial(_check_ignored, FINITE)),
     Property(
         "ignored_nonfinite",
         "ignored rows change nothing and get no gradient, even if their logits are nan or inf.",
-        partial(check_ignored, NOT_FINITE),
+        partial(_check_ignored, NOT_FINITE),
     ),
-    Property("weights", "weights are relative: ones equal no weights, and all zeros give 0.", check_weights, {}, True),
-    Property("pool", "a row counts the same in the batch and in the queue, in any slot.", check_pool, {}, True),
-    Property("queue", "the new state holds the last rows: the queue's, then the batch's.", check_queue),
-    Property("shift", "adding a number to all scores changes nothing.", check_shift),
+    Property("weights", "weights are relative: ones equal no weights, and all zeros give 0.", _check_weights, {}, True),
+    Property("pool", "a row counts the same in the batch and in the queue, in any slot.", _check_pool, {}, True),
+    Property("queue", "the new state holds the last rows: the queue's, then the batch's.", _check_queue),
+    Property("shift", "adding a number to all scores changes nothing.", _check_shift),
     Property(
         "direction",
         "raising all positives of a class together does not raise the loss.",
-        check_direction,
+        _check_direction,
         {"max_queue": 0, "extremes": False},
     ),
     Property("vmap", "vmap(grad(loss)) equals a loop.", check_vmap),

@@ -36,9 +36,12 @@ OTHERS: dict[str, Any] = {
     "grad_reduction": "sum",
     "ignore_index": 1,
     "label_smoothing": 0.3,
+    "margin": 0.4,
     "max_pool_size": 4,
+    "min_tpr": 0.2,
     "n_knots": 5,
     "pos_numerator": "live",
+    "positive_temperature": 0.6,
     "quantile": 0.4,
     "quantile_interpolation": "linear",
     "reduction": "sum",
@@ -49,6 +52,9 @@ OTHERS: dict[str, Any] = {
     "update_queue_in_eval": True,
     "validate_targets": False,
 }
+
+NEEDED = {name: {"surrogate": "dro"} for name in ("margin", "positive_temperature")}
+"""Other settings without which a setting does nothing."""
 
 
 def make(loss: type[nn.Module], **settings: Any) -> Any:
@@ -74,14 +80,15 @@ SETTINGS = [
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
 def test_an_argument_is_an_attribute(loss: type[nn.Module], name: str) -> None:
     value = FIXED[name] if loss in RANKING and name in FIXED else OTHERS[name]
-    assert getattr(make(loss, **{name: value}), name) == pytest.approx(value)
+    assert getattr(make(loss, **{**NEEDED.get(name, {}), name: value}), name) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compiled: bool) -> None:
     """As if the loss had been made with it, also where a call was compiled before."""
-    loss_fn = make(loss)
+    needed = NEEDED.get(name, {})
+    loss_fn = make(loss, **needed)
     if loss in RANKING and name in FIXED:
         setattr(loss_fn, name, getattr(loss_fn, name))  # no change
         with pytest.raises(AttributeError, match=f"expected no change of {name}, .* make a new {loss.__name__}"):
@@ -94,7 +101,7 @@ def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compile
         loss_fn.reset_queue()
     setattr(loss_fn, name, OTHERS[name])
     assert getattr(loss_fn, name) == pytest.approx(OTHERS[name])
-    expected = make(loss, **{name: OTHERS[name]})
+    expected = make(loss, **{**needed, name: OTHERS[name]})
     assert loss_fn.config == dataclasses.replace(expected.config, **_kept(loss_fn, name))
     if name == "max_pool_size":
         return  # draws rows, and warns

@@ -118,7 +118,7 @@ TERMS: dict[str, Callable[..., float]] = {"smooth_ap": smooth_ap_term, "recall":
 def reference_rows(loss: str, pool: Pool, cfg: Any) -> np.ndarray:
     """Bool: the rows whose scores make the thresholds."""
     if loss == "recall":
-        return np.ones(len(pool.scores), dtype=bool)
+        return pool.negative if cfg.budget_basis == "fpr" else np.ones(len(pool.scores), dtype=bool)
     return pool.iid & (pool.negative if cfg.budget_basis == "fpr" else True)
 
 

@@ -1,7 +1,7 @@
-r"""Soft counts of discordant pairs, a negative above a positive: what the pairwise pAUC averages.
+r"""Soft counts of discordant pairs (a negative above a positive), which the pairwise pAUC averages.
 
-Two evaluators: the pairs themselves, block by block, where these are few (on the CPU, where counting them is free);
-soft ranks otherwise. Each gives the gradient along with the value.
+There are two evaluators: blocks of pairs if the pairs are few (on the CPU, where counting them is free), else soft
+ranks. Each computes value and gradient in one pass.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def discordant_pairs(
     positive, negative : Tensor [C, M], bool
         Disjoint.
     weight : Tensor [C, M]
-        Of use at positives; carries no gradient.
+        Read at positives only; carries no gradient.
     temperature : Tensor [C]
         Above 0; carries no gradient.
     counts : Tensor [C, M], optional
-        What each negative counts for, 0 elsewhere; 1 if left out.
+        What each negative adds to a count, 0 elsewhere; 1 if left out.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def _by_pairs(
 def _by_few_pairs(
     scores: Tensor, rows: Packed, columns: Packed, weight: Tensor, temperature: Tensor, differentiate: bool
 ) -> tuple[Tensor, ...]:
-    """One problem at once: what counts is the number of operators."""
+    """A single small problem, where time goes into the number of operators."""
     share, total_weight = rows.shares(weight)
     size = len(columns.place)
     difference = columns.gather(scores) - rows.gather(scores).unsqueeze(1)

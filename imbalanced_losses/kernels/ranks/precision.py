@@ -1,7 +1,7 @@
-r"""One minus the precision at each positive: what Smooth-AP averages.
+r"""One minus the precision at each positive, which Smooth-AP averages.
 
-Two evaluators: the pairs of the positives, block by block, where these are few (on the CPU, where counting them is
-free); soft ranks otherwise. Each gives the gradient along with the value, while it has the pairs at hand.
+There are two evaluators: blocks of pairs if the positives are few (on the CPU, where counting them is free), else
+soft ranks. Each computes value and gradient in one pass.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def missed_precision(
     positive, negative : Tensor [C, M], bool
         Disjoint.
     weight : Tensor [C, M]
-        Of use at positives; carries no gradient.
+        Read at positives only; carries no gradient.
     temperature : Tensor []
         Above 0; carries no gradient.
     counts : Tensor [C, 2, M], optional
-        What each positive and each negative counts for in a rank, 0 elsewhere; 1 if left out.
+        What each positive and each negative adds to a rank, 0 elsewhere; 1 if left out.
 
     Returns
     -------

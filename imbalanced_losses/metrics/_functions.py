@@ -1,11 +1,4 @@
-"""Exact metrics: what each ranking loss tends to as its temperature goes to zero.
-
-They take the losses' inputs, ties and all, and are pure torch functions of static shape: they run on any device, under
-``torch.compile`` and ``torch.func.vmap``, and never wait for the device. They carry no gradient.
-
-Each column ranks the rows. What softmax cross-entropy has trained ranks by probability, ``logits.double().softmax(1)``:
-it leaves a constant of each row free, so that raw logits of a class do not compare across rows.
-"""
+"""Average precision, recall at a quantile, partial AUC and coverage at a budget."""
 
 from __future__ import annotations
 
@@ -72,7 +65,7 @@ def average_precision(
     tensor(0.8333)
     """
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    return _result(pool, average_precision_of(pool), multilabel)
+    return result(pool, average_precision_of(pool), multilabel)
 
 
 def average_precision_of(pool: Pool) -> Tensor:
@@ -92,8 +85,9 @@ def recall_at_quantile(
     multilabel: bool = False,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
+    budget_basis: Literal["population", "fpr"] = "population",
 ) -> Tensor:
-    r"""Recall at the threshold that the top ``quantile`` of all rows reach, the limit of one minus that loss.
+    r"""Recall at the threshold that the top ``quantile`` of the rows reach, the limit of one minus that loss.
 
     .. math:: \theta = \mathrm{quantile}(s, 1 - q), \qquad
         \mathrm{recall} = \frac{\sum_{i \in P} w_i \, [s_i \ge \theta]}{\sum_{i \in P} w_i}
@@ -106,19 +100,22 @@ def recall_at_quantile(
     scores, targets, multilabel, ignore_index, sample_weight
         As in :func:`average_precision`.
     quantile : float in [0, 1]
-        Share of all rows, of any class, above the threshold.
+        Share of the rows above the threshold.
     interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
         Of the threshold between two scores, as in ``torch.quantile``.
+    budget_basis : {"population", "fpr"}
+        The share is one of all rows, of any class, or of the negatives.
 
     Returns
     -------
     Tensor [] for one column of scores, [C] for more of them or if ``multilabel``
-        In [0, 1]; ``nan`` for a class without positives, or with scores that are not finite. Cost: O(C N log N).
+        In [0, 1]; ``nan`` for a class without positives (for ``"fpr"`` also without negatives), or with scores that are
+        not finite. Cost: O(C N log N).
 
     Raises
     ------
     ValueError, TypeError
-        As in :func:`average_precision`; also if ``quantile`` or ``interpolation`` is not one of the above.
+        As in :func:`average_precision`; also if one of the settings is not one of the above.
 
     Examples
     --------
@@ -128,9 +125,12 @@ def recall_at_quantile(
     """
     quantile = check_fraction("quantile", quantile)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
+    check_choice("budget_basis", budget_basis, ("population", "fpr"))
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    threshold = masked_quantile(pool.scores, pool.valid, (1 - quantile,), interpolation)
-    return _result(pool, share_of_positives(pool, pool.scores >= threshold), multilabel)
+    reference = pool.valid if budget_basis == "population" else pool.negative
+    threshold = masked_quantile(pool.scores, reference, (1 - quantile,), interpolation)
+    recall = torch.where(reference.any(-1), share_of_positives(pool, pool.scores >= threshold), torch.nan)
+    return result(pool, recall, multilabel)
 
 
 def partial_auc(
@@ -142,6 +142,7 @@ def partial_auc(
     multilabel: bool = False,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
+    min_tpr: float = 0.0,
 ) -> Tensor:
     r"""Normalised area under the ROC curve between two false positive rates, the limit of one minus the pAUC loss.
 
@@ -151,12 +152,19 @@ def partial_auc(
     area is the mean true positive rate in the band: 1 is perfect and ``(alpha + beta) / 2`` is chance, unlike in
     McClish's standardisation, which scikit-learn applies in ``roc_auc_score(max_fpr=...)``.
 
+    With a floor :math:`a` on the true positive rate it is the two-way partial AUC, the share of the region
+    :math:`[\alpha, \beta] \times [a, 1]` below the curve (Yang et al., ICML 2021; Zhu et al., ICML 2022),
+
+    .. math:: \frac{1}{(\beta - \alpha)(1 - a)} \int_\alpha^\beta \big(\mathrm{TPR}(f) - a\big)_+ \, \mathrm{d}f
+
     Parameters
     ----------
     scores, targets, multilabel, ignore_index, sample_weight
         As in :func:`average_precision`. Weights enter the true positive rate only.
     alpha, beta : float
         False positive rates, ``0 <= alpha < beta <= 1``.
+    min_tpr : float in [0, 1)
+        Floor on the true positive rate.
 
     Returns
     -------
@@ -167,7 +175,7 @@ def partial_auc(
     Raises
     ------
     ValueError, TypeError
-        As in :func:`average_precision`; also if the band is empty or leaves [0, 1].
+        As in :func:`average_precision`; also if the band is empty or leaves [0, 1], or ``min_tpr`` leaves [0, 1).
 
     Examples
     --------
@@ -178,23 +186,42 @@ def partial_auc(
     alpha, beta = check_number("alpha", alpha), check_number("beta", beta)
     if not 0 <= alpha < beta <= 1:
         raise ValueError(f"expected 0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}")
+    if (min_tpr := check_fraction("min_tpr", min_tpr)) == 1:
+        raise ValueError("expected min_tpr below 1, got 1.0: it leaves no area")
     pool = pool_of_scores(scores, targets, multilabel, ignore_index, sample_weight)
-    return _result(pool, partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta), multilabel)
+    area = partial_auc_of(pool.scores, pool.negative, pool.positive_weight, alpha, beta, min_tpr)
+    return result(pool, area, multilabel)
 
 
-def partial_auc_of(scores: Tensor, reference: Tensor, weight: Tensor, alpha: float, beta: float) -> Tensor:
-    """``[C]``: mean share of ``weight [C, M]`` found over the shares alpha to beta of ``reference [C, M]`` alerted."""
+def partial_auc_of(
+    scores: Tensor, reference: Tensor, weight: Tensor, alpha: float, beta: float, min_tpr: float = 0.0
+) -> Tensor:
+    """``[C]``: mean share of ``weight [C, M]`` found over the shares alpha to beta of ``reference [C, M]`` alerted.
+
+    Of that share, what exceeds ``min_tpr``, standardised to [0, 1].
+    """
     order, first = _ascending(-scores)
     start, end = _curve(reference.long(), order, first, scores.dtype)
     found_at_start, found = _curve(weight, order, first, scores.dtype)
     width = end - start
     slope = (found - found_at_start) / torch.where(width > 0, width, 1)
     left, right = start.clamp(alpha, beta), end.clamp(alpha, beta)
-    height = found_at_start + slope * ((left + right) / 2 - start)
+    if min_tpr == 0:
+        height = found_at_start + slope * ((left + right) / 2 - start)
+    else:
+        height = _mean_above(*(found_at_start + slope * (side - start) - min_tpr for side in (left, right)))
     is_last = functional.pad(first[..., 1:] != first[..., :-1], (0, 1), value=True)
-    area = torch.where(is_last, (right - left) * height, 0).sum(-1) / (beta - alpha)
+    area = torch.where(is_last, (right - left) * height, 0).sum(-1) / ((beta - alpha) * (1 - min_tpr))
     # the clamp takes off what rounding adds to a perfect curve
     return torch.where(reference.any(-1), area.clamp(0, 1), torch.nan)
+
+
+def _mean_above(start: Tensor, end: Tensor) -> Tensor:
+    """The mean of the positive part of a line from ``start`` up to ``end``."""
+    low, high = start.clamp_min(0), end.clamp_min(0)
+    rise = end - start
+    share = torch.where(rise > 0, (high - low) / torch.where(rise > 0, rise, 1), 1)  # of the line that is above 0
+    return (low + high) / 2 * share
 
 
 def coverage_at_budget(
@@ -247,10 +274,10 @@ def coverage_at_budget(
     total = paid.sum(-1, keepdim=True)
     within = _count_at_or_above(paid, *_ascending(pool.scores)) <= _allowed(total, budget)
     covered = share_of_positives(pool, within)
-    return _result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
+    return result(pool, torch.where(total[:, 0] > 0, covered, torch.nan), multilabel)
 
 
-def _result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
+def result(pool: Pool, metric: Tensor, multilabel: bool) -> Tensor:
     """Put ``nan`` where there is nothing to find or a score is not finite; one class is 0-dim."""
     finite_or_nan = metric + (pool.scores - pool.scores).sum(-1)  # not times 0, which a compiler takes for 0
     metric = torch.where((pool.positive_weight > 0).any(-1), finite_or_nan, torch.nan)

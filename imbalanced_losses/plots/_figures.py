@@ -1,8 +1,4 @@
-"""Pictures of a schedule and of scores, with matplotlib (the extra ``plots``).
-
-Each function draws on the ``Axes`` that it is given, or on those of a new figure, and returns them. None shows or saves
-a figure, sets a title or touches matplotlib's settings. matplotlib is imported by the first call.
-"""
+"""Figures of a schedule and of scores."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from imbalanced_losses.validation import check_number, check_targets, check_tens
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_precision_recall", "plot_schedule", "plot_scores"]
+__all__ = ["binary_rows", "check_or_make_axes", "plot_precision_recall", "plot_schedule", "plot_scores"]
 
 # of Okabe and Ito, which people with any colour vision tell apart
 BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -70,7 +66,7 @@ def plot_schedule(preview: Preview, *, ax: Axes | None = None) -> Axes:
         raise TypeError(f"expected preview to be a schedule.Preview, got {type(preview).__name__}")
     if len(preview.step) == 0:
         raise ValueError("expected a preview of at least one step, got none")
-    ax = _check_or_make_axes(ax)
+    ax = check_or_make_axes(ax)
     _shade_phases(ax, preview.step, preview.phase)
     ax.plot(preview.step.tolist(), preview.main_weight.tolist(), color=BLUE, drawstyle="steps-post")
     ax.set(xlabel="step", ylim=_with_room(0, 1), yticks=(0, 0.25, 0.5, 0.75, 1))
@@ -132,10 +128,10 @@ def plot_scores(
     >>> ax.get_ylabel()
     'rows per bin (log scale)'
     """
-    scores, labels = _binary_rows(scores, targets, ignore_index)
+    scores, labels, _ = binary_rows(scores, targets, ignore_index)
     threshold = None if threshold is None else _finite_number("threshold", threshold)
     band = None if band is None else _interval("band", band)
-    ax = _check_or_make_axes(ax)
+    ax = check_or_make_axes(ax)
     highest = _draw_histograms(ax, {"negative": scores[~labels], "positive": scores[labels]})
     if band is not None:
         ax.axvspan(*band, color=AMBER, alpha=0.3, linewidth=0, zorder=0, label="pAUC band")
@@ -192,10 +188,10 @@ def plot_precision_recall(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['before, AP 0.833', 'after, AP 1.000', 'chance, AP 0.500']
     """
-    scores, labels = _binary_rows(scores, targets, ignore_index)
+    scores, labels, _ = binary_rows(scores, targets, ignore_index)
     if not labels.any():
         raise ValueError(f"expected at least one positive, got none in {len(labels)} rows")
-    ax = _check_or_make_axes(ax)
+    ax = check_or_make_axes(ax)
     name = f"AP {average_precision(scores, labels).item():.3f}"
     n_curves = sum(line.get_gid() == CURVE for line in ax.lines)
     recall, precision = _precision_recall(scores, labels)
@@ -214,14 +210,16 @@ def plot_precision_recall(
     return ax
 
 
-def _binary_rows(scores: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Scores [M] as float64 and labels [M] as bool of the rows that take part, on the CPU."""
-    check_tensor("scores", scores)
+def binary_rows(
+    scores: Tensor, targets: Tensor, ignore_index: int, *, name: str = "scores"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [M] as float64 and labels [M] as bool of the rows that take part, on the CPU, and which do, [N]."""
+    check_tensor(name, scores)
     if not scores.is_floating_point():
-        raise TypeError(f"expected floating-point scores, got {scores.dtype}")
+        raise TypeError(f"expected floating-point {name}, got {scores.dtype}")
     column = scores[:, None] if scores.dim() == 1 else scores
     if column.dim() != 2 or column.shape[1] != 1:
-        raise ValueError(f"expected scores of shape [N] or [N, 1], got {list(scores.shape)}")
+        raise ValueError(f"expected {name} of shape [N] or [N, 1], got {list(scores.shape)}")
     labels = check_targets(targets, column, multilabel=False)
     check_target_values(targets, 1, ignore_index, multilabel=False)
     kept = labels != ignore_index
@@ -229,8 +227,8 @@ def _binary_rows(scores: Tensor, targets: Tensor, ignore_index: int) -> tuple[Te
         raise ValueError(f"expected at least one row that is not ignored, got none of {len(kept)}")
     rows = column.detach()[kept, 0].cpu().double()
     if not rows.isfinite().all():
-        raise ValueError(f"expected finite scores, got {rows[~rows.isfinite()][0].item()}")
-    return rows, labels[kept].cpu().bool()
+        raise ValueError(f"expected finite {name}, got {rows[~rows.isfinite()][0].item()}")
+    return rows, labels[kept].cpu().bool(), kept
 
 
 def _finite_number(name: str, value: float | Tensor) -> float:
@@ -252,7 +250,7 @@ def _interval(name: str, ends: tuple[float | Tensor, float | Tensor]) -> tuple[f
     return low, high
 
 
-def _check_or_make_axes(ax: Axes | None) -> Axes:
+def check_or_make_axes(ax: Axes | None) -> Axes:
     try:
         import matplotlib.axes
     except ImportError as error:

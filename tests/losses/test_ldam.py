@@ -1,0 +1,597 @@
+"""The LDAM loss: the paper's formula in NumPy, torch's own losses, and the contract of every loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
+from torch.testing import assert_close
+
+from imbalanced_losses import (
+    LDAMConfig,
+    LDAMLoss,
+    deferred_weights,
+    init_class_counts,
+    ldam,
+    update_class_counts,
+)
+from tests.compiled.processes import run_python
+
+# torch's own forward mode
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+IGNORE = -100
+COUNTS = (700, 250, 49, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The loss in one configuration, for logits ``[N, *rest]``."""
+
+    name: str
+    rest: tuple[int, ...] = (4,)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    soft: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_binary(self) -> bool:
+        return not self.rest or self.rest[0] == 1
+
+    def config(self, **changes: Any) -> LDAMConfig:
+        return LDAMConfig(**{**self.options, **changes})
+
+    def call(self, logits: Tensor, targets: Tensor, *, weight: Tensor | None = None, **changes: Any) -> Tensor:
+        return ldam(logits, targets, self.config(**changes), sample_weight=weight)
+
+    def inputs(self, n: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Cosines, and targets of which the first is ignored."""
+        generator = torch.Generator().manual_seed(seed)
+        logits = 2 * torch.rand(n, *self.rest, generator=generator, dtype=torch.float64) - 1
+        if self.is_binary:
+            targets = torch.rand(n, *self.rest, generator=generator, dtype=torch.float64)
+            targets = targets if self.soft else targets.round()
+        else:
+            targets = torch.randint(0, self.rest[0], (n, *self.rest[1:]), generator=generator)
+        targets.view(-1)[:1] = IGNORE
+        return logits.to(dtype), targets
+
+
+CASES = [
+    Case("softmax", (4,), {"counts": COUNTS}),
+    Case("small-scale", (4,), {"counts": COUNTS, "scale": 1.0, "max_margin": 2.0}),
+    Case("weighted", (4,), {"counts": COUNTS, "scale": 4.0, "class_weights": (0.1, 0.4, 1.5, 2.0)}),
+    Case("dense", (4, 2, 3), {"counts": (0.4, 0.3, 0.2, 0.1), "scale": 5.0, "class_weights": (1, 0, 2, 3)}),
+    Case("unseen", (4,), {"counts": (10, 0, 5, 5), "scale": 3.0}),
+    Case("no-margin", (4, 3), {"counts": COUNTS, "max_margin": 0.0, "scale": 3.0}),
+    Case("binary", (), {"counts": (190, 10)}),
+    Case("one-column", (1,), {"counts": (10, 30), "scale": 2.0, "class_weights": (0.5, 1.5)}),
+    Case("soft", (1, 3), {"counts": (0.9, 0.1), "scale": 4.0, "class_weights": (0.5, 1.5)}, soft=True),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def margins(cfg: LDAMConfig) -> list[float]:
+    """Cao et al., section 3: C / n^(1/4), with the C that makes the largest one max_margin."""
+    assert cfg.counts is not None
+    raw = [count**-0.25 if count > 0 else 0.0 for count in cfg.counts]
+    constant = cfg.max_margin / max(raw)
+    return [constant * margin if margin > 0 else cfg.max_margin for margin in raw]
+
+
+def softmax_reference(z: Any, targets: Any, cfg: LDAMConfig) -> Any:
+    """Cao et al., section 3, row by row."""
+    rows = np.moveaxis(z, 1, -1).reshape(-1, z.shape[1])
+    weights = cfg.class_weights or [1.0] * z.shape[1]
+    losses = []
+    for row, target in zip(rows, targets.reshape(-1), strict=True):
+        if target == IGNORE:
+            losses.append(0.0)
+            continue
+        moved = row.copy()
+        moved[target] -= margins(cfg)[target]
+        losses.append(weights[target] * (np.logaddexp.reduce(cfg.scale * moved) - cfg.scale * moved[target]))
+    return np.array(losses).reshape(targets.shape)
+
+
+def binary_reference(z: Any, targets: Any, cfg: LDAMConfig) -> Any:
+    """The two-class loss of the logits (0, z) in the same way; a label between 0 and 1 mixes margins and weights."""
+    of_zero, of_one = margins(cfg)
+    weights = cfg.class_weights or (1.0, 1.0)
+    losses = np.zeros_like(z)
+    for index in np.ndindex(*z.shape):
+        label = targets[index]
+        if label == IGNORE:
+            continue
+        moved = cfg.scale * (z[index] + (1 - label) * of_zero - label * of_one)
+        cross_entropy = label * np.logaddexp(0, -moved) + (1 - label) * np.logaddexp(0, moved)
+        losses[index] = ((1 - label) * weights[0] + label * weights[1]) * cross_entropy
+    return losses
+
+
+def reference(case: Case, logits: Tensor, targets: Tensor, **changes: Any) -> Tensor:
+    function = binary_reference if case.is_binary else softmax_reference
+    return torch.from_numpy(function(logits.double().numpy(), targets.numpy(), case.config(**changes)))
+
+
+def value_and_grad(case: Case, logits: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    loss = case.call(leaf, targets, **options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_it_is_the_papers_formula(case: Case) -> None:
+    logits, targets = case.inputs(n=9)
+    expected = reference(case, logits, targets)
+    assert_close(case.call(logits, targets, reduction="none"), expected, rtol=1e-9, atol=1e-9)
+    assert_close(case.call(logits, targets, reduction="sum"), expected.sum())
+    assert_close(case.call(logits, targets), expected.sum() / (targets != IGNORE).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@every_case
+def test_lower_precision_computes_in_float32(case: Case, dtype: torch.dtype) -> None:
+    logits, targets = case.inputs(n=9, dtype=dtype)
+    loss, gradient = value_and_grad(case, logits, targets, reduction="none")
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    # up to four roundings of logits of size `scale`
+    atol = max(1e-6, 4 * case.config().scale * torch.finfo(torch.float32).eps)
+    assert_close(loss.double(), reference(case, logits, targets), rtol=1e-6, atol=atol)
+
+
+def test_numbers_by_hand() -> None:
+    """Margins 0.25 and 0.5, as 16^(1/4) = 2."""
+    cfg = LDAMConfig(counts=(1600, 100), scale=2.0, reduction="none")
+    loss = ldam(torch.tensor([[0.5, 0.0], [0.0, 0.5]]), torch.tensor([0, 1]), cfg)
+    assert_close(loss, torch.tensor([math.log(1 + math.exp(-0.5)), math.log(2)]))
+    assert_close(ldam(torch.tensor([-0.5, 0.5]), torch.tensor([0, 1]), cfg), loss)
+
+
+@pytest.mark.parametrize("rest", [(4,), (4, 3), (4, 2, 3)])
+def test_without_a_margin_it_is_the_cross_entropy_of_scaled_logits(rest: tuple[int, ...]) -> None:
+    case = Case("", rest, {"counts": COUNTS, "max_margin": 0, "scale": 7})
+    logits, targets = case.inputs()
+    assert_close(case.call(logits, targets), F.cross_entropy(7 * logits, targets))
+    weights = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    own = case.call(logits, targets, class_weights=weights, reduction="sum")
+    assert_close(own, F.cross_entropy(7 * logits, targets, weight=weights, reduction="sum"))
+
+
+def test_without_a_margin_binary() -> None:
+    case = Case("", (3,), {"counts": (9, 1), "max_margin": 0, "scale": 7}, soft=True)
+    logits, targets = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    assert_close(case.call(logits, targets), F.binary_cross_entropy_with_logits(7 * logits, targets))
+
+
+def test_two_classes_are_one_binary_logit() -> None:
+    logits, targets = Case("", (2,)).inputs()
+    targets[0] = 1
+    cfg = LDAMConfig(counts=(30, 70), scale=3.0, class_weights=(2, 0.5))
+    assert_close(ldam(logits[:, 1] - logits[:, 0], targets, cfg), ldam(logits, targets, cfg))
+    column = (logits[:, 1:] - logits[:, :1]).unflatten(1, (1, 1))
+    assert_close(ldam(column, targets[:, None], cfg), ldam(logits, targets, cfg))
+
+
+def test_scale_of_the_counts_does_not_count() -> None:
+    logits, targets = CASES[0].inputs()
+    expected = value_and_grad(CASES[0], logits, targets)
+    assert_close(value_and_grad(CASES[0], logits, targets, counts=[count / 1000 for count in COUNTS]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@every_case
+def test_counts_and_weights_as_arguments(case: Case, dtype: torch.dtype) -> None:
+    cfg = case.config()
+    assert cfg.counts is not None
+    counts = torch.tensor(cfg.counts)
+    if dtype == torch.int64 and counts.max() < 1:
+        counts = counts * 10
+    weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights)
+    logits, targets = case.inputs(dtype=torch.float32)
+    bare = case.config(counts=None, class_weights=None)
+    own = ldam(logits, targets, bare, counts=counts.round(decimals=4).to(dtype), class_weights=weights)
+    assert_close(own, case.call(logits, targets))
+
+
+def test_counts_of_a_stream() -> None:
+    targets = torch.tensor([0] * 16 + [1])
+    counts = update_class_counts(init_class_counts(2), targets)
+    cfg = LDAMConfig(scale=2.0)
+    logits = torch.randn(17, 2)
+    expected = ldam(logits, targets, LDAMConfig(scale=2.0, counts=(16, 1)))
+    assert_close(ldam(logits, targets, cfg, counts=counts.positives), expected)
+
+
+def test_before_the_first_batch_all_margins_are_the_largest() -> None:
+    logits, targets = CASES[0].inputs()
+    own = ldam(logits, targets, LDAMConfig(), counts=torch.zeros(4))
+    assert_close(own, CASES[0].call(logits, targets, counts=(1, 1, 1, 1)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=6), st.floats(0.1, 2))
+def test_margins_by_hypothesis(counts: list[int], largest: float) -> None:
+    """The margin is what the target's logit must lead by for the loss of a tie."""
+    cfg = LDAMConfig(counts=counts, max_margin=largest, scale=1.0, reduction="none")
+    n = len(counts)
+    led = torch.eye(n, dtype=torch.float64) * torch.tensor(margins(cfg), dtype=torch.float64)
+    assert_close(ldam(led, torch.arange(n), cfg), torch.full((n,), math.log(n), dtype=torch.float64))
+
+
+# --- extremes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@every_case
+def test_large_logits(case: Case, dtype: torch.dtype) -> None:
+    logits, targets = case.inputs(n=20)
+    logits = (logits.sign() * 1e4).to(dtype)
+    loss, gradient = value_and_grad(case, logits, targets, reduction="none")
+    assert gradient.isfinite().all()
+    rounding = torch.finfo(torch.float32).eps * 1e4 * case.config().scale
+    assert_close(loss.double(), reference(case, logits, targets), rtol=1e-6, atol=4 * rounding)
+
+
+@every_case
+def test_ignored_targets_get_no_gradient(case: Case) -> None:
+    """Whatever their logits are."""
+    logits, targets = case.inputs()
+    expected, gradient = value_and_grad(case, logits, targets)
+    is_ignored = (targets == IGNORE) if case.is_binary else (targets == IGNORE).unsqueeze(1).expand_as(logits)
+    assert (gradient[is_ignored] == 0).all()
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        loss, changed = value_and_grad(case, torch.where(is_ignored, bad, logits), targets)
+        assert_close((loss, changed), (expected, gradient), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@every_case
+def test_a_logit_that_is_not_finite_shows(case: Case, bad: float, reduction: str) -> None:
+    """In the loss and, for a GradScaler, in the gradient."""
+    logits, targets = case.inputs()
+    logits[-1] = bad
+    loss, gradient = value_and_grad(case, logits, targets, reduction=reduction)
+    assert not loss.isfinite().all()
+    assert not gradient.isfinite().all()
+
+
+def test_a_class_that_is_ruled_out() -> None:
+    logits, targets = CASES[1].inputs()
+    logits[:, 0], targets[targets == 0] = -torch.inf, 1
+    loss, gradient = value_and_grad(CASES[1], logits, targets)
+    assert loss.isfinite()
+    assert (gradient[:, 0] == 0).all()
+    assert_close(loss, CASES[1].call(logits[:, 1:], (targets - 1).where(targets != IGNORE, targets), counts=COUNTS[1:]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@every_case
+def test_nothing_to_count(case: Case, reduction: str) -> None:
+    logits, targets = case.inputs()
+    for z, y in ((logits[:0], targets[:0]), (logits, torch.full_like(targets, IGNORE))):
+        loss, gradient = value_and_grad(case, z, y, reduction=reduction)
+        assert loss == 0
+        assert (gradient == 0).all()
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_weights(case: Case) -> None:
+    logits, targets = case.inputs()
+    weight = torch.rand(6, dtype=torch.float64)
+    each = weight.reshape(-1, *[1] * (targets.dim() - 1)).expand_as(targets) * (targets != IGNORE)
+    expected = reference(case, logits, targets)
+    assert_close(case.call(logits, targets, weight=weight), (expected * each).sum() / each.sum())
+    assert_close(case.call(logits, targets, weight=weight, reduction="sum"), (expected * each).sum())
+    assert_close(case.call(logits, targets, weight=torch.ones(6)), case.call(logits, targets))
+    assert case.call(logits, targets, weight=torch.zeros(6)) == 0
+    broadcast = weight.reshape(-1, *[1] * (targets.dim() - 1))
+    own = case.call(logits, targets, weight=broadcast)
+    assert_close(own, case.call(logits, targets, weight=broadcast.expand_as(targets)))
+
+
+# --- derivatives and transforms ---------------------------------------------------------------------------------------
+
+
+@every_case
+def test_derivatives(case: Case) -> None:
+    logits, targets = case.inputs(n=3)
+    logits.requires_grad_()
+
+    def loss(logits: Tensor) -> Tensor:
+        return case.call(logits, targets, weight=torch.tensor([1.0, 2.0, 0.5]))
+
+    assert gradcheck(loss, logits, check_forward_ad=True)
+    assert gradgradcheck(loss, logits)
+
+
+@every_case
+def test_jvp_is_the_gradient_along_the_tangent(case: Case) -> None:
+    logits, targets = case.inputs()
+    tangent = torch.randn_like(logits)
+    value, pushed = jvp(lambda z: case.call(z, targets), (logits,), (tangent,))
+    expected, gradient = value_and_grad(case, logits, targets)
+    assert_close((value, pushed), (expected, (gradient * tangent).sum()))
+
+
+@every_case
+def test_vmap_is_a_loop(case: Case) -> None:
+    members = [case.inputs(seed=seed) for seed in range(3)]
+    logits, targets = (torch.stack([member[i] for member in members]) for i in range(2))
+    gradients = vmap(grad(case.call))(logits, targets)
+    assert_close(gradients, torch.stack([value_and_grad(case, *member)[1] for member in members]))
+    weights = torch.rand(3, 6, dtype=torch.float64)
+    weighted = vmap(lambda z, y, w: case.call(z, y, weight=w))(logits, targets, weights)
+    looped = [case.call(*member, weight=weight) for member, weight in zip(members, weights, strict=True)]
+    assert_close(weighted, torch.stack(looped))
+
+
+def test_vmap_over_counts_and_weights() -> None:
+    logits, targets = CASES[1].inputs()
+    counts, weights = (torch.rand(3, 4, dtype=torch.float64) for _ in range(2))
+    cfg = CASES[1].config(counts=None)
+    mapped = vmap(lambda n, w: ldam(logits, targets, cfg, counts=n, class_weights=w))(counts, weights)
+    looped = [ldam(logits, targets, cfg, counts=n, class_weights=w) for n, w in zip(counts, weights, strict=True)]
+    assert_close(mapped, torch.stack(looped))
+
+
+@every_case
+def test_compiled_is_eager(case: Case) -> None:
+    logits, targets = case.inputs()
+    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager")
+    leaf = logits.clone().requires_grad_()
+    loss = compiled(leaf, targets)
+    loss.backward()
+    assert_close((loss.detach(), leaf.grad), value_and_grad(case, logits, targets))
+
+
+@every_case
+def test_on_meta_tensors(case: Case) -> None:
+    logits, targets = (tensor.to("meta") for tensor in case.inputs(dtype=torch.bfloat16))
+    loss, gradient = value_and_grad(case, logits, targets)
+    assert loss.is_meta
+    assert (gradient.shape, gradient.dtype) == (logits.shape, logits.dtype)
+
+
+COMPILED = """
+import sys, torch
+from torch.testing import assert_close
+from imbalanced_losses import LDAMConfig, deferred_weights, ldam
+
+torch.set_num_threads(int(sys.argv[1]))
+generator = torch.Generator().manual_seed(0)
+logits = 2 * torch.rand(2000, 10, generator=generator) - 1
+ids = torch.randint(0, 10, (2000,), generator=generator)
+labels = torch.rand(2000, generator=generator).round()
+ids[::7], labels[::5] = -100, -100
+logits[0], logits[1] = torch.nan, 1e4 * logits[1]  # row 0 is ignored
+counts = torch.arange(10, 0, -1) ** 3
+
+def step(z, epoch):
+    weights = deferred_weights(epoch, counts, start=10)
+    loss = ldam(z, ids, LDAMConfig(), counts=counts, class_weights=weights)
+    dense = ldam(z.mT.unflatten(1, (50, 40)).movedim(1, 0), ids.view(50, 40), LDAMConfig(scale=2.0), counts=counts)
+    return loss + dense + ldam(z[:, 0], labels, LDAMConfig(counts=(9, 1), class_weights=(1, 2)))
+
+compiled = torch.compile(step, fullgraph=True)
+weights = torch.compile(lambda epoch: deferred_weights(epoch, counts, start=10), fullgraph=True)(torch.tensor(10))
+assert_close(weights, deferred_weights(10, counts, start=10), rtol=1e-6, atol=0)
+for epoch in (torch.tensor(9), torch.tensor(10)):
+    results = []
+    for function in (step, compiled):
+        leaf = logits.clone().requires_grad_()
+        loss = function(leaf, epoch)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    assert_close(results[1][0], results[0][0])
+    # one rounding of logits of size 30, in units of the largest entry
+    atol = 30 * torch.finfo(torch.float32).eps * results[0][1].abs().max().item()
+    assert_close(results[1][1], results[0][1], rtol=0, atol=atol)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_the_default_backend_is_eager_mode(threads: int, tmp_path: Any) -> None:
+    """In a process of its own."""
+    script, output = tmp_path / "step.py", tmp_path / "output"
+    script.write_text(COMPILED)
+    failure = run_python([str(script), str(threads)], output, timeout=300)
+    assert not failure, output.read_text()
+
+
+# --- deferred re-weighting --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999])
+def test_deferred_weights(beta: float) -> None:
+    """Cui et al., eq. 2, class by class, normalised as there."""
+    counts = [5000, 120, 3, 1, 0]
+    raw = [(1 - beta) / (1 - beta ** max(count, 1)) for count in counts]
+    expected = torch.tensor([weight * len(raw) / sum(raw) for weight in raw])
+    assert_close(deferred_weights(160, torch.tensor(counts), 160, beta), expected, rtol=1e-5, atol=1e-7)
+    assert_close(deferred_weights(159, torch.tensor(counts), 160, beta), torch.ones(5))
+
+
+def test_deferred_weights_of_any_progress() -> None:
+    counts = torch.tensor([900.0, 100.0], dtype=torch.float64)
+    late = deferred_weights(1, counts, 0.8)
+    assert late.dtype == torch.float64
+    progress = torch.tensor([0.0, 0.79, 0.81, 1.0])
+    mapped = vmap(lambda p: deferred_weights(p, counts, 0.8))(progress)
+    assert_close(mapped, torch.stack([torch.ones_like(late)] * 2 + [late] * 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, [1, 2], 1), TypeError, "expected counts to be a Tensor"),
+        ((0, torch.ones(2, 2), 1), ValueError, r"expected counts of shape \[C\], got \[2, 2\]"),
+        ((0, torch.ones(2, dtype=torch.bool), 1), TypeError, "expected counts of a real dtype"),
+        ((0, torch.ones(2), 1, 1.0), ValueError, r"expected beta in \[0, 1\), got 1.0"),
+        (("x", torch.ones(2), 1), TypeError, "expected progress to be a number"),
+        ((torch.ones(2), torch.ones(2), 1), ValueError, "expected progress as a number or a 0-dim tensor"),
+        ((0, torch.ones(2), None), TypeError, "expected start to be a number"),
+    ],
+)
+def test_deferred_weights_that_do_not_fit(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        deferred_weights(*arguments)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_margin": -1.0}, ValueError, "expected max_margin to be a finite number of at least 0"),
+        ({"scale": 0}, ValueError, "expected scale to be a finite number above 0"),
+        ({"reduction": "max"}, ValueError, "expected reduction to be one of"),
+        ({"ignore_index": 0.5}, TypeError, "expected ignore_index to be an int"),
+        ({"counts": (1, -1)}, ValueError, "expected every weight in counts"),
+        ({"counts": (0, 0)}, ValueError, "expected counts with a class above 0"),
+        ({"counts": torch.ones(2, 2)}, ValueError, r"expected counts of shape \[C\], got \[2, 2\]"),
+        ({"counts": torch.ones(2, requires_grad=True)}, TypeError, "detach"),
+        ({"class_weights": (1, -1)}, ValueError, "expected every weight in class_weights"),
+        ({"class_weights": "balanced"}, TypeError, "expected class_weights to be a sequence of numbers"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        LDAMConfig(**options)
+    with pytest.raises(error, match=message):
+        LDAMLoss(**{"counts": COUNTS, **options})
+
+
+ROWS, IDS, ONES = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((ROWS, IDS), {}, ValueError, "expected counts, got none: give them to the config, or counts= to the call"),
+        ((ROWS, IDS), {"counts": torch.ones(2)}, ValueError, r"expected counts of shape \[3\], got \[2\]"),
+        (
+            (ROWS[:, 0], IDS),
+            {"counts": torch.ones(1)},
+            ValueError,
+            r"of shape \[2\], for the labels 0 and 1, got \[1\]",
+        ),
+        ((ROWS, IDS), {"counts": [1, 1, 1]}, TypeError, "expected counts to be a Tensor"),
+        ((ROWS, IDS), {"counts": ONES.to("meta")}, ValueError, "expected counts on cpu like the logits"),
+        (
+            (ROWS, IDS),
+            {"counts": ONES, "class_weights": ONES[:2]},
+            ValueError,
+            r"expected class_weights of shape \[3\]",
+        ),
+        ((ROWS.long(), IDS), {"counts": ONES}, TypeError, "expected floating-point logits"),
+        ((ROWS, IDS.float()), {"counts": ONES}, TypeError, "use targets.long()"),
+        ((ROWS, IDS[:2]), {"counts": ONES}, ValueError, r"expected targets of shape \[4\]"),
+        ((ROWS, IDS), {"counts": ONES, "sample_weight": IDS[:2]}, ValueError, "expected sample_weight"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: Any, options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ldam(*arguments, LDAMConfig(), **options)
+    with pytest.raises(TypeError, match="expected cfg to be a LDAMConfig"):
+        ldam(ROWS, IDS, None)  # type: ignore[arg-type]
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
+def lives(loss_fn: LDAMLoss) -> Iterator[LDAMLoss]:
+    """The module after what training code does with modules."""
+    yield loss_fn
+    yield copy.deepcopy(loss_fn)
+    yield pickle.loads(pickle.dumps(loss_fn))
+    yield loss_fn.half()
+    names = ("max_margin", "scale", "reduction", "ignore_index")
+    given = {name: getattr(loss_fn, name) for name in names}
+    config = loss_fn.config
+    assert config.counts is not None
+    with torch.device("meta"):
+        module = LDAMLoss(config.counts, class_weights=config.class_weights, **given)
+    module.to_empty(device="cpu").reset_parameters()
+    yield module
+    with torch.device("meta"):
+        module = LDAMLoss(config.counts, class_weights=config.class_weights, **given)
+    module.load_state_dict(loss_fn.state_dict(), assign=True)
+    yield module
+
+
+@every_case
+def test_the_module_is_the_function(case: Case) -> None:
+    """Bit for bit."""
+    logits, targets = case.inputs(dtype=torch.float32)
+    loss, gradient = value_and_grad(case, logits, targets)
+    for module in lives(LDAMLoss(**case.options)):
+        leaf = logits.clone().requires_grad_()
+        own = module(leaf, targets)
+        assert torch.equal(own, loss)
+        assert torch.equal(torch.autograd.grad(own, leaf)[0], gradient)
+        weight = torch.rand(6)
+        assert torch.equal(module(logits, targets, sample_weight=weight), case.call(logits, targets, weight=weight))
+
+
+def test_settings_can_be_assigned() -> None:
+    """In each epoch, for deferred re-weighting."""
+    counts = torch.tensor(COUNTS)
+    loss_fn = LDAMLoss(counts, scale=3.0)
+    logits, targets = CASES[0].inputs(dtype=torch.float32)
+    for epoch in (0, 5):
+        loss_fn.class_weights = deferred_weights(epoch, counts, start=5)
+        cfg = LDAMConfig(counts=COUNTS, scale=3.0)
+        own = ldam(logits, targets, cfg, class_weights=deferred_weights(epoch, counts, start=5))
+        assert torch.equal(loss_fn(logits, targets), own)
+    assert set(loss_fn.state_dict()) == {"counts", "class_weights"}
+    loss_fn.class_weights = None
+    loss_fn.counts = torch.ones(4)
+    loss_fn.max_margin = 0
+    assert_close(loss_fn(logits, targets), F.cross_entropy(3 * logits, targets))
+    with pytest.raises(ValueError, match="expected scale"):
+        loss_fn.scale = 0
+
+
+def test_the_module_checks_values() -> None:
+    loss_fn = LDAMLoss((9, 1))
+    with pytest.raises(ValueError, match="expected targets"):
+        loss_fn(torch.zeros(2), torch.tensor([0.0, 2.0]))
+    with pytest.raises(ValueError, match="class ids"):
+        loss_fn(torch.zeros(2, 2), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="sample_weight"):
+        loss_fn(torch.zeros(2, 2), torch.tensor([0, 1]), sample_weight=torch.tensor([1.0, -1.0]))
+
+
+# --- what it is for ---------------------------------------------------------------------------------------------------
+
+
+def test_rarer_classes_need_a_larger_margin() -> None:
+    """The loss of a tie grows as the target's class gets rarer."""
+    losses = ldam(torch.zeros(4, 4), torch.arange(4), LDAMConfig(counts=COUNTS, reduction="none")).tolist()
+    assert all(frequent < rare for frequent, rare in pairwise(losses))
