@@ -24,13 +24,20 @@ FOCAL: dict[str, tuple[str, Options]] = {
     "sigmoid focal": ("SigmoidFocalLoss", ()),
     "softmax focal": ("SoftmaxFocalLoss", ()),
 }
+ELEMENTWISE: dict[str, tuple[str, Options]] = {
+    **FOCAL,
+    "logit-adjusted": ("LogitAdjustedLoss", ()),
+    "asymmetric": ("AsymmetricLoss", ()),
+    "LDAM": ("LDAMLoss", ()),
+}
 POOLS = (1_056, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 CLASSES = (1, 10, 100)
 RATES = (0.005, 0.1)
 STEPS = 1_000  # with a new temperature each, over which compilations are counted
 
-# a process each, all of ours but the peer and torch.sort; the last three take one step of several states
-SERIES = ("ours", "compiled", "peer", "sort", "vmap", "loop", "compiled vmap")
+# a process each, all of ours but the peer, torch.sort and the plain formula; the last three take one step of several
+# states
+SERIES = ("ours", "compiled", "peer", "sort", "plain", "vmap", "loop", "compiled vmap")
 COMPILED = ("compiled", "compiled vmap")
 
 
@@ -69,7 +76,7 @@ class Cell:
 
     def work(self, series: str) -> dict[str, object]:
         """What a worker needs to know."""
-        name, options = {**RANKING, **WITHOUT_PEER, **FOCAL}[self.loss]
+        name, options = {**RANKING, **WITHOUT_PEER, **ELEMENTWISE}[self.loss]
         sizes = {"batch": self.batch, "queue": self.queue, "classes": self.classes, "rate": self.rate}
         more = {"shape": self.shape, "states": self.states, "steps": STEPS, "options": dict(options)}
         return {"loss": name, **sizes, **more, "series": series, "compiled": series in COMPILED}
@@ -117,6 +124,12 @@ def small_focal() -> tuple[Cell, ...]:
     return tuple(Cell(loss, shape=shape, series=series) for loss, shape in shapes.items())
 
 
+def elementwise() -> tuple[Cell, ...]:
+    """Every elementwise loss and its formula in plain torch."""
+    sizes = (32, 4_096, 65_536)
+    return tuple(Cell(loss, shape=(n, 10), series=("ours", "plain")) for loss in ELEMENTWISE for n in sizes)
+
+
 def ensembles(states: int, classes: int = 1) -> tuple[Cell, ...]:
     """Every ranking loss on several small pools at once."""
     series = ("vmap", "loop", "compiled vmap")
@@ -158,6 +171,9 @@ def promises() -> tuple[Promise, ...]:
         Promise(large_work, "faster", 4, large + large_of_many),
         Promise(large_work, "memory ratio", 2, large_of_many),
         Promise("focal losses, 800,000 and 1,000,000 logits", "faster", 1.5, _large_focal()),
+        Promise(
+            "elementwise losses, and their formula in plain torch", "time ratio", 1.5, elementwise(), against="plain"
+        ),
         Promise("1,000 steps with a new temperature each", "compilations", 1, steps),
         Promise(f"an accelerator's step, {small_work}", "operators", 0, operators),
     )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 Call = Callable[[], object]
 
+# the argument that takes class counts
+COUNTS = {"LogitAdjustedLoss": "priors", "LDAMLoss": "counts"}
 # the functions behind the modules, of ours
 PURE = {
     "SmoothAPLoss": ("smooth_ap", "SmoothAPConfig"),
@@ -33,7 +35,7 @@ def build(work: dict[str, Any], device: str) -> Call:
     if work["series"] == "sort":
         scores = (logits.flatten() if work["shape"] else logits.T).contiguous()
         return lambda: torch.sort(scores)
-    loss_fn = loss_module(work, device)
+    loss_fn: Callable[..., Tensor] = (plain_formula if work["series"] == "plain" else loss_module)(work, device)
     if work["queue"]:
         with torch.no_grad():
             loss_fn(logits[work["batch"] :], targets[work["batch"] :])
@@ -65,7 +67,7 @@ def focal_inputs(work: dict[str, Any], device: str) -> tuple[Tensor, Tensor]:
     """Logits ``[N]`` or ``[N, C, ...]`` of the given shape, and targets for them."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(work["shape"], generator=generator)
-    if work["loss"] == "SigmoidFocalLoss":
+    if work["loss"] in ("SigmoidFocalLoss", "AsymmetricLoss"):
         targets = (torch.rand(work["shape"], generator=generator) < work["rate"]).float()
     else:
         n, classes, *spatial = work["shape"]
@@ -78,8 +80,41 @@ def loss_module(work: dict[str, Any], device: str) -> nn.Module:
     import imbalanced_losses
 
     sizes = {} if work["shape"] else {"num_classes": work["classes"], "queue_size": work["queue"]}
-    module: nn.Module = getattr(imbalanced_losses, work["loss"])(**sizes, **work["options"])
+    counts = {COUNTS[work["loss"]]: class_counts(work)} if work["loss"] in COUNTS else {}
+    module: nn.Module = getattr(imbalanced_losses, work["loss"])(**sizes, **counts, **work["options"])
     return module.to(device)
+
+
+def class_counts(work: dict[str, Any]) -> Tensor:
+    """Made-up class counts ``[C]``, halved from class to class."""
+    return 2.0 ** torch.arange(work["shape"][1], 0, -1)
+
+
+def plain_formula(work: dict[str, Any], device: str) -> Callable[..., Tensor]:
+    """The elementwise loss at its defaults as one would write it in a training script."""
+    kind = work["loss"]
+    if kind in COUNTS:
+        counts = class_counts(work).to(device)
+        log_priors, margins = (counts / counts.sum()).log(), 0.5 * (counts.min() / counts) ** 0.25
+    cross_entropy, binary = nn.functional.cross_entropy, nn.functional.binary_cross_entropy_with_logits
+
+    def formula(z: Tensor, y: Tensor) -> Tensor:
+        if kind == "SigmoidFocalLoss":
+            p, each = z.sigmoid(), binary(z, y, reduction="none")
+            return ((0.25 * y + 0.75 * (1 - y)) * (1 - p * y - (1 - p) * (1 - y)) ** 2 * each).mean()
+        if kind == "SoftmaxFocalLoss":
+            each = cross_entropy(z, y, reduction="none")
+            return ((1 - (-each).exp()) ** 2 * each).mean()
+        if kind == "AsymmetricLoss":
+            p = z.sigmoid()
+            shifted = (p - 0.05).clamp(min=0)
+            of_ones, of_zeros = (1 - p) * p.clamp(min=1e-8).log(), shifted**4 * (1 - shifted).log()
+            return -(y * of_ones + (1 - y) * of_zeros).mean()
+        if kind == "LogitAdjustedLoss":
+            return cross_entropy(z + log_priors, y)
+        return cross_entropy(30 * (z - nn.functional.one_hot(y, z.shape[1]) * margins), y)
+
+    return formula
 
 
 def training_step(loss_fn: Callable[..., Tensor], logits: Tensor, targets: Tensor, batch: int) -> Call:

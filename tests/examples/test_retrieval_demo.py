@@ -1,4 +1,4 @@
-"""The demo runs as a user runs it, and embeddings of unseen classes beat the pixels."""
+"""The demo runs as a user runs it, and compares every loss with the pixels."""
 
 from __future__ import annotations
 
