@@ -4,9 +4,9 @@
 
 The data are scikit-learn's handwritten digits. Five random digits train the network, the other five are the test. Each
 test image is a query against all others; the metrics are mean average precision (mAP), recall@1 and MAP@R. Every loss
-starts from the same weights and sees the same batches. The table also has the raw pixels: five classes are few, and on
-this task the pixels do better than every trained network. The demo shows the use of the losses, not a gain. The baselines are a triplet loss with hard mining in the batch
-and a normalised softmax (cosine similarity to a learned vector per class). No setting was tuned per loss.
+starts from the same weights and sees the same batches. The baselines are a triplet loss with hard mining in the batch
+and a normalised softmax (cosine similarity to a learned vector per class). No setting was tuned per loss. The table
+also has the raw pixels: five classes are few, and the pixels do better than every trained network here.
 """
 
 from __future__ import annotations

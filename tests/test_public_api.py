@@ -147,7 +147,7 @@ HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap
 SIGNATURES = {
     "SoftFBetaLoss": "(num_classes, beta=1.0, eta=0.0, queue_size=1024, temperature=1.0, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True, grad_reduction='mean', group=None)",
+    "validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')",
     "SoftFBetaLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
     "sample_weight=None, update_queue=True)",
     "soft_fbeta": RANKING,
@@ -183,11 +183,11 @@ SIGNATURES = {
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
     "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True, grad_reduction='mean', group=None)",
+    "validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')",
     "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
     "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
     "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None, budget_basis='population')",
+    "grad_reduction='mean', group=None, budget_basis='population', tau_scale='none')",
     "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
     "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
@@ -250,7 +250,7 @@ SIGNATURES = {
 AT_RECALL = (
     "(num_classes, recall=0.8, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
     "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "threshold_gradient='implicit', validate_targets=True, grad_reduction='mean', group=None)"
+    "threshold_gradient='implicit', validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')"
 )
 SIGNATURES |= {
     "PrecisionAtRecallLoss": AT_RECALL,

@@ -7,9 +7,11 @@ docs/paths.md with the ratios; measure again before you change a number.
 from __future__ import annotations
 
 # --- soft ranks and pairs ---------------------------------------------------------------------------------------------
-NEAR_LINEAR_FROM = 1400  # rows of a problem; fewer are compared in all pairs
-FEW_POSITIVES = 250  # average over the classes; fewer are compared with every row, more take soft ranks
-PAIRS_PER_ROW = 160  # positive-negative pairs, per row of the pool; fewer are compared, more take soft ranks
+NEAR_LINEAR_FROM = 1000  # rows of a problem on the CPU; fewer are compared in all pairs
+NEAR_LINEAR_FROM_ELSEWHERE = 1400  # on other devices, where fewer operators matter more
+FEW_POSITIVES = 320  # average over the classes; fewer are compared with every row, more take soft ranks
+OVERHEAD_ROWS = 1600  # rows that take soft ranks as long as their operators take to be called
+PAIRS_PER_ROW = 280  # positive-negative pairs, per row of the pool; fewer are compared, more take soft ranks
 FEW_PAIRS = 1 << 15  # of one problem: these are compared in one block, in float64
 CHUNK_PAIRS = 1 << 19  # pairs held at a time on the CPU: 2 MB of float32, about a core's share of the cache
 CHUNK_PAIRS_ELSEWHERE = 1 << 24  # on other devices, where fewer steps matter more

@@ -14,9 +14,10 @@ from imbalanced_losses.kernels.recall_threshold import check_recall, recall_thre
 from imbalanced_losses.losses._ranking import RankingConfig
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.settings import check_fields
+from imbalanced_losses.spread import describe_temperature, scaled_temperature
 from imbalanced_losses.validation import check_choice
 
-__all__ = ["AtRecall", "AtRecallConfig", "measure_at_recall"]
+__all__ = ["AtRecall", "AtRecallConfig", "describe_at_recall", "measure_at_recall"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,14 @@ def measure_at_recall(pool: Pool, cfg: AtRecallConfig) -> AtRecall:
         -threshold,
         pool.negative & (positive_weight > 0)[:, None],
         weight,
-        pool.temperature.expand(len(pool.scores)),
+        scaled_temperature(pool, cfg.tau_scale).expand(len(pool.scores)),
         pool.positive & (weight > 0) if cfg.threshold_gradient == "implicit" else None,
         weight,
     )
     valid = negative_weight > 0
     return AtRecall(soft_fpr, threshold[:, 0], found, positive_weight, negative_weight, valid)
+
+
+def describe_at_recall(pool: Pool, cfg: AtRecallConfig) -> dict[str, Tensor]:
+    """The diagnostics of a pool."""
+    return {**measure_at_recall(pool, cfg).diagnostics(), **describe_temperature(pool, cfg.tau_scale)}

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
-from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.quantile import masked_quantile
 from imbalanced_losses.kernels.trimming import without_top_share
 from imbalanced_losses.pool import Pool
+from imbalanced_losses.spread import QUARTILES, spread
 
 if TYPE_CHECKING:
     from imbalanced_losses.losses.pauc_at_budget import PAUCAtBudgetConfig
@@ -67,11 +66,16 @@ def measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> Budget:
     negative = reference if cfg.budget_basis == "fpr" else pool.negative & pool.iid
     n_knots = cfg.n_knots if cfg.surrogate == "trapezoid" else 2
     knots = (cfg.alpha + (cfg.beta - cfg.alpha) * k / (n_knots - 1) for k in range(1, n_knots - 1))
-    levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta, 0.75, 0.25)
-    quantiles = masked_quantile(pool.scores, reference, levels, cfg.quantile_interpolation, pool.row_count)
-    thresholds, upper, lower = quantiles[:, :-2], quantiles[:, -2], quantiles[:, -1]
-    scale = upper - lower if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
-    scale = _nonzero_scale(scale, pool, reference, thresholds[:, -1:])
+    levels = (1 - cfg.alpha, *(1 - knot for knot in knots), 1 - cfg.beta)
+    quartiles = QUARTILES if cfg.tau_scale == "iqr" else ()
+    quantiles = masked_quantile(
+        pool.scores, reference, (*levels, *quartiles), cfg.quantile_interpolation, pool.row_count
+    )
+    thresholds = quantiles[:, : len(levels)]
+    if cfg.tau_scale == "none":
+        scale = torch.ones_like(thresholds[:, 0])
+    else:
+        scale = spread(pool, reference, _size(quantiles, thresholds, cfg), SMALLEST_SCALE)
     return Budget(
         reference=reference,
         thresholds=thresholds,
@@ -81,25 +85,11 @@ def measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> Budget:
     )
 
 
-def _nonzero_scale(scale: Tensor, pool: Pool, reference: Tensor, origin: Tensor) -> Tensor:
-    """``scale [C]``; where it has no size the standard deviation of the reference, and where that has none, 1.
-
-    A head that starts at zero, or scores that are mostly equal, must get a gradient.
-    """
-    if may_branch_on_values(scale) and float(scale.amin()) > SMALLEST_SCALE:
-        return scale
-    # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
-    deviation = _standard_deviation(pool.scores.detach() - origin, pool.count(reference))
-    fallback = deviation.masked_fill(deviation <= SMALLEST_SCALE, 1)
-    return torch.where(scale > SMALLEST_SCALE, scale, fallback)
-
-
-def _standard_deviation(values: Tensor, counts: Tensor) -> Tensor:
-    """Of the population in which each of ``values [C, M]`` is there ``counts [C, M]`` times; 0 if it is empty."""
-    share = counts / counts.sum(-1, keepdim=True).clamp_min(1)  # no count is below 1
-    deviation = values - (values * share).sum(-1, keepdim=True)
-    deviation = deviation.to(accumulation_dtype(values.device))  # where no square overflows or vanishes
-    return (deviation * deviation * share).sum(-1).sqrt().to(values.dtype)
+def _size(quantiles: Tensor, thresholds: Tensor, cfg: PAUCAtBudgetConfig) -> Tensor | None:
+    """``[C]``: the interquartile range or the width of the band; None stands for the standard deviation."""
+    if cfg.tau_scale == "std":
+        return None
+    return quantiles[:, -2] - quantiles[:, -1] if cfg.tau_scale == "iqr" else thresholds[:, 0] - thresholds[:, -1]
 
 
 def negatives_in_band(pool: Pool, budget: Budget) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from imbalanced_losses.reductions import Reduction, reduce_classes
 from imbalanced_losses.rows import Rows, parse_rows
 from imbalanced_losses.sampling import subsample
 from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.spread import TAU_SCALES, TauScale
 from imbalanced_losses.validation import check_choice, check_config, check_flag, check_integer, check_temperature_number
 
 __all__ = ["PerClass", "RankingConfig", "RankingStep", "evaluate", "mark_invalid", "ranking_step", "reduced"]
@@ -34,6 +35,9 @@ class RankingConfig:
     ignore_index: int = -100
     max_pool_size: int | None = None
     multilabel: bool = False
+    tau_scale: TauScale = "none"
+
+    _tau_scales: ClassVar[tuple[str, ...]] = TAU_SCALES
 
     def __post_init__(self) -> None:
         check_fields(
@@ -44,6 +48,7 @@ class RankingConfig:
             ignore_index=partial(check_integer, minimum=-(2**63)),
             max_pool_size=optional(partial(check_integer, minimum=2)),
             multilabel=check_flag,
+            tau_scale=partial(check_choice, choices=self._tau_scales),
         )
 
 

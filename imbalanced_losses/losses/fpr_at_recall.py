@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.losses._at_recall import AtRecallConfig, measure_at_recall
+from imbalanced_losses.losses._at_recall import AtRecallConfig, describe_at_recall, measure_at_recall
 from imbalanced_losses.losses._ranking import PerClass, evaluate, mark_invalid, reduced
 from imbalanced_losses.metrics._at_recall import fpr_at_recall_of
 from imbalanced_losses.pool import Pool
@@ -27,7 +27,7 @@ class FPRAtRecallConfig(AtRecallConfig):
     ----------
     recall, threshold_gradient
         As in :class:`~imbalanced_losses.PrecisionAtRecallConfig`.
-    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel
+    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel, tau_scale
         As in :class:`~imbalanced_losses.SmoothAPConfig`.
     """
 
@@ -150,4 +150,4 @@ def measure_fpr_at_recall(pool: Pool, cfg: FPRAtRecallConfig, diagnose: bool = F
 
 def exact_fpr_at_recall(pool: Pool, cfg: FPRAtRecallConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """One minus the false-positive rate ``[C]`` at the threshold, the limit of one minus the loss; and diagnostics."""
-    return 1 - fpr_at_recall_of(pool, cfg.recall), measure_at_recall(pool, cfg).diagnostics()
+    return 1 - fpr_at_recall_of(pool, cfg.recall), describe_at_recall(pool, cfg)

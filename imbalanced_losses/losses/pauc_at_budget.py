@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from imbalanced_losses.metrics._functions import partial_auc_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.spread import TAU_SCALES
 from imbalanced_losses.validation import (
     check_choice,
     check_fraction,
@@ -54,8 +55,9 @@ class PAUCAtBudgetConfig(RankingConfig):
         ``temperature`` takes the place of ``beta``, and ``alpha`` must be 0.
     n_knots : int
         Thresholds of the trapezoid, at least 2.
-    tau_scale : {"iqr", "band"}
-        What the temperature is a multiple of: the reference's interquartile range, or the width of the band in scores.
+    tau_scale : {"none", "std", "iqr", "band"}
+        What the temperature is a multiple of: 1; the reference's standard deviation or interquartile range; or the
+        width of the band in scores.
     pos_numerator : {"pool", "live"}
         Whether queued positives count in the numerator.
     budget_basis : {"fpr", "population"}
@@ -82,7 +84,7 @@ class PAUCAtBudgetConfig(RankingConfig):
     beta: float = 0.005
     surrogate: Literal["trapezoid", "pairwise", "dro"] = "trapezoid"
     n_knots: int = 2
-    tau_scale: Literal["iqr", "band"] = "iqr"
+    tau_scale: Literal["none", "std", "iqr", "band"] = "iqr"  # type: ignore[assignment]
     pos_numerator: Literal["pool", "live"] = "pool"
     budget_basis: Literal["fpr", "population"] = "fpr"
     quantile_interpolation: Interpolation = "higher"
@@ -90,6 +92,8 @@ class PAUCAtBudgetConfig(RankingConfig):
     margin: float = 1.0
     positive_temperature: float | None = None
     min_tpr: float = 0.0
+
+    _tau_scales: ClassVar[tuple[str, ...]] = (*TAU_SCALES, "band")
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
@@ -99,7 +103,6 @@ class PAUCAtBudgetConfig(RankingConfig):
             beta=check_fraction,
             surrogate=partial(check_choice, choices=("trapezoid", "pairwise", "dro")),
             n_knots=partial(check_integer, minimum=2),
-            tau_scale=partial(check_choice, choices=("iqr", "band")),
             pos_numerator=partial(check_choice, choices=("pool", "live")),
             budget_basis=partial(check_choice, choices=("fpr", "population")),
             quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
@@ -153,9 +156,9 @@ def pauc_at_budget(
     \exp(y_i / \lambda')`. :math:`N` are all negatives of the pool, :math:`c_k` the normalised trapezoid weights; means
     over positives are weighted by ``sample_weight``. With ``min_tpr`` the positives :math:`P` are those below the
     highest ones of that share of the weight; a positive at the cut counts in part. The scale is the reference's
-    interquartile range or the width of the band, ``cfg.tau_scale``; where that is at most 1e-12 the standard deviation
-    of the reference, and where that is, too, 1. A class is invalid without positives (or positive weight) in the
-    numerator and without iid negatives. An empty band of negatives has a loss of 0.
+    interquartile range or standard deviation, or the width of the band, ``cfg.tau_scale``; where that is at most 1e-12
+    the standard deviation of the reference, and where that is, too, 1. A class is invalid without positives (or
+    positive weight) in the numerator and without iid negatives. An empty band of negatives has a loss of 0.
 
     ``"dro"`` has no budget: the smaller :math:`\lambda`, the fewer of the highest negatives count
     (:func:`pauc_at_budget_per_class` says how many). For every share :math:`f`, :math:`\ell + \lambda \log(1/f)` is an
@@ -187,7 +190,8 @@ def pauc_at_budget(
     -----
     Cost: O(C M log M) time and O(C M) memory for a pool of M rows; the trapezoid takes O(K C M) of both with K knots
     (``n_knots``), less on the CPU, where it looks at the positives alone unless ``threshold_gradient="implicit"``.
-    Shifting all scores changes nothing, nor does scaling them positively, unless all scores of the reference are equal.
+    Shifting all scores changes nothing, nor does scaling them positively, unless ``tau_scale="none"`` or
+    all scores of the reference are equal.
 
     References
     ----------

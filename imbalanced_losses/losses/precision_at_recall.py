@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.losses._at_recall import AtRecallConfig, measure_at_recall
+from imbalanced_losses.losses._at_recall import AtRecallConfig, describe_at_recall, measure_at_recall
 from imbalanced_losses.losses._ranking import PerClass, evaluate, mark_invalid, reduced
 from imbalanced_losses.metrics._at_recall import precision_at_recall_of
 from imbalanced_losses.pool import Pool
@@ -30,7 +30,7 @@ class PrecisionAtRecallConfig(AtRecallConfig):
     threshold_gradient : {"implicit", "stop"}
         ``"implicit"``: the threshold follows the scores of the positives, which get their gradient through it.
         ``"stop"``: the same value with a constant threshold. Only negatives get a gradient then.
-    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel
+    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel, tau_scale
         As in :class:`~imbalanced_losses.SmoothAPConfig`.
     """
 
@@ -165,4 +165,4 @@ def measure_precision_at_recall(pool: Pool, cfg: PrecisionAtRecallConfig, diagno
 
 def exact_precision_at_recall(pool: Pool, cfg: PrecisionAtRecallConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Precision ``[C]`` at the threshold, the limit of one minus the loss; and the diagnostics."""
-    return precision_at_recall_of(pool, cfg.recall), measure_at_recall(pool, cfg).diagnostics()
+    return precision_at_recall_of(pool, cfg.recall), describe_at_recall(pool, cfg)

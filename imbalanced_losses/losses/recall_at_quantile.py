@@ -16,6 +16,7 @@ from imbalanced_losses.metrics._functions import share_of_positives
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
+from imbalanced_losses.spread import describe_temperature, scaled_temperature
 from imbalanced_losses.validation import check_choice, check_open_fraction
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
@@ -31,13 +32,14 @@ class RecallAtQuantileConfig(RankingConfig):
     quantile : float
         Alert budget, strictly between 0 and 1: the share of rows above the threshold, by ``budget_basis``.
     quantile_interpolation : {"linear", "lower", "higher", "nearest", "midpoint"}
-        As in ``torch.quantile``. ``"higher"`` keeps the alerts within the budget.
+        Of the threshold and the interquartile range, as in ``torch.quantile``. ``"higher"`` keeps the alerts within the
+        budget.
     threshold_gradient : {"stop", "implicit"}
         ``"stop"``: the threshold is a constant of the step. ``"implicit"``: the same value, and a gradient that follows
         the scores, so that raising all of them gains nothing.
     budget_basis : {"population", "fpr"}
         The budget is a share of all rows, or of the negatives: recall at a false-positive rate.
-    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel
+    num_classes, temperature, reduction, ignore_index, max_pool_size, multilabel, tau_scale
         As in :class:`~imbalanced_losses.SmoothAPConfig`.
     """
 
@@ -82,7 +84,8 @@ def recall_at_quantile(
     ``threshold_gradient="implicit"`` the threshold moves with the scores as the soft quantile
     :math:`\sum_j \sigma((s_j - \theta)/\tau) = \text{const}` does; without a queue the gradient then sums to zero over
     the rows. That gradient is not the derivative of the returned value, and its own derivative is not defined. A class
-    is valid if it has a positive with positive weight and, with ``budget_basis="fpr"``, a negative.
+    is valid if it has a positive with positive weight and, with ``budget_basis="fpr"``, a negative. :math:`\tau` is
+    that of :func:`~imbalanced_losses.smooth_ap`.
 
     Parameters
     ----------
@@ -174,7 +177,7 @@ def measure_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> PerCl
         alert_threshold(pool, cfg),
         positive,
         pool.row_weight,
-        pool.temperature.expand(len(pool.scores)),
+        scaled_temperature(pool, cfg.tau_scale, cfg.quantile_interpolation).expand(len(pool.scores)),
         reference if cfg.threshold_gradient == "implicit" else None,
         pool.row_count,
     )
@@ -193,6 +196,7 @@ def alert_threshold(pool: Pool, cfg: RecallAtQuantileConfig) -> Tensor:
 
 
 def exact_recall_at_quantile(pool: Pool, cfg: RecallAtQuantileConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Recall ``[C]`` at the threshold, the limit of one minus the loss; and the threshold."""
+    """Recall ``[C]`` at the threshold, the limit of one minus the loss; threshold and temperature."""
     threshold = alert_threshold(pool, cfg)
-    return share_of_positives(pool, pool.scores >= threshold), {"threshold": threshold[:, 0]}
+    details = {"threshold": threshold[:, 0], **describe_temperature(pool, cfg.tau_scale, cfg.quantile_interpolation)}
+    return share_of_positives(pool, pool.scores >= threshold), details

@@ -13,6 +13,7 @@ from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate,
 from imbalanced_losses.metrics._functions import average_precision_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
+from imbalanced_losses.spread import describe_temperature, scaled_temperature
 
 __all__ = ["SmoothAPConfig", "smooth_ap", "smooth_ap_per_class"]
 
@@ -27,7 +28,7 @@ class SmoothAPConfig(RankingConfig):
     num_classes : int
         Columns of the logits; 1 is a binary problem with labels {0, 1}.
     temperature : float
-        Above 0, in units of the scores. Small is close to the exact metric, large gives gradients to more pairs.
+        Above 0, in units of ``tau_scale``. Small is close to the exact metric, large gives gradients to more pairs.
     reduction : {"mean", "sum", "none"}
         Over the valid classes; ``"none"`` gives ``[C]`` with ``nan`` at each invalid class.
     ignore_index : int
@@ -36,6 +37,9 @@ class SmoothAPConfig(RankingConfig):
         Estimate the loss of larger pools from a sample of this many rows; there is seldom a reason.
     multilabel : bool
         Targets are ``[N, C]`` labels in {0, 1}.
+    tau_scale : {"none", "std", "iqr"}
+        What the temperature is a multiple of: 1, or the detached standard deviation or interquartile range (quartiles
+        interpolated linearly) of the class's scores in the pool. With a spread, scaling all scores changes nothing.
     """
 
 
@@ -61,7 +65,9 @@ def smooth_ap(
         \ell = 1 - \frac{\sum_{i \in P} w_i R_i^+ / R_i}{\sum_{i \in P} w_i}
 
     As :math:`\tau \to 0` without ties this is one minus the average precision of the pool. A class is valid if it has a
-    positive, a negative and a positive weight on some positive.
+    positive, a negative and a positive weight on some positive. :math:`\tau` is ``temperature`` times the spread of the
+    class's scores over the live and queued rows that are not ignored, ``cfg.tau_scale``, which is a constant of the
+    step. An interquartile range of 0 is replaced by the standard deviation, and a standard deviation of 0 by 1.
 
     Parameters
     ----------
@@ -73,7 +79,8 @@ def smooth_ap(
         From :func:`~imbalanced_losses.init_queue`; size 0 means no queue. Its rows carry no gradient.
     cfg : SmoothAPConfig
     temperature : float or Tensor [], optional
-        Overrides ``cfg.temperature``. As a tensor it costs no compilation when it changes. It carries no gradient.
+        Overrides ``cfg.temperature``, in the same unit. As a tensor it costs no compilation when it changes. It carries
+        no gradient.
     iid_mask : Tensor [N], or [N, 1] for one class, bool, optional
         Stored with the rows; Smooth-AP itself does not look at it.
     sample_weight : Tensor [N], or [N, 1] for one class, optional
@@ -161,12 +168,13 @@ def measure_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
     negative = pool.negative
     positive = pool.positive & negative.any(-1, keepdim=True)
+    tau = scaled_temperature(pool, cfg.tau_scale)
     missed, total_weight = missed_precision(
-        pool.scores, positive, negative, pool.row_weight, pool.temperature, pool.rank_weights(negative)
+        pool.scores, positive, negative, pool.row_weight, tau, pool.rank_weights(negative)
     )
     return PerClass(loss=missed, valid=total_weight > 0, diagnostics={})
 
 
 def exact_smooth_ap(pool: Pool, cfg: SmoothAPConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Average precision ``[C]``, the limit of one minus the loss as the temperature goes to 0; no details."""
-    return average_precision_of(pool), {}
+    """Average precision ``[C]``, the limit of one minus the loss; and the temperature."""
+    return average_precision_of(pool), describe_temperature(pool, cfg.tau_scale)

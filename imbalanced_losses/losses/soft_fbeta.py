@@ -13,6 +13,7 @@ from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate,
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.settings import check_fields
+from imbalanced_losses.spread import describe_temperature, scaled_temperature
 from imbalanced_losses.validation import check_number, check_positive
 
 __all__ = ["SoftFBetaConfig", "soft_fbeta", "soft_fbeta_per_class"]
@@ -31,7 +32,7 @@ class SoftFBetaConfig(RankingConfig):
         Finite. Offset of the sigmoid: scores above ``-eta`` are alerts.
     temperature : float
         Above 0. Of the sigmoid; one over the slope in the paper, where it is called beta.
-    num_classes, reduction, ignore_index, max_pool_size, multilabel
+    num_classes, reduction, ignore_index, max_pool_size, multilabel, tau_scale
         As in :class:`~imbalanced_losses.SmoothAPConfig`.
     """
 
@@ -160,7 +161,8 @@ def soft_fbeta_per_class(
 
 def measure_soft_fbeta(pool: Pool, cfg: SoftFBetaConfig) -> PerClass:
     """The loss of a pool, 0 at invalid classes."""
-    x = _distance(pool, cfg) / pool.temperature
+    tau = scaled_temperature(pool, cfg.tau_scale).expand(len(pool.scores))
+    x = _distance(pool, cfg) / tau[:, None]
     error = torch.where(pool.positive, -x, x).sigmoid()  # 1 - S at positives, with full precision near 0
     loss, valid = _one_minus_fbeta(pool, error, cfg.beta)
     return PerClass(loss=_guard(loss.to(pool.scores.dtype), pool.scores), valid=valid, diagnostics={})
@@ -170,7 +172,7 @@ def exact_soft_fbeta(pool: Pool, cfg: SoftFBetaConfig) -> tuple[Tensor, dict[str
     """F-beta ``[C]`` of the decisions ``s > -eta``, the limit of one minus the loss."""
     is_alert = _distance(pool, cfg) > 0
     loss, _ = _one_minus_fbeta(pool, (is_alert ^ pool.positive).to(accumulation_dtype(is_alert.device)), cfg.beta)
-    return 1 - loss.to(pool.scores.dtype), {}
+    return 1 - loss.to(pool.scores.dtype), describe_temperature(pool, cfg.tau_scale)
 
 
 def _distance(pool: Pool, cfg: SoftFBetaConfig) -> Tensor:

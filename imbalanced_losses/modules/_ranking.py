@@ -97,7 +97,8 @@ class RankingLoss(QueueLoss[Config], ABC):
             ``queue_age``, steps since its oldest row was pushed, if batches were as large as the last.
             :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PrecisionAtRecallLoss` and
             :class:`FPRAtRecallLoss` ``threshold`` and the ``recall`` that it reaches, :class:`PAUCAtBudgetLoss` the
-            diagnostics of :func:`~imbalanced_losses.pauc_at_budget_per_class`, all ``[C]``.
+            diagnostics of :func:`~imbalanced_losses.pauc_at_budget_per_class`, and a ``tau_scale`` other than
+            ``"none"`` adds ``tau_eff``, the temperature in score units; all ``[C]``.
 
         Raises
         ------

@@ -217,7 +217,7 @@ class WarmupState(StatefulModule, ABC):
 
     @property
     def current_temperature(self) -> float | None:
-        """The main loss's temperature; ``None`` if it has none."""
+        """The main loss's temperature, in units of its ``tau_scale``; ``None`` if it has none."""
         self._catch_up()
         if not has_temperature(self.main_loss):
             return None

@@ -15,6 +15,7 @@ from imbalanced_losses.losses.precision_at_recall import (
 )
 from imbalanced_losses.modules._ranking import RankingLoss
 from imbalanced_losses.reductions import Reduction
+from imbalanced_losses.spread import TauScale
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -30,7 +31,7 @@ class PrecisionAtRecallLoss(RankingLoss[PrecisionAtRecallConfig], config=Precisi
     ----------
     num_classes, queue_size, temperature, reduction, ignore_index, update_queue_in_eval, gather_distributed
         As in :class:`~imbalanced_losses.SmoothAPLoss`.
-    max_pool_size, multilabel, validate_targets, grad_reduction, group
+    max_pool_size, multilabel, validate_targets, grad_reduction, group, tau_scale
         As in :class:`~imbalanced_losses.SmoothAPLoss`.
     recall : float
         The share of the positives to find, above 0 and at most 1.
@@ -66,6 +67,7 @@ class PrecisionAtRecallLoss(RankingLoss[PrecisionAtRecallConfig], config=Precisi
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        tau_scale: TauScale = "none",
     ) -> None:
         super().__init__(locals())
 
@@ -95,7 +97,7 @@ class FPRAtRecallLoss(RankingLoss[FPRAtRecallConfig], config=FPRAtRecallConfig):
     ----------
     num_classes, queue_size, temperature, reduction, ignore_index, update_queue_in_eval, gather_distributed
         As in :class:`~imbalanced_losses.SmoothAPLoss`.
-    max_pool_size, multilabel, validate_targets, grad_reduction, group
+    max_pool_size, multilabel, validate_targets, grad_reduction, group, tau_scale
         As in :class:`~imbalanced_losses.SmoothAPLoss`.
     recall, threshold_gradient
         As in :class:`PrecisionAtRecallLoss`.
@@ -128,6 +130,7 @@ class FPRAtRecallLoss(RankingLoss[FPRAtRecallConfig], config=FPRAtRecallConfig):
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        tau_scale: TauScale = "none",
     ) -> None:
         super().__init__(locals())
 

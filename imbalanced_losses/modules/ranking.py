@@ -17,6 +17,7 @@ from imbalanced_losses.losses.recall_at_quantile import (
 from imbalanced_losses.losses.smooth_ap import SmoothAPConfig, exact_smooth_ap, measure_smooth_ap
 from imbalanced_losses.modules._ranking import RankingLoss
 from imbalanced_losses.reductions import Reduction
+from imbalanced_losses.spread import TauScale
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -35,7 +36,8 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
     queue_size : int
         Past rows that join the pool of each step; 0 for none.
     temperature : float
-        Of the sigmoid that replaces the comparison of two scores. Assign ``loss.temperature`` to change it.
+        Of the sigmoid that replaces the comparison of two scores, in units of ``tau_scale``. Assign
+        ``loss.temperature`` to change it.
     reduction : {"mean", "sum", "none"}
         Over the valid classes.
     ignore_index : int
@@ -55,6 +57,9 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
         What happens to the ranks' gradients: DDP and FSDP average them, other wrappers may sum.
     group : ProcessGroup, optional
         Whose rows are gathered. Default: the default group.
+    tau_scale : {"none", "std", "iqr"}
+        What ``temperature`` is a multiple of: 1, or the spread of the class's scores in the pool (standard deviation or
+        interquartile range), so that one setting suits logits of any scale.
 
     Raises
     ------
@@ -88,6 +93,7 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        tau_scale: TauScale = "none",
     ) -> None:
         super().__init__(locals())
 
@@ -135,7 +141,7 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
     ----------
     num_classes, queue_size, temperature, reduction, ignore_index, update_queue_in_eval, gather_distributed
         As in :class:`SmoothAPLoss`.
-    max_pool_size, multilabel, validate_targets, grad_reduction, group
+    max_pool_size, multilabel, validate_targets, grad_reduction, group, tau_scale
         As in :class:`SmoothAPLoss`.
     quantile : float
         Alert budget, strictly between 0 and 1: the share of rows above the threshold, by ``budget_basis``.
@@ -175,6 +181,7 @@ class RecallAtQuantileLoss(RankingLoss[RecallAtQuantileConfig], config=RecallAtQ
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
         budget_basis: Literal["population", "fpr"] = "population",
+        tau_scale: TauScale = "none",
     ) -> None:
         super().__init__(locals())
 
@@ -213,8 +220,9 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         mean of hinge losses over the negatives (KL-DRO), for which ``temperature`` takes the place of ``beta``.
     n_knots : int
         Thresholds of the trapezoid, at least 2.
-    tau_scale : {"iqr", "band"}
-        What ``temperature`` is a multiple of.
+    tau_scale : {"none", "std", "iqr", "band"}
+        What ``temperature`` is a multiple of: 1; the reference's standard deviation or interquartile range; or the
+        width of the band in scores.
     pos_numerator : {"pool", "live"}
         Whether queued positives count in the numerator.
     budget_basis : {"fpr", "population"}
@@ -248,7 +256,7 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         beta: float = 0.005,
         surrogate: Literal["trapezoid", "pairwise", "dro"] = "trapezoid",
         n_knots: int = 2,
-        tau_scale: Literal["iqr", "band"] = "iqr",
+        tau_scale: Literal["none", "std", "iqr", "band"] = "iqr",
         pos_numerator: Literal["pool", "live"] = "pool",
         budget_basis: Literal["fpr", "population"] = "fpr",
         queue_size: int = 1024,

@@ -10,6 +10,7 @@ from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.losses.soft_fbeta import SoftFBetaConfig, exact_soft_fbeta, measure_soft_fbeta
 from imbalanced_losses.modules._ranking import RankingLoss
 from imbalanced_losses.reductions import Reduction
+from imbalanced_losses.spread import TauScale
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -25,7 +26,7 @@ class SoftFBetaLoss(RankingLoss[SoftFBetaConfig], config=SoftFBetaConfig):
     ----------
     num_classes, queue_size, reduction, ignore_index, update_queue_in_eval, gather_distributed
         As in :class:`SmoothAPLoss`.
-    max_pool_size, multilabel, validate_targets, grad_reduction, group
+    max_pool_size, multilabel, validate_targets, grad_reduction, group, tau_scale
         As in :class:`SmoothAPLoss`.
     beta : float
         Above 0. Weight of recall against precision: 1 is F1, 2 counts missed positives four times.
@@ -61,6 +62,7 @@ class SoftFBetaLoss(RankingLoss[SoftFBetaConfig], config=SoftFBetaConfig):
         validate_targets: bool = True,
         grad_reduction: GradReduction = "mean",
         group: ProcessGroup | None = None,
+        tau_scale: TauScale = "none",
     ) -> None:
         super().__init__(locals())
 

@@ -22,7 +22,11 @@ __all__ = ["config_fields", "configs"]
 Config = TypeVar("Config")
 Choices = Mapping[str, list[Any]]
 
-_RANKING: Choices = {"temperature": [0.5, 0.05, 2.0], "reduction": ["mean", "sum", "none"]}
+_RANKING: Choices = {
+    "temperature": [0.5, 0.05, 2.0],
+    "reduction": ["mean", "sum", "none"],
+    "tau_scale": ["none", "std", "iqr"],
+}
 _THRESHOLD: Choices = {
     "quantile_interpolation": ["higher", "lower", "linear", "midpoint", "nearest"],
     "threshold_gradient": ["stop", "implicit"],
@@ -50,7 +54,7 @@ _CHOICES: Mapping[type, Choices] = {
         "beta": [0.3719, 0.7321, 1.0],
         "surrogate": ["trapezoid", "pairwise"],
         "n_knots": [2, 3, 5],
-        "tau_scale": ["iqr", "band"],
+        "tau_scale": ["iqr", "band", "std", "none"],
         "pos_numerator": ["pool", "live"],
         "budget_basis": ["fpr", "population"],
     },

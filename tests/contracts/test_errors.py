@@ -311,7 +311,7 @@ BAD_PAUC: list[tuple[str, Any, type[Exception]]] = [
     ("n_knots", 1, ValueError),
     ("n_knots", 2.5, TypeError),
     ("surrogate", "simpson", ValueError),
-    ("tau_scale", "std", ValueError),
+    ("tau_scale", "mad", ValueError),
     ("pos_numerator", "queue", ValueError),
     ("budget_basis", "tpr", ValueError),
 ]

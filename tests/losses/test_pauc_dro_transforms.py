@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -143,7 +144,7 @@ def test_meta(kind: str, options: dict[str, Any]) -> None:
 def test_one_graph_for_all_temperatures() -> None:
     problem = make_problem(dtype=torch.float32)
     cfg = PAUCAtBudgetConfig(num_classes=1, surrogate="dro", positive_temperature=0.5, min_tpr=0.2)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     @torch.compile(backend=counter, fullgraph=True)
     def step(logits: Tensor, temperature: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ BY_KEYWORD = {"validate_targets": True, "grad_reduction": "mean", "group": None}
 CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
     SmoothAPLoss: (
         {"num_classes": REQUIRED, "queue_size": 1024, "temperature": 0.01, **POOL_OF_SETTINGS, **TAIL},
-        BY_KEYWORD,
+        {**BY_KEYWORD, "tau_scale": "none"},
     ),
     RecallAtQuantileLoss: (
         {
@@ -51,7 +51,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "quantile_interpolation": "higher",
             **TAIL,
         },
-        {"threshold_gradient": "stop", **BY_KEYWORD},
+        {"threshold_gradient": "stop", **BY_KEYWORD, "tau_scale": "none"},
     ),
     PAUCAtBudgetLoss: (
         {

@@ -206,7 +206,7 @@ def test_bad_settings_are_refused_at_construction(shell_class: type, setting: di
         (PAUCAtBudgetLoss, {"beta": 1.1}),
         (PAUCAtBudgetLoss, {"surrogate": "hinge"}),
         (PAUCAtBudgetLoss, {"n_knots": 1}),
-        (PAUCAtBudgetLoss, {"tau_scale": "std"}),
+        (PAUCAtBudgetLoss, {"tau_scale": "mad"}),
         (PAUCAtBudgetLoss, {"pos_numerator": "queue"}),
         (PAUCAtBudgetLoss, {"budget_basis": "tpr"}),
         (PAUCAtBudgetLoss, {"threshold_gradient": "none"}),

@@ -46,7 +46,7 @@ OTHERS: dict[str, Any] = {
     "quantile_interpolation": "linear",
     "reduction": "sum",
     "surrogate": "pairwise",
-    "tau_scale": "band",
+    "tau_scale": "std",
     "temperature": 0.7,
     "threshold_gradient": "implicit",
     "update_queue_in_eval": True,

@@ -125,11 +125,24 @@ def reference_rows(loss: str, pool: Pool, cfg: Any) -> np.ndarray:
 def thresholds(loss: str, pool: Pool, cfg: Any) -> Thresholds | None:
     """None if the class is invalid for want of rows to compare with."""
     if loss == "smooth_ap":
-        return Thresholds(tau=cfg.temperature) if pool.negative.any() else None
+        return Thresholds(tau=cfg.temperature * spread(pool.scores, cfg)) if pool.negative.any() else None
     reference = pool.scores[reference_rows(loss, pool, cfg)]
     if loss == "recall":
-        return Thresholds([quantile(reference, 1 - cfg.quantile, cfg)], cfg.temperature) if len(reference) else None
+        if not len(reference):
+            return None
+        tau = cfg.temperature * spread(reference, cfg)
+        return Thresholds([quantile(reference, 1 - cfg.quantile, cfg)], tau)
     return pauc_thresholds(reference, pool, cfg)
+
+
+def spread(scores: np.ndarray, cfg: Any, band_width: float = 0.0) -> float:
+    """The unit of the temperature; where it has no size the standard deviation, and where that has none, 1."""
+    if cfg.tau_scale == "none":
+        return 1.0
+    interpolation = getattr(cfg, "quantile_interpolation", "linear")
+    upper, lower = np.quantile(scores, [0.75, 0.25], method=interpolation)
+    sizes = {"iqr": upper - lower, "band": band_width, "std": 0.0}
+    return next((size for size in (sizes[cfg.tau_scale], (scores - scores[0]).std()) if size > 1e-12), 1.0)
 
 
 def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds | None:
@@ -138,13 +151,8 @@ def pauc_thresholds(reference: np.ndarray, pool: Pool, cfg: Any) -> Thresholds |
     fprs = [cfg.alpha, *np.linspace(cfg.alpha, cfg.beta, cfg.n_knots)[1:-1], cfg.beta]
     knots = [quantile(reference, 1 - fpr, cfg) for fpr in fprs]
     t_alpha, t_beta = knots[0], knots[-1]
-    if cfg.tau_scale == "iqr":
-        scale = quantile(reference, 0.75, cfg) - quantile(reference, 0.25, cfg)
-    else:
-        scale = t_alpha - t_beta
     band = pool.negative & (t_beta <= pool.scores) & (pool.scores <= t_alpha)
-    scale = next((size for size in (scale, (reference - reference[0]).std()) if size > 1e-12), 1.0)
-    return Thresholds(knots, cfg.temperature * scale, band)
+    return Thresholds(knots, cfg.temperature * spread(reference, cfg, t_alpha - t_beta), band)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------

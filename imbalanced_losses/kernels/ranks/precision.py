@@ -15,7 +15,7 @@ from imbalanced_losses.kernels.operators import make_mean
 from imbalanced_losses.kernels.packing import Packed, pack, shares
 from imbalanced_losses.kernels.ranks.pair_blocks import PairBlocks
 from imbalanced_losses.kernels.ranks.pair_sums import PairSums, gradient_by_scores, pair_sums
-from imbalanced_losses.kernels.tuning import FEW_POSITIVES
+from imbalanced_losses.kernels.tuning import FEW_POSITIVES, OVERHEAD_ROWS
 
 __all__ = ["missed_precision"]
 
@@ -41,7 +41,7 @@ def missed_precision(
         Disjoint.
     weight : Tensor [C, M]
         Read at positives only; carries no gradient.
-    temperature : Tensor []
+    temperature : Tensor [] or [C]
         Above 0; carries no gradient.
     counts : Tensor [C, 2, M], optional
         What each positive and each negative adds to a rank, 0 elsewhere; 1 if left out.
@@ -71,7 +71,8 @@ def _kernel(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if holds_values(scores) and counts is None:
         rows = pack(positive)
-        if len(rows.place) * (scores.shape[1] + rows.width) <= FEW_POSITIVES * scores.numel():
+        pairs = len(rows.place) * (scores.shape[1] + rows.width)
+        if pairs <= FEW_POSITIVES * (scores.numel() + OVERHEAD_ROWS):
             return _by_pairs(scores, rows, negative, weight, temperature, differentiate)
     return _by_ranks(scores, positive, negative, weight, temperature, counts, differentiate)
 
