@@ -20,6 +20,7 @@ Schedule = Literal["alone", "half", "tuned"]
 MODELS = ("linear", "MLP", "head", "trees")
 NETWORKS = ("linear", "MLP", "head")
 BASELINE = "cross-entropy"
+LINEAR_FACTOR = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Contender:
     def takes(self, model: str, kind: str) -> bool:
         """Whether it takes part."""
         return model in self.models and kind in self.kinds
+
+    def settings(self, model: str) -> tuple[Setting, ...]:
+        """The grid; with Adam, a linear model takes three times the learning rates, as nothing lies below its layer."""
+        if model != "linear" or self.full_batch or self.series == "libauc":
+            return self.grid
+        return tuple({**setting, "lr": LINEAR_FACTOR * setting["lr"]} for setting in self.grid)
 
     def spec(self) -> dict[str, Any]:
         """What the worker needs to know."""
@@ -108,40 +115,40 @@ ALONE = (
     ("Smooth-AP 1", "SmoothAPLoss", {"temperature": 1.0}, {}),
     ("FPR at recall", "FPRAtRecallLoss", {}, {"temperature": (0.5, 2.0)}),
 )
-# the rows that the table of many classes has: the rest would take hours there
-OF_CLASSES = ("Smooth-AP 0.5", "Smooth-AP, scale-free", "pAUC pairwise, wide")
+# in a table of many classes a step costs ten times as much: these stand for the rest
+OF_CLASSES = ("Smooth-AP 0.5", "pAUC pairwise, wide")
 FINE_TUNED = ("Smooth-AP 0.5", "Smooth-AP, scale-free", "pAUC pairwise, wide")
+NO_HEAD = "a head starts from these weights anyway"
+SUFFIXES = {"alone": "", "half": " + half", "tuned": " after cross-entropy"}
 
 
 def _ranking() -> list[Contender]:
     """Each alone and half and half; some from the weights of tuned cross-entropy."""
-    made = []
-    for name, loss, options, own in (*RANKING, *ALONE):
-        for schedule in ("alone", "half", "tuned"):
-            tuned = schedule == "tuned"
-            if (tuned and name not in FINE_TUNED) or (schedule == "half" and name not in {one[0] for one in RANKING}):
-                continue
-            rates = (1e-3, 3e-3) if tuned else (3e-3, 1e-2)
-            settings = grid(rates, **own) if own else (FINE_RATES if tuned else RATES)
-            is_narrow = name not in OF_CLASSES
-            reasons = [
-                *([BINARY_ONLY] if is_narrow else []),
-                *(["a head starts from these weights anyway"] if tuned else []),
-            ]
-            made.append(
-                Contender(
-                    name + {"alone": "", "half": " + half", "tuned": " after cross-entropy"}[schedule],
-                    loss,
-                    settings,
-                    options=options,
-                    schedule=schedule,
-                    models=("linear", "MLP") if tuned else NETWORKS,
-                    kinds=("binary",) if is_narrow else ("binary", "multiclass"),
-                    why_not="; ".join(reasons),
-                    is_ranking=True,
-                )
-            )
-    return made
+    made = [_one_ranking(row, "alone") for row in RANKING]
+    made += [_one_ranking(row, "half") for row in RANKING]
+    made += [_one_ranking(row, "tuned") for row in RANKING if row[0] in FINE_TUNED]
+    return made + [_one_ranking(row, "alone") for row in ALONE]
+
+
+def _one_ranking(row: tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]]], schedule: Schedule) -> Contender:
+    name, loss, options, own = row
+    tuned = schedule == "tuned"
+    rates = (1e-3, 3e-3) if tuned else (3e-3, 1e-2)
+    settings = grid(rates, **own) if own else (FINE_RATES if tuned else RATES)
+    of_head = schedule == "alone" or (schedule == "half" and name in FINE_TUNED)
+    of_classes = name in OF_CLASSES and not tuned
+    reasons = ([] if of_head else [NO_HEAD]) + ([] if of_classes else [BINARY_ONLY])
+    return Contender(
+        name + SUFFIXES[schedule],
+        loss,
+        settings,
+        options=options,
+        schedule=schedule,
+        models=NETWORKS if of_head else ("linear", "MLP"),
+        kinds=("binary", "multiclass") if of_classes else ("binary",),
+        why_not="; ".join(reasons),
+        is_ranking=True,
+    )
 
 
 def _full_batch() -> list[Contender]:

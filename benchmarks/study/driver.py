@@ -15,7 +15,7 @@ import torch
 from pages import rounded
 from processes import LostWorkerError, Worker
 
-from study.contenders import BASELINE, CONTENDERS, MEMBERS, Contender
+from study.contenders import BASELINE, CONTENDERS, MEMBERS, Contender, Setting
 from study.journal import Journal
 from study.loop import Limits
 from study.measures import MEASURES, TARGET, judge
@@ -36,6 +36,11 @@ class Cell:
     problem: Problem
     model: str
     contender: Contender
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What is tuned over."""
+        return self.contender.settings(self.model)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Study:
         if failed := [run for run in runs if "skipped" in run]:
             return failed[0]
         return {
-            "chosen": cell.contender.grid[chosen],
+            "chosen": cell.settings[chosen],
             "validation": [rounded(run["best"]) for run in scores],
             "seconds": rounded(statistics.median(run["seconds"] for run in runs)),
             "steps": rounded(statistics.median(run["steps"] for run in runs)),
@@ -138,15 +143,15 @@ class Study:
             _, chosen = self.tuned(Cell(cell.problem, "MLP", cell.contender))
             tried = [] if chosen is None else [self.run(cell, chosen, 0)]
             return (tried, chosen) if tried and "skipped" not in tried[0] else (tried or [{"skipped": OUT_OF_TIME}], None)
-        tried = [self.run(cell, i, 0) for i in range(min(self.protocol.settings, len(cell.contender.grid)))]
+        tried = [self.run(cell, i, 0) for i in range(min(self.protocol.settings, len(cell.settings)))]
         if failed := [run for run in tried if "skipped" in run]:
             return failed, None
         return tried, max(range(len(tried)), key=lambda i: tried[i]["best"])
 
     def run(self, cell: Cell, setting: int, split: int) -> Result:
         """One training run, now or in the journal; a failure is a result, too."""
-        spec, grid = cell.contender.spec(), cell.contender.grid
-        key = json.dumps([cell.problem.name, cell.model, spec, grid[setting], split, asdict(self.protocol.limits)])
+        of_cell = (cell.problem.name, cell.model, cell.contender.spec(), cell.settings[setting])
+        key = json.dumps([*of_cell, split, asdict(self.protocol.limits)])
         if key not in self.journal.runs:
             if time.monotonic() > self.end:
                 return {"skipped": OUT_OF_TIME}
@@ -183,7 +188,7 @@ class Study:
             n_classes=problem.n_classes,
             budget=problem.budget,
             contender=contender.spec(),
-            setting=contender.grid[setting],
+            setting=cell.settings[setting],
             link=contender.link(problem.kind),
             seed=split,
             start=str(start) if start else "",
