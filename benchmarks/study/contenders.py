@@ -17,6 +17,8 @@ Series = Literal["ours", "peer", "libauc", "trees"]
 # how a loss gets the model: from the first step; half of it, half cross-entropy; from the tuned cross-entropy's weights
 Schedule = Literal["alone", "half", "tuned"]
 
+Row = tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]]]
+
 MODELS = ("linear", "MLP", "head", "trees")
 NETWORKS = ("linear", "MLP", "head")
 BASELINE = "cross-entropy"
@@ -100,8 +102,8 @@ IMPLICIT = {"threshold_gradient": "implicit"}
 AT_HALF = {"temperature": 0.5}
 STD = {"tau_scale": "std"}
 
-# name, loss, options, own values of the grid. A name that the installed package lacks fails in its rows, and only there.
-RANKING: tuple[tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]]], ...] = (
+# name, loss, options, own values of the grid. A name that the installed package lacks fails in its rows only.
+RANKING: tuple[Row, ...] = (
     ("Smooth-AP 0.5", "SmoothAPLoss", AT_HALF, {}),
     ("Smooth-AP, scale-free", "SmoothAPLoss", STD, {"temperature": (0.25, 0.5)}),
     ("recall", "RecallAtQuantileLoss", IMPLICIT, {"temperature": (0.5, 2.0)}),
@@ -110,7 +112,7 @@ RANKING: tuple[tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]]], ..
     ("precision at recall", "PrecisionAtRecallLoss", {}, {"temperature": (0.5, 2.0)}),
 )
 # one choice of Smooth-AP varied alone; the other loss at a recall
-ALONE = (
+ALONE: tuple[Row, ...] = (
     ("Smooth-AP 0.1", "SmoothAPLoss", {"temperature": 0.1}, {}),
     ("Smooth-AP 1", "SmoothAPLoss", {"temperature": 1.0}, {}),
     ("FPR at recall", "FPRAtRecallLoss", {}, {"temperature": (0.5, 2.0)}),
@@ -130,7 +132,7 @@ def _ranking() -> list[Contender]:
     return made + [_one_ranking(row, "alone") for row in ALONE]
 
 
-def _one_ranking(row: tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]]], schedule: Schedule) -> Contender:
+def _one_ranking(row: Row, schedule: Schedule) -> Contender:
     name, loss, options, own = row
     tuned = schedule == "tuned"
     rates = (1e-3, 3e-3) if tuned else (3e-3, 1e-2)
@@ -189,7 +191,9 @@ def _others() -> list[Contender]:
         Contender("0.6.0 recall", "RecallAtQuantileLoss", grid(temperature=(0.5, 2.0)), "peer", why_not=peer, **only),
         Contender("0.6.0 pAUC", "PAUCAtBudgetLoss", grid(temperature=(0.1, 1.0)), "peer", why_not=peer, **only),
         Contender("boosted trees", "GradientBoosting", forest, "trees", {"class_weight": None}, **trees),
-        Contender("boosted trees, balanced", "GradientBoosting", forest, "trees", {"class_weight": "balanced"}, **trees),
+        Contender(
+            "boosted trees, balanced", "GradientBoosting", forest, "trees", {"class_weight": "balanced"}, **trees
+        ),
     ]
 
 

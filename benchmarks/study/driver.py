@@ -18,7 +18,7 @@ from processes import LostWorkerError, Worker
 from study.contenders import BASELINE, CONTENDERS, MEMBERS, Contender, Setting
 from study.journal import Journal
 from study.loop import Limits
-from study.measures import MEASURES, TARGET, judge
+from study.measures import MEASURES, judge
 from study.problems import Part, Problem, Sets
 
 __all__ = ["OUT_OF_TIME", "Cell", "Protocol", "Study"]
@@ -142,7 +142,9 @@ class Study:
         if cell.model == "ensemble":
             _, chosen = self.tuned(Cell(cell.problem, "MLP", cell.contender))
             tried = [] if chosen is None else [self.run(cell, chosen, 0)]
-            return (tried, chosen) if tried and "skipped" not in tried[0] else (tried or [{"skipped": OUT_OF_TIME}], None)
+            return (
+                (tried, chosen) if tried and "skipped" not in tried[0] else (tried or [{"skipped": OUT_OF_TIME}], None)
+            )
         tried = [self.run(cell, i, 0) for i in range(min(self.protocol.settings, len(cell.settings)))]
         if failed := [run for run in tried if "skipped" in run]:
             return failed, None

@@ -26,8 +26,10 @@ class Members(nn.Module):
     def __init__(self, models: list[nn.Sequential]) -> None:
         super().__init__()
         self.shape = [models[0]]  # in a list, so that it is no submodule
-        stacked, _ = stack_module_state(models)  # type: ignore[arg-type]
-        self.stacked = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(value) for name, value in stacked.items()})
+        stacked, _ = stack_module_state(models)
+        self.stacked = nn.ParameterDict(
+            {name.replace(".", "_"): nn.Parameter(value) for name, value in stacked.items()}
+        )
         self.names = list(stacked)
 
     def parameters_by_name(self) -> Parameters:

@@ -49,7 +49,7 @@ def make_parts(
 
 def _batches(sampler: Any, batch: int) -> Iterator[Tensor]:
     while True:
-        yield from torch.tensor([int(row) for row in sampler]).split(batch)
+        yield from torch.split(torch.tensor([int(row) for row in sampler]), batch)
 
 
 class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):

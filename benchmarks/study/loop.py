@@ -93,7 +93,7 @@ def epochs(n_rows: int, batch: int, seed: int) -> Iterator[Tensor]:
     while True:
         rest = torch.cat([rest, torch.randperm(n_rows, generator=generator)])
         whole = len(rest) // batch * batch
-        yield from rest[:whole].split(batch)
+        yield from torch.split(rest[:whole], batch)
         rest = rest[whole:]
 
 
@@ -113,7 +113,7 @@ def train(
     stopper, between, steps = Stopper(limits.patience), limits.steps_between(n_rows), 0
     stopper.look(watch(model), model)  # the start counts: fine-tuning may only make it worse
     stopper.since = 0
-    for steps in range(1, limits.steps(n_rows) + 1):  # noqa: B007
+    for steps in range(1, limits.steps(n_rows) + 1):
         step(next(rows))
         if steps % between == 0 and stopper.look(watch(model), model):
             break

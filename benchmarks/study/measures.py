@@ -10,10 +10,20 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from imbalanced_losses.calibration import PlattScaling
-from imbalanced_losses.metrics import average_precision, partial_auc, precision_at_recall, recall_at_quantile
+from imbalanced_losses.metrics import average_precision, partial_auc, precision_at_recall
 from study.problems import Part, Problem
 
-__all__ = ["LOWER_IS_BETTER", "MEASURES", "TARGET", "calibrated_error", "judge", "ranking_measures", "savings"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "MEASURES",
+    "TARGET",
+    "calibrated_error",
+    "hot_labels",
+    "judge",
+    "ranking_measures",
+    "recall_at_budget",
+    "savings",
+]
 
 MEASURES = {
     "ap": "average precision",
@@ -50,11 +60,32 @@ def ranking_measures(scores: Tensor, part: Part, problem: Problem) -> dict[str, 
 def _of_group(scores: Tensor, targets: Tensor, problem: Problem) -> dict[str, float]:
     values = {
         "ap": average_precision(scores, targets),
-        "recall": recall_at_quantile(scores, targets, problem.budget),
+        "recall": recall_at_budget(scores, hot_labels(targets, problem), problem.budget),
         "pauc": partial_auc(scores, targets, 0.0, problem.budget),
         "precision": precision_at_recall(scores, targets, RECALL),
     }
     return {name: float(value.mean()) for name, value in values.items()}
+
+
+def hot_labels(targets: Tensor, problem: Problem) -> Tensor:
+    """``[N, C]`` labels, one class against the rest."""
+    return one_hot(targets, problem.n_classes) if problem.kind == "multiclass" else targets[:, None]
+
+
+def recall_at_budget(scores: Tensor, labels: Tensor, budget: float) -> Tensor:
+    """``[C]``: share of positives among the alerts, which are a share of all rows.
+
+    Of equal scores at the threshold a random choice is alerted, in expectation: a constant model finds as many as
+    chance, and not all, as with a threshold that it reaches everywhere.
+    """
+    n_alerts = max(1.0, round(budget * len(scores)))
+    found = []
+    for column, positive in zip(scores.T, labels.T.double(), strict=True):
+        least = column.topk(int(n_alerts)).values[-1]
+        above, equal = column > least, column == least
+        share = (n_alerts - above.sum()) / equal.sum()
+        found.append((positive[above].sum() + share * positive[equal].sum()) / positive.sum())
+    return torch.stack(found)
 
 
 def savings(validation: Tensor, test: Tensor, chosen_on: Part, judged_on: Part) -> float:
@@ -80,7 +111,7 @@ def cheapest_threshold(scores: Tensor, part: Part) -> float:
     assert part.costs is not None
     false_alert, missed = part.costs.unbind(1)
     gain = torch.where(part.targets == 1, missed, -false_alert)  # of an alert
-    values, level = scores.unique(return_inverse=True)  # ascending; equal scores alert together
+    values, level = torch.unique(scores, return_inverse=True)  # ascending; equal scores alert together
     by_level = torch.zeros(len(values), dtype=torch.float64).index_add(0, level, gain)
     total = by_level.flip(0).cumsum(0).flip(0)
     best = int(total.argmax())
@@ -91,10 +122,7 @@ def calibrated_error(validation: Tensor, test: Tensor, fitted_on: Part, judged_o
     """Calibration error on test after Platt scaling, one class against the rest, fitted on validation."""
     if not (validation.isfinite().all() and test.isfinite().all()):
         return torch.nan
-    hot = [
-        one_hot(part.targets, problem.n_classes) if problem.kind == "multiclass" else part.targets[:, None]
-        for part in (fitted_on, judged_on)
-    ]
+    hot = [hot_labels(part.targets, problem) for part in (fitted_on, judged_on)]
     scaling = PlattScaling(problem.n_classes).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class that separates perfectly stays as it is

@@ -1,6 +1,6 @@
 """Write docs/study.md and its plot from docs/study.json.
 
-    PYTHONPATH=benchmarks python -m study.report docs
+PYTHONPATH=benchmarks python -m study.report docs
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def _settings() -> str:
     rows = []
     for one in CONTENDERS:
         options = ", ".join(f"{name}={value!r}" for name, value in one.options.items())
-        how = {"alone": "", "half": "; half cross-entropy", "tuned": "; from tuned cross-entropy's weights"}[one.schedule]
+        how = {"alone": "", "half": "; half cross-entropy", "tuned": "; from tuned cross-entropy's weights"}[
+            one.schedule
+        ]
         settings = "; ".join(", ".join(f"{name} {value:g}" for name, value in setting.items()) for setting in one.grid)
         models = f"{', '.join(one.models)}{'; ' + one.why_not if one.why_not else ''}"
         rows.append((one.name, one.series, f"`{one.loss}({options})`{how}", settings, models))
@@ -165,14 +167,14 @@ def plot(data: Data, path: Path) -> None:
     results = Results(data)
     models = [model for model in results.models if model not in ("ensemble", "trees")]
     halves = [half for half in HALVES if results.half(half)]
-    names = [one.name for one in CONTENDERS if one.name != BASELINE and "trees" not in one.models]
-    size = (1 + 4 * len(halves), (1 + 0.24 * len(names)) * len(models))
-    figure, grid = plt.subplots(
-        len(models), len(halves), figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
-    )
+    names = {model: [one.name for one in results.contenders(model) if one.name != BASELINE] for model in models}
+    heights = [1 + 0.22 * len(of_model) for of_model in names.values()]
+    size, ratios = (3 + 4 * len(halves), sum(heights)), {"height_ratios": heights}
+    options: dict[str, Any] = {"layout": "constrained", "squeeze": False, "gridspec_kw": ratios, "sharex": True}
+    figure, grid = plt.subplots(len(models), len(halves), figsize=size, sharey="row", **options)
     for axes_of_model, model in zip(grid, models, strict=True):
         for axes, half in zip(axes_of_model, halves, strict=True):
-            _panel(axes, results, model, half, names)
+            _panel(axes, results, model, half, names[model])
     figure.supxlabel("difference to tuned cross-entropy in points of average precision")
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -180,7 +182,10 @@ def plot(data: Data, path: Path) -> None:
 
 def _panel(axes: Any, results: Results, model: str, half: str, names: list[str]) -> None:
     problems = results.half(half)
-    series = {one.name: "tab:gray" if one.series == "ours" and not one.is_ranking else COLOURS[one.series] for one in CONTENDERS}
+    series = {
+        one.name: "tab:gray" if one.series == "ours" and not one.is_ranking else COLOURS[one.series]
+        for one in CONTENDERS
+    }
     for row, name in enumerate(names):
         found = results.problems_of(model, name, TARGET, problems)
         dots = [100 * results.difference(model, one.name, name).mean for one in found]

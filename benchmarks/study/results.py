@@ -13,7 +13,7 @@ from study.inference import Difference, holm, over_splits, over_tables
 from study.measures import LOWER_IS_BETTER, TARGET
 from study.problems import PROBLEMS, Problem
 
-__all__ = ["Data", "HALVES", "Results", "dump", "with_sign"]
+__all__ = ["HALVES", "Data", "Results", "dump", "with_sign"]
 
 Data = dict[str, Any]
 HALVES = ("chosen on", "held out")
@@ -145,5 +145,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-

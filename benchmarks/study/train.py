@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1]))  # as a script: the other environments find nothing else of ours
 
-from study.loop import Limits, Stopper, Watch, average_precision, epochs, ranked, train  # noqa: E402
-from study.losses import Job, make_loss, set_bias  # noqa: E402
+from study.loop import Limits, Stopper, Watch, average_precision, epochs, ranked, train
+from study.losses import Job, make_loss, set_bias
 
 __all__ = ["HIDDEN", "PACKAGES", "Data", "Worker", "fit", "full_batch", "make_model"]
 
@@ -122,7 +122,8 @@ def full_batch(model: nn.Sequential, features: Tensor, targets: Tensor, job: Job
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = loss_fn(model(features), targets) + job["setting"]["decay"] * last_layer(model).weight.square().sum()
+        penalty = job["setting"]["decay"] * last_layer(model).weight.square().sum()
+        loss: Tensor = loss_fn(model(features), targets) + penalty
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
