@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BASELINE", "CONTENDERS", "ENSEMBLES", "MODELS", "Contender", "Setting"]
+__all__ = ["BASELINE", "CONTENDERS", "ENSEMBLES", "MODELS", "Contender", "Setting", "grid"]
 
 Setting = dict[str, float]
 Series = Literal["ours", "peer", "libauc", "trees"]

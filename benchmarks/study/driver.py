@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 from pages import rounded
-from processes import LostWorkerError, Worker
+from processes import LostWorkerError
 
 from study.contenders import BASELINE, CONTENDERS, MEMBERS, Contender, Setting
 from study.journal import Journal
 from study.loop import Limits
 from study.measures import MEASURES, judge
+from study.pool import WorkerPool
 from study.problems import Part, Problem, Sets
 
 __all__ = ["OUT_OF_TIME", "Cell", "Protocol", "Study"]
 
 Result = dict[str, Any]
 OUT_OF_TIME = "the run's time was spent"
-SCRIPT = Path(__file__).with_name("train.py")
 LONGEST_RUN = 240.0
 
 
@@ -83,40 +83,15 @@ def tensors_of(sets: Sets) -> dict[str, torch.Tensor]:
 
 
 class Study:
-    """Runs of cells, each in a worker of the thread that asks; a thread has a worker process for each series."""
+    """Runs of cells, each in a worker of the thread that asks."""
 
-    def __init__(self, protocol: Protocol, journal: Journal, folder: Path, pythons: dict[str, str]) -> None:
-        self.protocol, self.journal, self.folder, self.pythons = protocol, journal, folder, pythons
+    def __init__(self, protocol: Protocol, journal: Journal, folder: Path, pool: WorkerPool) -> None:
+        self.protocol, self.journal, self.folder, self.pool = protocol, journal, folder, pool
         self.store, self.end = DataStore(folder), float("inf")
-        self.workers: list[Worker] = []
-        self.slot = threading.local()
         self.kept: dict[tuple[str, str, int], Path] = {}
         self.locks: dict[tuple[str, str, int], threading.Lock] = {}
         self.lock = threading.Lock()
         self.on_run: Callable[[], object] = lambda: None
-
-    def hello(self) -> dict[str, Result]:
-        """Versions by series, or why it cannot run."""
-        answers = {}
-        for series in self.pythons:
-            try:
-                answers[series] = self._worker(series).ask(180, do="hello", series=series)
-            except LostWorkerError as error:
-                answers[series] = {"skipped": f"no environment: {error}"}
-            except OSError as error:
-                answers[series] = {"skipped": f"no environment: {error.strerror}"}
-        return answers
-
-    def _worker(self, series: str) -> Worker:
-        if not hasattr(self.slot, "workers"):
-            self.slot.workers = {}
-        if series not in self.slot.workers:
-            here = series in ("ours", "trees")
-            self.slot.workers[series] = Worker(self.pythons[series], script=SCRIPT, keep_python_path=here)
-            with self.lock:
-                self.workers.append(self.slot.workers[series])
-        found: Worker = self.slot.workers[series]
-        return found
 
     def cell(self, cell: Cell) -> Result:
         """Tune and train: the settings' validation scores, the chosen one, and its test measures split by split."""
@@ -181,7 +156,8 @@ class Study:
     ) -> tuple[dict[str, Any], Result]:
         output = self.folder / f"output-{threading.get_ident()}.pt"
         problem, contender = cell.problem, cell.contender
-        answer = self._worker(contender.series).ask(
+        answer = self.pool.ask(
+            contender.series,
             LONGEST_RUN,
             do="ensemble" if cell.model == "ensemble" else "train",
             data=str(path),
@@ -226,8 +202,3 @@ class Study:
             last = {f"0.{name.split('.')[1]}": value for name, value in list(found["weights"].items())[-2:]}
             torch.save({"weights": last}, base.with_suffix(".last"))
         return base
-
-    def stop(self) -> None:
-        """End the workers."""
-        for worker in self.workers:
-            worker.stop()

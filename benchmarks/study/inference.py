@@ -33,14 +33,16 @@ class Difference(NamedTuple):
         return self.mean + self.half
 
 
-def over_splits(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+def over_splits(
+    ours: Sequence[float], theirs: Sequence[float], test_to_training: float = TEST_TO_TRAINING
+) -> Difference:
     """Mean of ``ours - theirs`` over the splits of a table.
 
     The splits share rows, so that their differences vary less than those of new tables would: the variance of the mean
     is widened by the ratio of test to training rows. Nadeau, Bengio. Machine Learning 52, 2003, corrected resampled
     t-test.
     """
-    return _student(np.subtract(ours, theirs), TEST_TO_TRAINING)
+    return _student(np.subtract(ours, theirs), test_to_training)
 
 
 def over_tables(differences: Sequence[float]) -> Difference:

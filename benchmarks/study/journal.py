@@ -13,7 +13,8 @@ import imbalanced_losses
 __all__ = ["Journal", "digest"]
 
 Result = dict[str, Any]
-OF_RUNS = ("problems", "train", "loop", "losses", "trees", "ensembles", "libauc_parts", "measures")
+OF_WORKERS = ("train", "loop", "losses", "trees", "ensembles", "libauc_parts", "retrieval")
+OF_DRIVER = ("problems", "measures", "unseen_classes")
 
 
 class Journal:
@@ -51,6 +52,6 @@ def digest() -> str:
     files = [
         *sorted(package.rglob("*.py")),
         folder.parent / "outcome" / "tables.py",
-        *(folder / f"{name}.py" for name in OF_RUNS),
+        *(folder / f"{name}.py" for name in (*OF_WORKERS, *OF_DRIVER)),
     ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

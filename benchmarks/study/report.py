@@ -21,6 +21,7 @@ from study.contenders import BASELINE, CONTENDERS
 from study.decisions import LEVEL, decisions, ensembles, verdict
 from study.measures import MEASURES, TARGET
 from study.results import HALVES, Results, with_sign
+from study.unseen_classes import retrieval_page
 
 __all__ = ["page", "plot", "write_report"]
 
@@ -49,6 +50,7 @@ def page(data: Data) -> str:
     parts += ["## Ensembles of eight", _or_none(ensembles(results))]
     parts += ["## All contenders", READING, *_overall(results)]
     parts += ["## Table by table", *_by_table(results)]
+    parts += ["## Retrieval of unseen classes", _or_none(retrieval_page(data["retrieval"]))]
     parts += ["## Tables and their sources", _sources(results), "## Contenders and settings", _settings()]
     parts += [*_missing(results)]
     return "\n\n".join(parts) + "\n"

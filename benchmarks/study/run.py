@@ -26,11 +26,14 @@ from study.contenders import BASELINE, CONTENDERS, ENSEMBLES, MODELS
 from study.driver import Cell, Protocol, Study
 from study.journal import Journal
 from study.loop import Limits
+from study.pool import WorkerPool
 from study.problems import PROBLEMS
 from study.report import write_report
 from study.results import dump
+from study.unseen_classes import Retrieval, retrieval
 
 Result = dict[str, Any]
+RETRIEVAL_PART = "retrieval"
 QUICK_PROBLEMS = ("wine quality", "yeast", "digits, long tail")
 QUICK = Protocol(most_splits=2, settings=1, limits=Limits(every=10, patience=1, epochs=1, least=20, most=20))
 
@@ -46,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--half", choices=("chosen on", "held out"), help="only one half: development sees the first")
     parser.add_argument("--splits", type=int, help="at most, of each problem")
     parser.add_argument("--problems", nargs="+", choices=[one.name for one in PROBLEMS], metavar="PROBLEM")
-    parser.add_argument("--models", nargs="+", choices=(*MODELS, "ensemble"), metavar="MODEL")
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, "ensemble", RETRIEVAL_PART), metavar="MODEL")
     parser.add_argument("--contenders", nargs="+", choices=[one.name for one in CONTENDERS], metavar="CONTENDER")
     parser.add_argument("--output", type=Path, help="folder for study.json, .md and .png (docs; of a part build/)")
     parser.add_argument("--journal", type=Path, help="file of the finished runs (build/study/runs.jsonl)")
@@ -116,21 +119,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     build = Path("build", "study-quick" if arguments.quick else "study")
     output = arguments.output or (Path("docs") if is_whole(arguments) else build)
     journal = Journal(arguments.journal or build / "runs.jsonl", resume=arguments.resume)
-    pythons = {"ours": sys.executable, "trees": sys.executable, "peer": arguments.peer, "libauc": arguments.libauc}
+    pool = WorkerPool(
+        {"ours": sys.executable, "trees": sys.executable, "peer": arguments.peer, "libauc": arguments.libauc}
+    )
     protocol, cells = make_protocol(arguments), select(arguments)
     with tempfile.TemporaryDirectory(prefix="study-") as folder:
-        study = Study(protocol, journal, Path(folder), pythons)
+        study = Study(protocol, journal, Path(folder), pool)
         study.end = time.monotonic() + 60 * arguments.minutes
-        with tqdm(total=count_runs(protocol, cells), unit="run", smoothing=0) as progress:
-            study.on_run = progress.update
-            try:
-                versions = study.hello()
+        try:
+            versions = pool.hello()
+            unseen = {}
+            if RETRIEVAL_PART in (arguments.models or [RETRIEVAL_PART]):
+                part = Retrieval(journal, Path(folder), pool, study.end, quick=arguments.quick)
+                unseen = retrieval(part, arguments.jobs)
+            with tqdm(total=count_runs(protocol, cells), unit="run", smoothing=0) as progress:
+                study.on_run = progress.update
                 found = collect(run(study, cells, versions, arguments.jobs))
-            finally:
-                study.stop()
+        finally:
+            pool.stop()
     packages = {series: answer.get("package", answer.get("skipped")) for series, answer in versions.items()}
     machine = {**describe(), "jobs": arguments.jobs, "torch": torch.__version__, "packages": packages}
-    data = {"machine": machine, "protocol": asdict(protocol), "cells": found}
+    data = {"machine": machine, "protocol": asdict(protocol), "retrieval": unseen, "cells": found}
     output.mkdir(parents=True, exist_ok=True)
     (output / "study.json").write_text(dump(data), encoding="utf-8")
     write_report(output)

@@ -6,6 +6,7 @@
         The best model's validation and test logits [N, C] are in the output file; ``"keep": true`` adds its weights
         and the features before its last layer, which are the data of a head.
     {"do": "ensemble", "members": 8, ...}  -> {"seconds": 3.4, "steps": 800, "best": 0.5}
+    {"do": "retrieval", ...}               -> the same; embeddings of the test classes are in the output file
 
 ``"start"`` is a file with weights to begin from.
 """
@@ -158,7 +159,11 @@ class Worker:
             return hello(request["series"])
         if request["data"] != self.path:
             self.path, self.data = request["data"], torch.load(request["data"])
-        if request["do"] == "ensemble":
+        if request["do"] == "retrieval":
+            from study.retrieval import fit_retrieval
+
+            logits, answer = fit_retrieval(self.data, request)
+        elif request["do"] == "ensemble":
             from study.ensembles import fit_ensemble
 
             logits, answer = fit_ensemble(self.data, request)
