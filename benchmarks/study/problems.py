@@ -17,7 +17,7 @@ from outcome.tables import TABLES, Columns, Half, Table, split_rows
 from outcome.tasks import TASKS, Task
 from torch import Tensor
 
-__all__ = ["BINS", "PROBLEMS", "Part", "Problem", "Sets", "bin_of", "from_columns"]
+__all__ = ["BINS", "CLIP", "PROBLEMS", "Part", "Problem", "Sets", "bin_of", "from_columns"]
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["binary", "multiclass"]

@@ -56,10 +56,9 @@ class Results:
 
     def difference(self, model: str, problem: str, contender: str, measure: str = TARGET) -> Difference:
         """Over splits, on one problem."""
-        pair = [self.scores(model, problem, contender, measure)]
         other = self.against(model, contender)
-        pair.append(self.scores(other[0], problem, other[1], measure))
-        return over_splits(*(pair if measure not in LOWER_IS_BETTER else pair[::-1]))
+        ours, theirs = (self.scores(*place, measure) for place in ((model, problem, contender), _at(other, problem)))
+        return over_splits(theirs, ours) if measure in LOWER_IS_BETTER else over_splits(ours, theirs)
 
     def problems_of(self, model: str, contender: str, measure: str, problems: Sequence[Problem]) -> list[Problem]:
         """Those that both were trained on, and that have the measure."""

@@ -119,9 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     build = Path("build", "study-quick" if arguments.quick else "study")
     output = arguments.output or (Path("docs") if is_whole(arguments) else build)
     journal = Journal(arguments.journal or build / "runs.jsonl", resume=arguments.resume)
-    pool = WorkerPool(
-        {"ours": sys.executable, "trees": sys.executable, "peer": arguments.peer, "libauc": arguments.libauc}
-    )
+    here = dict.fromkeys(("ours", "trees"), sys.executable)
+    pool = WorkerPool({**here, "peer": arguments.peer, "libauc": arguments.libauc})
     protocol, cells = make_protocol(arguments), select(arguments)
     with tempfile.TemporaryDirectory(prefix="study-") as folder:
         study = Study(protocol, journal, Path(folder), pool)

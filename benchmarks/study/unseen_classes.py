@@ -1,4 +1,4 @@
-"""The retrieval part of the study: classes are split into training, validation and test; which loss ranks the last?"""
+"""The retrieval part of the study: classes are split into training, validation and test, and the last are ranked."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from study.inference import over_splits
 from study.journal import Journal
 from study.loop import Limits
 from study.pool import WorkerPool
+from study.problems import CLIP
 from study.results import with_sign
 
 __all__ = ["RETRIEVAL", "RETRIEVAL_DATA", "Retrieval", "RetrievalContender", "make_sets", "retrieval", "retrieval_page"]
@@ -91,16 +92,15 @@ def make_sets(load: Callable[[], tuple[Array, Array]], split: int) -> dict[str, 
     generator = np.random.default_rng(split)
     classes = generator.permutation(np.unique(labels))
     ends = [round(share * len(classes)) for share in SHARES]
-    made, scale = {}, (0.0, 1.0)
+    made: dict[str, torch.Tensor] = {}
     most = (len(labels), *MOST_HELD_OUT)
     for name, of_set, limit in zip(("train", "validation", "test"), np.split(classes, ends), most, strict=True):
         rows = generator.permutation(np.flatnonzero(np.isin(labels, of_set)))[:limit]
         if name == "train":
             deviation = features[rows].std(0)
-            scale = features[rows].mean(0), np.where(deviation < 1e-9, 1, deviation)
-        made[f"{name}_features"] = torch.tensor((features[rows] - scale[0]) / scale[1], dtype=torch.float32).clamp(
-            -10, 10
-        )
+            mean, deviation = features[rows].mean(0), np.where(deviation < 1e-9, 1, deviation)
+        scaled = ((features[rows] - mean) / deviation).clip(-CLIP, CLIP)
+        made[f"{name}_features"] = torch.tensor(scaled, dtype=torch.float32)
         places = {label: place for place, label in enumerate(of_set)}
         made[f"{name}_targets"] = torch.tensor([places[label] for label in labels[rows]])
     return made
@@ -184,11 +184,8 @@ def retrieval_page(found: dict[str, Result]) -> str:
             cells = []
             for measure in MEASURES:
                 ours, theirs = (of_data[one].get("test", {}).get(measure) for one in (name, REFERENCE))
-                compared = (
-                    ""
-                    if name == REFERENCE or theirs is None
-                    else with_sign(over_splits(ours, theirs, TEST_TO_TRAINING))
-                )
+                is_compared = name != REFERENCE and theirs is not None
+                compared = with_sign(over_splits(ours, theirs, TEST_TO_TRAINING)) if is_compared else ""
                 cells += [f"{100 * float(np.mean(ours)):.1f}", compared]
             setting = ", ".join(f"{key} {value:g}" for key, value in result["chosen"].items())
             rows.append((name, setting, *cells, f"{result['seconds']:.2g}"))
