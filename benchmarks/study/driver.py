@@ -90,7 +90,7 @@ class Study:
         self.store, self.end = DataStore(folder), float("inf")
         self.kept: dict[tuple[str, str, int], Path] = {}
         self.locks: dict[tuple[str, str, int], threading.Lock] = {}
-        self.lock = threading.Lock()
+        self.lock, self.counted = threading.Lock(), set[str]()
         self.on_run: Callable[[], object] = lambda: None
 
     def cell(self, cell: Cell) -> Result:
@@ -136,7 +136,11 @@ class Study:
                 self.journal.add(key, self._train(cell, setting, split))
             except LostWorkerError as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
-        self.on_run()
+        with self.lock:
+            is_new = key not in self.counted
+            self.counted.add(key)
+        if is_new:
+            self.on_run()
         return self.journal.runs[key]
 
     def _train(self, cell: Cell, setting: int, split: int) -> Result:

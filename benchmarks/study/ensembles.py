@@ -69,14 +69,15 @@ def fit_ensemble(data: Data, job: Job) -> tuple[dict[str, Tensor], dict[str, Any
     Members differ in initial weights and in the order of rows.
     """
     features, targets, members = data["train_features"], data["train_targets"], job["members"]
-    models = [make_model("MLP", features.shape[1], {**job, "seed": 100 * job["seed"] + k}) for k in range(members)]
+    seeds = [100 * job["seed"] + job.get("first_member", 0) + k for k in range(members)]
+    models = [make_model("MLP", features.shape[1], {**job, "seed": seed}) for seed in seeds]
     for one in models:
         set_bias(last_layer(one), targets, 1, job["contender"]["start"])
     ensemble, objective = Members(models), make_objective(job)
     limits = Limits(**job["limits"])
     state = [imbalanced_losses.stack_states([imbalanced_losses.init_queue(1024, 1) for _ in range(members)])]
     optimizer = torch.optim.Adam(ensemble.parameters(), lr=job["setting"]["lr"], fused=True)
-    orders = [epochs(len(features), limits.batch, 100 * job["seed"] + k) for k in range(members)]
+    orders = [epochs(len(features), limits.batch, seed) for seed in seeds]
 
     def of_member(parameters: Parameters, of_batch: Tensor, labels: Tensor, queue: Any) -> tuple[Tensor, Any]:
         return objective(ensemble.one(parameters, of_batch), labels, queue)
