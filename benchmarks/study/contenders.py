@@ -117,38 +117,39 @@ ALONE: tuple[Row, ...] = (
     ("Smooth-AP 1", "SmoothAPLoss", {"temperature": 1.0}, {}),
     ("FPR at recall", "FPRAtRecallLoss", {}, {"temperature": (0.5, 2.0)}),
 )
-# in a table of many classes a step costs ten times as much: these stand for the rest
-OF_CLASSES = ("Smooth-AP 0.5", "pAUC pairwise, wide")
-FINE_TUNED = ("Smooth-AP 0.5", "Smooth-AP, scale-free", "pAUC pairwise, wide")
-NO_HEAD = "a head starts from these weights anyway"
+# what is tried most widely: mixed with every model, from the weights of cross-entropy, with several classes
+MAIN = ("Smooth-AP 0.5", "Smooth-AP, scale-free", "pAUC pairwise, wide")
+OF_CLASSES = ("Smooth-AP 0.5", "Smooth-AP 0.5 + half", "pAUC pairwise, wide")
 SUFFIXES = {"alone": "", "half": " + half", "tuned": " after cross-entropy"}
 
 
 def _ranking() -> list[Contender]:
     """Each alone and half and half; some from the weights of tuned cross-entropy."""
-    made = [_one_ranking(row, "alone") for row in RANKING]
-    made += [_one_ranking(row, "half") for row in RANKING]
-    made += [_one_ranking(row, "tuned") for row in RANKING if row[0] in FINE_TUNED]
-    return made + [_one_ranking(row, "alone") for row in ALONE]
+    made = [_one_ranking(row, "alone", NETWORKS, "") for row in RANKING]
+    for row in RANKING:
+        if row[0] in MAIN:
+            made.append(_one_ranking(row, "half", NETWORKS, ""))
+        elif row[0] == "recall":
+            made.append(_one_ranking(row, "half", ("MLP",), "mixed with one model only, for want of time"))
+    tuned = [row for row in RANKING if row[0] in MAIN]
+    made += [_one_ranking(row, "tuned", ("linear", "MLP"), "a head starts from these weights anyway") for row in tuned]
+    return made + [_one_ranking(row, "alone", ("linear",), "a variant, on the fastest model") for row in ALONE]
 
 
-def _one_ranking(row: Row, schedule: Schedule) -> Contender:
+def _one_ranking(row: Row, schedule: Schedule, models: tuple[str, ...], why_not: str) -> Contender:
     name, loss, options, own = row
-    tuned = schedule == "tuned"
+    tuned, name = schedule == "tuned", name + SUFFIXES[schedule]
     rates = (1e-3, 3e-3) if tuned else (3e-3, 1e-2)
-    settings = grid(rates, **own) if own else (FINE_RATES if tuned else RATES)
-    of_head = schedule == "alone" or (schedule == "half" and name in FINE_TUNED)
-    of_classes = name in OF_CLASSES and not tuned
-    reasons = ([] if of_head else [NO_HEAD]) + ([] if of_classes else [BINARY_ONLY])
+    of_classes = name in OF_CLASSES
     return Contender(
-        name + SUFFIXES[schedule],
+        name,
         loss,
-        settings,
+        grid(rates, **own) if own else (FINE_RATES if tuned else RATES),
         options=options,
         schedule=schedule,
-        models=NETWORKS if of_head else ("linear", "MLP"),
+        models=models,
         kinds=("binary", "multiclass") if of_classes else ("binary",),
-        why_not="; ".join(reasons),
+        why_not="; ".join(reason for reason in (why_not, "" if of_classes else BINARY_ONLY) if reason),
         is_ranking=True,
     )
 
@@ -176,29 +177,33 @@ def _full_batch() -> list[Contender]:
     ]
 
 
-def _others() -> list[Contender]:
-    only: dict[str, Any] = {"models": ("linear", "MLP"), "kinds": ("binary",), "start": "zero"}
-    of_one = "a loss of one label, with a sampler of its positives"
-    peer = "too long with many classes"
-    trees: dict[str, Any] = {"models": ("trees",), "kinds": ("binary",), "why_not": BINARY_ONLY}
+def _trees() -> list[Contender]:
     forest = tuple({"lr": lr, "leaves": leaves} for lr in (0.03, 0.1) for leaves in (7, 31))
+    only: dict[str, Any] = {"models": ("trees",), "kinds": ("binary",), "why_not": BINARY_ONLY}
+    return [
+        Contender("boosted trees", "GradientBoosting", forest, "trees", {"class_weight": None}, **only),
+        Contender("boosted trees, balanced", "GradientBoosting", forest, "trees", {"class_weight": "balanced"}, **only),
+    ]
+
+
+def _packages() -> list[Contender]:
+    only: dict[str, Any] = {"kinds": ("binary",), "start": "zero"}
+    reason = "a loss of one label, with a sampler of its positives"
+    of_libauc: dict[str, Any] = {**only, "series": "libauc", "models": ("linear", "MLP"), "why_not": reason}
+    reason = "ours is the same loss: one model shows the rest"
+    of_peer: dict[str, Any] = {**only, "series": "peer", "models": ("MLP",), "why_not": reason}
     return [
         # PESG is a form of SGD, whose learning rates are larger than Adam's
-        Contender("LibAUC AUCM, PESG", "AUCMLoss", grid((0.03, 0.1, 0.3, 1.0)), "libauc", why_not=of_one, **only),
-        Contender("LibAUC AP, SOAP", "APLoss", grid(gamma=(0.1, 0.9)), "libauc", why_not=of_one, **only),
-        Contender("LibAUC pAUC, SOPA", "pAUC_CVaR_Loss", grid(beta=(0.1, 0.3)), "libauc", why_not=of_one, **only),
-        Contender("0.6.0 Smooth-AP 0.5", "SmoothAPLoss", RATES, "peer", AT_HALF, why_not=peer, **only),
-        Contender("0.6.0 recall", "RecallAtQuantileLoss", grid(temperature=(0.5, 2.0)), "peer", why_not=peer, **only),
-        Contender("0.6.0 pAUC", "PAUCAtBudgetLoss", grid(temperature=(0.1, 1.0)), "peer", why_not=peer, **only),
-        Contender("boosted trees", "GradientBoosting", forest, "trees", {"class_weight": None}, **trees),
-        Contender(
-            "boosted trees, balanced", "GradientBoosting", forest, "trees", {"class_weight": "balanced"}, **trees
-        ),
+        Contender("LibAUC AUCM, PESG", "AUCMLoss", grid((0.03, 0.1, 0.3, 1.0)), **of_libauc),
+        Contender("LibAUC AP, SOAP", "APLoss", grid(gamma=(0.1, 0.9)), **of_libauc),
+        Contender("LibAUC pAUC, SOPA", "pAUC_CVaR_Loss", grid(beta=(0.1, 0.3)), **of_libauc),
+        Contender("0.6.0 Smooth-AP 0.5", "SmoothAPLoss", RATES, options=AT_HALF, **of_peer),
+        Contender("0.6.0 pAUC", "PAUCAtBudgetLoss", grid(temperature=(0.1, 1.0)), **of_peer),
     ]
 
 
 # in the order in which they are trained: what time runs out for is at the end
-CONTENDERS = (*_references(), *_ranking(), *_full_batch(), *_others())
+CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages())
 
 # beside the single MLP with its chosen setting: eight members by one vmap
 ENSEMBLES = (BASELINE, "Smooth-AP 0.5", "Smooth-AP 0.5 + half")

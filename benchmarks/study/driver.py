@@ -27,6 +27,7 @@ __all__ = ["OUT_OF_TIME", "Cell", "Protocol", "Study"]
 Result = dict[str, Any]
 OUT_OF_TIME = "the run's time was spent"
 LONGEST_RUN = 240.0
+ENSEMBLE_SPLITS = 3
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class Protocol:
     settings: int = 4
     limits: Limits = field(default_factory=Limits)
 
-    def splits(self, problem: Problem) -> range:
-        """Numbers of the splits that are reported; the first one is tuned on."""
-        return range(min(problem.splits, self.most_splits))
+    def splits(self, cell: Cell) -> range:
+        """Numbers of the splits that are reported; the first one is tuned on. Of an ensemble they are fewer."""
+        most = ENSEMBLE_SPLITS if cell.model == "ensemble" else self.most_splits
+        return range(min(cell.problem.splits, self.most_splits, most))
 
 
 class DataStore:
@@ -98,7 +100,7 @@ class Study:
         scores, chosen = self.tuned(cell)
         if chosen is None:
             return scores[0]
-        runs = [self.run(cell, chosen, split) for split in self.protocol.splits(cell.problem)]
+        runs = [self.run(cell, chosen, split) for split in self.protocol.splits(cell)]
         if failed := [run for run in runs if "skipped" in run]:
             return failed[0]
         return {

@@ -18,7 +18,7 @@ class Limits:
     """When training stops.
 
     Validation is looked at every epoch, but not more often than every 50 steps: small tables have epochs of four steps.
-    Five looks without a better average precision end it; so do 60 epochs, or 2,000 steps where that is more; and 6,000
+    Five looks without a better average precision end it; so do 60 epochs, or 2,000 steps where that is more; and 4,000
     steps in any case.
     """
 
@@ -27,7 +27,7 @@ class Limits:
     patience: int = 5
     epochs: int = 60
     least: int = 2_000
-    most: int = 6_000
+    most: int = 4_000
 
     def steps_between(self, n_rows: int) -> int:
         """From one look at validation to the next."""
@@ -93,8 +93,9 @@ def epochs(n_rows: int, batch: int, seed: int) -> Iterator[Tensor]:
     while True:
         rest = torch.cat([rest, torch.randperm(n_rows, generator=generator)])
         whole = len(rest) // batch * batch
-        yield from torch.split(rest[:whole], batch)
-        rest = rest[whole:]
+        if whole:  # a split of nothing would give an empty batch
+            yield from torch.split(rest[:whole], batch)
+            rest = rest[whole:]
 
 
 def train(

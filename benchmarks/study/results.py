@@ -58,6 +58,8 @@ class Results:
         """Over splits, on one problem."""
         other = self.against(model, contender)
         ours, theirs = (self.scores(*place, measure) for place in ((model, problem, contender), _at(other, problem)))
+        shared = min(len(ours), len(theirs))  # splits: an ensemble has fewer
+        ours, theirs = ours[:shared], theirs[:shared]
         return over_splits(theirs, ours) if measure in LOWER_IS_BETTER else over_splits(ours, theirs)
 
     def problems_of(self, model: str, contender: str, measure: str, problems: Sequence[Problem]) -> list[Problem]:

@@ -89,8 +89,7 @@ def make_protocol(arguments: argparse.Namespace) -> Protocol:
 def count_runs(protocol: Protocol, cells: Sequence[Cell]) -> int:
     """Training runs of the cells: all settings on the first split, the chosen one on the others."""
     return sum(
-        len(protocol.splits(cell.problem)) + (0 if cell.model == "ensemble" else protocol.settings - 1)
-        for cell in cells
+        len(protocol.splits(cell)) + (0 if cell.model == "ensemble" else protocol.settings - 1) for cell in cells
     )
 
 
