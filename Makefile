@@ -9,12 +9,18 @@
 # make outcome      when ranking losses help and when they do not: trains thousands of small models, into docs/; under an hour
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
+# make docs         builds the documentation site into build/docs, warnings as errors; runs its notebooks; under 5 minutes
+# make docs-serve   serves the built site on this machine: http://localhost:8000
+# make docs-test    drives the built site in headless Chromium (Debian: apt-get install chromium chromium-driver)
+# make figures      draws the figures of the explanations anew; seconds
 # make clean        removes the environments, caches and pictures
 
 PYTHON ?= python3
 VENV ?= .venv
 PEER_VENV ?= .venv-peer
 LIBAUC_VENV ?= .venv-libauc
+DOCS_VENV ?= .venv-docs
+DOCS_PORT ?= 8000
 CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
@@ -35,7 +41,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo check test test-compiled lint suite bench bench-paths bench-distributed notebooks outcome test-oldest clean
+.PHONY: demo check test test-compiled lint suite bench bench-paths bench-distributed notebooks outcome test-oldest clean docs \
+	docs-serve docs-test figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
@@ -77,6 +84,23 @@ outcome: $(VENV)/.installed
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m outcome.run \
 		--peer $(PEER_VENV)/bin/python --libauc $(LIBAUC_VENV)/bin/python $(OUTCOME_FLAGS)
 
+# One thread: two notebooks run at a time.
+docs: $(DOCS_VENV)/.installed
+	rm -rf build/docs
+	OMP_NUM_THREADS=1 $(DOCS_VENV)/bin/sphinx-build -E -W --keep-going -j 2 -q -b html -d build/doctrees docs build/docs
+	@echo "built build/docs/index.html"
+
+docs-serve: $(DOCS_VENV)/.installed
+	test -f build/docs/index.html || $(MAKE) --no-print-directory docs
+	$(DOCS_VENV)/bin/python -m http.server $(DOCS_PORT) --bind localhost --directory build/docs
+
+docs-test: $(DOCS_VENV)/.installed
+	test -f build/docs/index.html || $(MAKE) --no-print-directory docs
+	$(DOCS_VENV)/bin/pytest -q docs/_tests $(PYTEST_FLAGS)
+
+figures: $(DOCS_VENV)/.installed
+	$(DOCS_VENV)/bin/python docs/figures/draw.py
+
 test-oldest:
 	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
@@ -89,6 +113,17 @@ $(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 	$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+# The site's tools need no training framework, and the tests no site: so it has an environment of its own.
+$(DOCS_VENV)/.dependencies: pyproject.toml $(CONSTRAINTS)
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'hatchling>=1.27'
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --no-build-isolation --constraint $(CONSTRAINTS) '.[docs]'
+	touch $@
+
+$(DOCS_VENV)/.installed: $(DOCS_VENV)/.dependencies $(SOURCES)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
 # An environment of its own: the peer's import name is ours. The other one is for bench-distributed.
@@ -107,6 +142,6 @@ $(LIBAUC_VENV)/.installed: $(CONSTRAINTS) Makefile
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peer .venv-libauc build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-docs .venv-libauc .venv-oldest .venv-peer build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -f toy_demo.png
 	find imbalanced_losses tests examples benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +

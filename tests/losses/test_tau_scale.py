@@ -219,7 +219,8 @@ def test_a_row_that_stands_for_several_counts_as_often(tau_scale: Any, seed: int
     actual = scaled_temperature(pool_of(scores, valid, counts.double()), tau_scale)
     cfg = CASES["smooth_ap"].configured(tau_scale=tau_scale)
     repeated = [np.repeat(own[kept].numpy(), counts[kept].numpy()) for own, kept in zip(scores, valid, strict=True)]
-    assert_close(actual, torch.tensor([0.5 * unit(own, cfg) for own in repeated]).double(), rtol=1e-12, atol=0)
+    expected = torch.tensor([0.5 * unit(own, cfg) for own in repeated], dtype=torch.float64)
+    assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
 @every_case
