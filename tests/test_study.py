@@ -526,13 +526,24 @@ def test_not_a_number_is_null_in_the_file() -> None:
     assert "yeast" not in {one.name for one in results.problems_of("linear", "ASL", "savings", results.problems)}
 
 
-def test_the_published_page_is_what_its_numbers_say() -> None:
+def test_the_published_page_is_what_its_numbers_say_and_whole() -> None:
+    from dataclasses import asdict
+
+    from study.contenders import CONTENDERS
+    from study.driver import Protocol
+    from study.problems import PROBLEMS
     from study.report import page
 
     numbers, text = (ROOT / "docs" / f"study.{end}" for end in ("json", "md"))
     assert numbers.exists() == text.exists()
     if numbers.exists():
-        assert text.read_text(encoding="utf-8") == page(json.loads(numbers.read_text(encoding="utf-8")))
+        data = json.loads(numbers.read_text(encoding="utf-8"))
+        assert text.read_text(encoding="utf-8") == page(data)
+        assert data["protocol"] == asdict(Protocol())
+        for problem in PROBLEMS:
+            for one in CONTENDERS:
+                for model in (model for model in one.models if one.takes(model, problem.kind)):
+                    assert one.name in data["cells"][model][problem.name]
 
 
 # Driver

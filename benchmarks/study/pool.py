@@ -43,6 +43,7 @@ class WorkerPool:
                 answers[series] = self.ask(series, 180, do="hello", series=series)
             except LostWorkerError as error:
                 answers[series] = {"skipped": str(error)}
+        self.stop()  # this thread only asked; its workers would wait, with their memory, to the end
         return answers
 
     def stop(self) -> None:

@@ -34,6 +34,7 @@ from study.unseen_classes import Retrieval, retrieval
 
 Result = dict[str, Any]
 RETRIEVAL_PART = "retrieval"
+# one of the half that chooses nothing is among them: 20 steps tell nothing about it
 QUICK_PROBLEMS = ("wine quality", "yeast", "digits, long tail")
 QUICK = Protocol(most_splits=2, settings=1, limits=Limits(every=10, patience=1, epochs=1, least=20, most=20))
 
