@@ -507,6 +507,10 @@ def test_page_has_the_numbers(tmp_path: Path) -> None:
     assert "where it wins 6, ties 0 and loses 1" in text
     assert "failed: for a reason: focal, linear, credit;" in text
     assert "It holds." in page(results_of(rest=0.02))
+    first = results_of(rest=0.02)
+    chosen_on = {one.name for one in results.half("chosen on")}
+    first["cells"]["linear"] = {name: cell for name, cell in first["cells"]["linear"].items() if name in chosen_on}
+    assert "The other half has not been looked at." in page(first)
     (tmp_path / "study.json").write_text(dump(data), encoding="utf-8")
     write_report(tmp_path)
     assert (tmp_path / "study.md").read_text(encoding="utf-8") == text

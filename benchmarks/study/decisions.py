@@ -33,23 +33,23 @@ def holds(results: Results, model: str, contender: str, measure: str = TARGET) -
 
 def verdict(results: Results) -> str:
     """Markdown: for each model, the ranking loss that the first half chooses, and whether it holds on the second."""
-    lines = []
-    for model in NETWORKS:
-        best = results.best(model, TARGET, results.half(HALVES[0]), ours=True)
-        if best is None:
-            continue
-        chosen, unseen = (results.overall(model, best, TARGET, results.half(half)) for half in HALVES)
-        wins, ties, losses = results.counts(model, best, TARGET, results.half(HALVES[1]))
-        p = results.adjusted(model, TARGET, results.half(HALVES[0]))[best]
-        says = "It holds." if holds(results, model, best) else "**It does not hold.**"
-        if math.isnan(unseen.mean):
-            says = "The other half has not been looked at."
-        lines.append(
-            f"- {model}: *{best}*, {with_sign(chosen)} points of average precision on the half that it was chosen on "
-            f"(p after Holm {p:.2g}), {with_sign(unseen)} on the other, where it wins {wins}, ties {ties} and loses "
-            f"{losses}. {says}"
-        )
-    return "\n".join(lines)
+    chosen = {model: results.best(model, TARGET, results.half(HALVES[0]), ours=True) for model in NETWORKS}
+    return "\n".join(_line(results, model, best) for model, best in chosen.items() if best is not None)
+
+
+def _line(results: Results, model: str, best: str) -> str:
+    first, second = (results.half(half) for half in HALVES)
+    p = results.adjusted(model, TARGET, first)[best]
+    text = (
+        f"- {model}: *{best}*, {with_sign(results.overall(model, best, TARGET, first))} points of average precision on "
+        f"the half that it was chosen on (p after Holm {p:.2g})"
+    )
+    if not results.problems_of(model, best, TARGET, second):
+        return f"{text}. The other half has not been looked at."
+    unseen = with_sign(results.overall(model, best, TARGET, second))
+    wins, ties, losses = results.counts(model, best, TARGET, second)
+    says = "It holds." if holds(results, model, best) else "**It does not hold.**"
+    return f"{text}, {unseen} on the other, where it wins {wins}, ties {ties} and loses {losses}. {says}"
 
 
 def decisions(results: Results) -> str:
