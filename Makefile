@@ -6,6 +6,7 @@
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-paths  both sides of each choice between two evaluators, into docs/paths.md; two minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
+# make study        losses on real tables with early stopping, into docs/; under 90 minutes
 # make outcome      when ranking losses help and when they do not: trains thousands of small models, into docs/; under an hour
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
@@ -41,7 +42,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo check test test-compiled lint suite bench bench-paths bench-distributed notebooks outcome test-oldest clean docs \
+.PHONY: demo check test test-compiled lint suite bench bench-paths bench-distributed notebooks outcome study test-oldest clean docs \
 	docs-serve docs-test figures
 
 demo: $(VENV)/.installed
@@ -100,6 +101,12 @@ docs-test: $(DOCS_VENV)/.installed
 
 figures: $(DOCS_VENV)/.installed
 	$(DOCS_VENV)/bin/python docs/figures/draw.py
+
+study: $(VENV)/.installed
+	-$(MAKE) --no-print-directory $(PEER_VENV)/.installed
+	-$(MAKE) --no-print-directory $(LIBAUC_VENV)/.installed
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m study.run \
+		--peer $(PEER_VENV)/bin/python --libauc $(LIBAUC_VENV)/bin/python $(STUDY_FLAGS)
 
 test-oldest:
 	$(MAKE) --no-print-directory suite VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

@@ -1,0 +1,1 @@
+"""The study of the losses on real tables: machinery and protocol."""
