@@ -142,7 +142,7 @@ def map_at_r(
 
     References
     ----------
-    Musgrave, Belongie, Lim. A Metric Learning Reality Check. ECCV 2020, eq. 3-4.
+    Musgrave, Belongie, Lim. A Metric Learning Reality Check. ECCV 2020.
 
     Examples
     --------

@@ -106,8 +106,9 @@ def retrieval_ap(
     Parameters
     ----------
     embeddings : Tensor [N, D], any floating dtype
-        Arithmetic runs in float32 (float64 for float64 embeddings), also under autocast. With cosine similarity they
-        need not be normalised. Gradient flows to each row as a query and as a key.
+        Arithmetic runs in float32 (float64 for float64 embeddings), also under autocast; only the backward of a step
+        that is compiled under autocast multiplies matrices in autocast's dtype. With cosine similarity they need not be
+        normalised. Gradient flows to each row as a query and as a key.
     labels : Tensor [N] or [N, 1], integer
         Class ids of any value.
     queue_state : QueueState
