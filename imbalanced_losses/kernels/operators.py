@@ -190,7 +190,7 @@ def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs
 
 
 def with_nonfinite(loss: Tensor, scores: Tensor) -> Tensor:
-    """Make ``loss [C]`` and its gradient ``nan`` if a score ``[C, M]`` is not finite, so that a GradScaler skips the step.
+    """Make ``loss [C]`` and its gradient ``nan`` if a score ``[C, M]`` is not finite, so that a GradScaler skips it.
 
     For expressions of the scores; :func:`propagate_nonfinite` is for kernels.
     """
