@@ -166,5 +166,9 @@ def problems(
 
 def options(loss: str) -> st.SearchStrategy[dict[str, Any]]:
     """Configuration of one loss but for its reduction and the number and kind of classes."""
-    fields = config_fields(LOSSES[loss].config)
+    config = LOSSES[loss].config
+    fields = config_fields(config)
+    if config is PAUCAtBudgetConfig:  # KL-DRO and the floor have files and references of their own
+        surrogates = st.sampled_from(("trapezoid", "pairwise"))
+        fields = surrogates.flatmap(lambda surrogate: config_fields(config, surrogate=surrogate, min_tpr=0.0))
     return fields.map(lambda drawn: {name: value for name, value in drawn.items() if name != "reduction"})
