@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imbalanced_losses import PAUCAtBudgetConfig, QueueState
+from imbalanced_losses import QueueState
 from imbalanced_losses.testing import ranking_batches
 from imbalanced_losses.testing.configurations import config_fields
 
@@ -132,11 +132,4 @@ def problems(
 def options(config: type) -> st.SearchStrategy[dict[str, Any]]:
     """Configuration of one loss but for its reduction and the number and kind of classes."""
     fields = config_fields(config)
-    drawn = fields.map(lambda drawn: {name: value for name, value in drawn.items() if name != "reduction"})
-    if config is not PAUCAtBudgetConfig:
-        return drawn
-    dro = st.fixed_dictionaries(
-        {"margin": st.sampled_from([1.0, 0.3]), "positive_temperature": st.sampled_from([None, 0.7, 0.05])}
-    )
-    robust = st.tuples(drawn, dro).map(lambda both: {**both[0], **both[1], "surrogate": "dro", "alpha": 0.0})
-    return st.one_of(drawn, drawn, robust)
+    return fields.map(lambda drawn: {name: value for name, value in drawn.items() if name != "reduction"})

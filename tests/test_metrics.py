@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 from torch import Tensor
 
 from imbalanced_losses import metrics as exact
+from imbalanced_losses.metrics._functions import _allowed
 
 IGNORE = -100
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
@@ -138,7 +139,7 @@ def test_a_budget_is_not_overspent_in_a_long_column() -> None:
 
 @pytest.mark.parametrize(("total", "budget", "allowed"), [(10**7, 0.5, 5 * 10**6), (10**9 + 1, 0.29, 290_000_000)])
 def test_a_budget_is_a_whole_number_of_rows(total: int, budget: float, allowed: int) -> None:
-    assert exact._allowed(torch.tensor([total]), budget) == allowed
+    assert _allowed(torch.tensor([total]), budget) == allowed
 
 
 @st.composite

@@ -54,11 +54,13 @@ _CHOICES: Mapping[type, Choices] = {
         **_THRESHOLD,
         "alpha": [0.0, 0.0713, 0.2617],
         "beta": [0.3719, 0.7321, 1.0],
-        "surrogate": ["trapezoid", "pairwise"],
+        "surrogate": ["trapezoid", "pairwise", "dro"],
         "n_knots": [2, 3, 5],
         "tau_scale": ["iqr", "band", "std", "none"],
         "pos_numerator": ["pool", "live"],
         "budget_basis": ["fpr", "population"],
+        "margin": [1.0, 0.25],
+        "positive_temperature": [None, 0.5],
         "min_tpr": [0.0, 0.3137],
     },
     SigmoidFocalConfig: {
@@ -76,12 +78,27 @@ _CHOICES: Mapping[type, Choices] = {
 }
 
 
-def config_fields(config: type) -> st.SearchStrategy[dict[str, Any]]:
-    """Draw keyword arguments of ``config``, except those that the batch's shape determines."""
+def config_fields(config: type, **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw keyword arguments of ``config``, except those that the batch's shape determines, that fit those given."""
     if config not in _CHOICES:
         known = ", ".join(own.__name__ for own in _CHOICES)
         raise TypeError(f"expected one of {known}, got {config!r}")
-    return st.fixed_dictionaries({name: st.sampled_from(values) for name, values in _CHOICES[config].items()})
+    fields = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in _CHOICES[config].items()})
+    return fields.map(lambda drawn: {**(_fitting(drawn, fixed) if config is PAUCAtBudgetConfig else drawn), **fixed})
+
+
+def _fitting(drawn: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what was drawn for pAUC and does not go with the rest, or with the fixed fields."""
+    if fixed.get("positive_temperature") is not None:
+        drawn = {**drawn, "surrogate": "dro"}
+    elif drawn["surrogate"] == "dro" and fixed.get("alpha", 0) > 0:
+        drawn = {**drawn, "surrogate": "pairwise"}
+    fields = {**drawn, **fixed}
+    if fields["surrogate"] == "dro" or fields["alpha"] >= fields["beta"]:
+        drawn = {**drawn, "alpha": 0.0}
+    if fields["beta"] <= fields["alpha"]:
+        drawn = {**drawn, "beta": 1.0}
+    return drawn if fields["surrogate"] == "dro" else {**drawn, "positive_temperature": None}
 
 
 def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
@@ -112,4 +129,4 @@ def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
     ...     assert cfg.alpha < cfg.beta
     >>> test_the_band_is_not_empty()
     """
-    return config_fields(config).map(lambda drawn: config(**{**drawn, **fixed}))
+    return config_fields(config, **fixed).map(lambda fields: config(**fields))

@@ -1,0 +1,46 @@
+"""The strategy of configurations: every option is drawn, and what is drawn fits what is fixed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import find, given
+from hypothesis import strategies as st
+
+from imbalanced_losses import PAUCAtBudgetConfig, SoftFBetaConfig
+from imbalanced_losses.testing import configs
+
+SHAPE = {"num_classes", "multilabel", "ignore_index", "max_pool_size"}
+
+
+@pytest.mark.parametrize("config", [PAUCAtBudgetConfig, SoftFBetaConfig])
+def test_every_option_is_drawn(config: Any) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.name not in SHAPE}
+    for name, default in defaults.items():
+        find(configs(config, num_classes=1), lambda cfg, name=name, default=default: getattr(cfg, name) != default)
+
+
+FIXED: dict[str, list[Any]] = {
+    "surrogate": ["trapezoid", "pairwise", "dro"],
+    "alpha": [0.0, 0.01, 0.9],
+    "beta": [0.001, 0.95, 1.0],
+    "min_tpr": [0.2],
+}
+
+
+@given(st.data())
+def test_fixed_fields_fit(data: st.DataObject) -> None:
+    """Whatever subset of them is fixed, the rest is drawn to go with it."""
+    names = data.draw(st.sets(st.sampled_from(sorted(FIXED))))
+    fixed = {name: data.draw(st.sampled_from(FIXED[name])) for name in sorted(names)}
+    if fixed.get("alpha", 0) >= fixed.get("beta", 1) or (fixed.get("surrogate") == "dro" and fixed.get("alpha", 0) > 0):
+        return  # no configuration has these
+    cfg = data.draw(configs(PAUCAtBudgetConfig, num_classes=1, **fixed))
+    assert {name: getattr(cfg, name) for name in fixed} == fixed
+
+
+@given(configs(PAUCAtBudgetConfig, num_classes=1, positive_temperature=0.3))
+def test_a_fixed_temperature_of_positives_is_that_of_dro(cfg: PAUCAtBudgetConfig) -> None:
+    assert (cfg.surrogate, cfg.positive_temperature) == ("dro", 0.3)
