@@ -32,7 +32,7 @@ PYTEST_WORKERS ?= 2
 
 # What `make check` runs: properties, references, states and modules in eager mode. It leaves out the tests that are named
 # after compiling, and tests/compiled, distributed, integrations, examples, transforms, and those of docs/ and benchmarks/.
-CHECK := $(filter-out %/test_pool_size.py,$(wildcard tests/contracts/test_*.py)) tests/parity/test_limits.py \
+CHECK := $(filter-out %/test_pool_size.py %/test_elements_transforms.py,$(wildcard tests/contracts/test_*.py)) tests/parity/test_limits.py \
 	tests/parity/test_reference.py tests/parity/test_soft_counts.py \
 	tests/losses/test_focal_errors.py tests/modules/test_*shell*.py tests/modules/test_warmup*.py \
 	tests/test_pytree.py tests/test_queue.py tests/test_schedule.py

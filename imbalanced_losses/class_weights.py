@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 from imbalanced_losses.dispatch import can_read_values
 from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.label_values import check_weight_values
-from imbalanced_losses.settings import described
+from imbalanced_losses.settings import described, plain
 from imbalanced_losses.validation import check_choice, check_flag, check_module, check_number, check_prior_sequence
 
-__all__ = ["Scheme", "class_weights", "pos_weight", "prior_bias_"]
+__all__ = ["Scheme", "class_weights", "pos_weight", "prior_bias_", "relative_weights"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Scheme = Literal["balanced", "sqrt", "effective"]
@@ -79,6 +79,11 @@ def class_weights(counts: Tensor | Sequence[float], scheme: Scheme = "balanced",
     n = _parse_counts("counts", counts)
     if n.dim() != 1:
         raise ValueError(f"expected counts of shape [C], got {list(n.shape)}")
+    return _finite(relative_weights(n, scheme, beta))
+
+
+def relative_weights(n: Tensor, scheme: Scheme, beta: float) -> Tensor:
+    """:func:`class_weights` in the dtype of ``n [C]``, which is not read."""
     inverse, seen = _inverse_counts(n, scheme, beta), n > 0
     num_seen = seen.sum()
     if scheme == "effective":
@@ -87,7 +92,7 @@ def class_weights(counts: Tensor | Sequence[float], scheme: Scheme = "balanced",
     else:
         mean = n.sum() / num_seen.clamp_min(1)
         weights = inverse * (mean if scheme == "balanced" else mean.sqrt())
-    return _finite(torch.where(seen, weights, 1))
+    return torch.where(seen, weights, 1)
 
 
 def pos_weight(
@@ -216,8 +221,12 @@ def _parse_counts(name: str, counts: Tensor | Sequence[float] | float) -> Tensor
         values: Any = getattr(counts, "tolist", lambda: counts)()  # also turns NumPy numbers into Python's
         if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
             checked: float | list[float] = [check_number(f"every count in {name}", value) for value in values]
-        else:
+        elif plain(counts) is not counts or isinstance(counts, (int, float)):
             checked = check_number(name, values)
+        else:
+            raise TypeError(
+                f"expected {name} to be a number, a sequence of numbers or a Tensor, got {described(counts)}"
+            )
         counts = torch.tensor(checked, dtype=accumulation_dtype(torch.get_default_device()))
     if counts.is_complex() or counts.dtype == torch.bool:
         raise TypeError(f"expected {name} of a real dtype, got {counts.dtype}")

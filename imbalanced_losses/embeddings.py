@@ -7,12 +7,13 @@ queue with the embedding size as its number of columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast, final
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from imbalanced_losses.dispatch import can_read_values, may_branch_on_values
+from imbalanced_losses.dispatch import can_read_values, is_traced, may_branch_on_values, without_autocast
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.label_values import check_weight_values
 from imbalanced_losses.queue import QueueState
@@ -193,11 +194,48 @@ def similarities(queries: Tensor, keys: Tensor, kind: Similarity) -> Tensor:
     """
     if kind == "cosine":
         queries, keys = _unit(queries), _unit(keys)
-    device = queries.device.type
-    if not torch.amp.is_autocast_available(device):  # meta
-        return queries @ keys.mT
-    with torch.autocast(device, enabled=False):
-        return queries @ keys.mT
+    return _product(queries, keys)
+
+
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ columns.mT`` in full precision; in eager mode so are its derivatives, wherever they are taken."""
+    device = rows.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # meta has none
+        return rows @ columns.mT
+    if is_traced():  # Dynamo traces no Function with a jvp; the compiled backward runs in autocast's dtype
+        return _multiply(rows, columns)
+    return cast(Tensor, _Product.apply(rows, columns))  # type: ignore[no-untyped-call]
+
+
+def _multiply(rows: Tensor, columns: Tensor) -> Tensor:
+    with without_autocast(rows.device):
+        return rows @ columns.mT
+
+
+@final
+class _Product(Function):
+    """The product where autocast is on."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, columns: Tensor) -> Tensor:
+        return _multiply(rows, columns)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = ctx.saved_tensors
+        return _product(gradient, columns.mT), _product(gradient.mT, rows.mT)
+
+    @staticmethod
+    def jvp(ctx: Any, rows_tangent: Tensor, columns_tangent: Tensor) -> Tensor:
+        rows, columns = ctx.saved_tensors
+        return _product(rows_tangent, columns) + _product(rows, columns_tangent)
 
 
 def _unit(rows: Tensor) -> Tensor:

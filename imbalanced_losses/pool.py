@@ -114,19 +114,20 @@ def check_queue(state: QueueState, live: Rows, task: Task) -> None:
 def join_rows(live: Rows, queue: QueueState, task: Task, temperature: Tensor | float) -> Pool:
     """Join checked rows and a matching queue. An empty pool gets one ignored row, so that M is never 0."""
     dtype = compute_dtype(live.logits)
+    # in one dtype before they are joined: autocast refuses to join float16 if its own dtype is another
+    live = live._replace(logits=live.logits.to(dtype))
     parts = [live]
     if queue.logits.shape[0] > 0:
-        weights = queue.sample_weight.to(dtype)
-        parts.append(Rows(queue.logits, queue.targets, queue.iid, weights, queue.valid))
+        scores, weights = queue.logits.to(dtype), queue.sample_weight.to(dtype)
+        parts.append(Rows(scores, queue.targets, queue.iid, weights, queue.valid))
     elif live.logits.shape[0] == 0:
         parts.append(Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live)))
     # transpose, then join: for [C, M] intermediates in two layouts the compiler's default backend generates wrong code
-    logits, targets, iid, sample_weight, valid = (
+    scores, targets, iid, sample_weight, valid = (
         torch.cat([values.mT if values.dim() == 2 else values for values in field], -1)
         for field in zip(*parts, strict=True)
     )
     valid, positive = _one_vs_rest(targets, valid, task)
-    scores = logits.to(dtype)
     if not (may_branch_on_values(valid) and valid.all()):  # saves two operators, and two in the backward
         scores = torch.where(valid, scores, 0)
     return Pool(

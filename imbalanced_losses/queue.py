@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.dispatch import may_branch_on_values, without_autocast
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.rows import Rows
 from imbalanced_losses.validation import check_flag, check_integer
@@ -175,9 +175,8 @@ def push(
         return state
     valid = torch.ones_like(targets, dtype=torch.bool) if valid is None else valid
     slots, cursor, values = _to_store(state, Rows(logits, targets, iid, sample_weight, valid))
-    fields = {name: getattr(state, name).index_copy(0, slots, own) for name, own in values.items()}
     # cloned: the cursor is a view
-    return QueueState(**fields, cursor=cursor.clone(), ignore_index=state.ignore_index)
+    return _replace_rows(state, slots, values, cursor.clone())
 
 
 def push_in_place(state: QueueState, rows: Rows) -> None:
@@ -198,9 +197,14 @@ def next_slots(state: QueueState, n_rows: int) -> Slots:
 def with_slots(state: QueueState, slots: Slots) -> QueueState:
     """Return the queue with these rows put back, in new tensors; the cursor does not change."""
     indices, *rows = slots
-    names = Slots._fields[1:]
-    fields = {name: getattr(state, name).index_copy(0, indices, own) for name, own in zip(names, rows, strict=True)}
-    return QueueState(**fields, cursor=state.cursor, ignore_index=state.ignore_index)
+    return _replace_rows(state, indices, dict(zip(Slots._fields[1:], rows, strict=True)), state.cursor)
+
+
+def _replace_rows(state: QueueState, slots: Tensor, values: dict[str, Tensor], cursor: Tensor) -> QueueState:
+    """Return the queue with ``values`` in these slots, by field, in new tensors."""
+    with without_autocast(state.logits.device):  # it would copy by its own dtype
+        fields = {name: getattr(state, name).index_copy(0, slots, own) for name, own in values.items()}
+    return QueueState(**fields, cursor=cursor, ignore_index=state.ignore_index)
 
 
 def _ring(state: QueueState, n_rows: int) -> Tensor:

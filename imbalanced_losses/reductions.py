@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.dtypes import accumulation_dtype
 
 __all__ = [
     "Elements",
@@ -34,7 +35,8 @@ def mean_over_weight(total: Tensor, total_weight: Tensor) -> Tensor:
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of ``values [..., M]`` over the last axis, with ``weights [..., M] >= 0``; 0 if all are 0."""
-    return mean_over_weight((values * weights).sum(-1), weights.sum(-1))
+    wide = weights.to(accumulation_dtype(weights.device))  # a sum of large weights leaves float32
+    return mean_over_weight((values * wide).sum(-1), wide.sum(-1)).to(values.dtype)
 
 
 def reduce_classes(loss: Tensor, valid: Tensor, reduction: Reduction) -> Tensor:

@@ -26,6 +26,7 @@ __all__ = [
     "check_counter",
     "check_element_targets",
     "check_element_weights",
+    "check_finite_number",
     "check_flag",
     "check_fraction",
     "check_integer",
@@ -117,6 +118,14 @@ def check_number(name: str, value: object) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"expected {name} to be a number, got {described(value)}")
     return float(number)
+
+
+def check_finite_number(name: str, value: object) -> float:
+    """Return a finite number as a float."""
+    number = check_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected {name} to be a finite number, got {number}")
+    return number
 
 
 def check_positive(name: str, value: object) -> float:

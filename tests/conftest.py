@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hypothesis
 import pytest
 import torch
+import torch.distributed as dist
 
 import imbalanced_losses
 
@@ -25,6 +26,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 def pytest_report_header() -> str:
     return f"torch {torch.__version__}, imbalanced_losses from {imbalanced_losses.__path__[0]}"
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """A process group of this process alone; the tests in tests/distributed have several processes."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ A problem is everything that one call of a loss looks at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,22 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    PAUCAtBudgetLoss,
-    PerClass,
-    QueueState,
-    RecallAtQuantileConfig,
-    RecallAtQuantileLoss,
-    SmoothAPConfig,
-    SmoothAPLoss,
-    pauc_at_budget,
-    pauc_at_budget_per_class,
-    recall_at_quantile,
-    recall_at_quantile_per_class,
-    smooth_ap,
-    smooth_ap_per_class,
-)
+from imbalanced_losses import PAUCAtBudgetConfig, QueueState
 from imbalanced_losses.testing import ranking_batches
 from imbalanced_losses.testing.configurations import config_fields
 
@@ -52,25 +36,6 @@ few_examples = _examples(12)
 
 many_examples = _examples(80)
 """For what runs once per loss or kernel."""
-
-
-@dataclass(frozen=True)
-class RankingLoss:
-    """The names that belong to one ranking loss."""
-
-    function: Callable[..., tuple[Tensor, QueueState]]
-    per_class: Callable[..., tuple[PerClass, QueueState]]
-    config: Callable[..., Any]
-    shell: Callable[..., Any]
-
-
-LOSSES = {
-    "smooth_ap": RankingLoss(smooth_ap, smooth_ap_per_class, SmoothAPConfig, SmoothAPLoss),
-    "recall": RankingLoss(
-        recall_at_quantile, recall_at_quantile_per_class, RecallAtQuantileConfig, RecallAtQuantileLoss
-    ),
-    "pauc": RankingLoss(pauc_at_budget, pauc_at_budget_per_class, PAUCAtBudgetConfig, PAUCAtBudgetLoss),
-}
 
 
 @dataclass(frozen=True)
@@ -164,7 +129,14 @@ def problems(
     return Problem(*batch.args, batch.iid_mask, batch.sample_weight)
 
 
-def options(loss: str) -> st.SearchStrategy[dict[str, Any]]:
+def options(config: type) -> st.SearchStrategy[dict[str, Any]]:
     """Configuration of one loss but for its reduction and the number and kind of classes."""
-    fields = config_fields(LOSSES[loss].config)
-    return fields.map(lambda drawn: {name: value for name, value in drawn.items() if name != "reduction"})
+    fields = config_fields(config)
+    drawn = fields.map(lambda drawn: {name: value for name, value in drawn.items() if name != "reduction"})
+    if config is not PAUCAtBudgetConfig:
+        return drawn
+    dro = st.fixed_dictionaries(
+        {"margin": st.sampled_from([1.0, 0.3]), "positive_temperature": st.sampled_from([None, 0.7, 0.05])}
+    )
+    robust = st.tuples(drawn, dro).map(lambda both: {**both[0], **both[1], "surrogate": "dro", "alpha": 0.0})
+    return st.one_of(drawn, drawn, robust)

@@ -135,12 +135,15 @@ class TestClassWeights:
         ("arguments", "error", "message"),
         [
             (([1, -1],), ValueError, r"expected finite counts >= 0, got -1"),
+            ((None,), TypeError, r"expected counts to be a number, a sequence of numbers or a Tensor, got None"),
+            (("ab",), TypeError, r"expected counts to be a number, a sequence of numbers or a Tensor, got 'ab'"),
+            (({1: 2},), TypeError, r"expected counts to be a number, a sequence of numbers or a Tensor, got \{1: 2\}"),
             (([1, math.nan],), ValueError, r"expected finite counts >= 0, got nan"),
             ((torch.tensor([1.0, math.inf]),), ValueError, r"expected finite counts >= 0, got inf"),
             ((torch.ones(2, 2),), ValueError, r"expected counts of shape \[C\], got \[2, 2\]"),
             ((3,), ValueError, r"expected counts of shape \[C\], got \[\]"),
             ((["many"],), TypeError, "expected every count in counts to be a number, got 'many'"),
-            (("many",), TypeError, "expected counts to be a number, got 'many'"),
+            (("many",), TypeError, "expected counts to be a number, a sequence of numbers or a Tensor, got 'many'"),
             ((torch.tensor([True]),), TypeError, "expected counts of a real dtype, got torch.bool"),
             (([1, 2], "inverse"), ValueError, "expected scheme to be one of 'balanced', 'sqrt', 'effective'"),
             (([1, 2], "effective", 1.0), ValueError, r"expected beta in \[0, 1\), got 1.0"),
@@ -193,7 +196,7 @@ class TestPosWeight:
             ([1, 2], [1], ValueError, r"expected negatives of shape \[2\] like positives, got \[1\]"),
             ([1], -2, ValueError, "expected finite negatives >= 0, got -2"),
             (torch.ones(1), torch.ones(1, device="meta"), ValueError, "expected negatives on cpu like positives"),
-            (None, 1, TypeError, "expected positives to be a number, got None"),
+            (None, 1, TypeError, "expected positives to be a number, a sequence of numbers or a Tensor, got None"),
         ],
     )
     def test_errors(self, ones: Any, zeros: Any, error: type[Exception], message: str) -> None:

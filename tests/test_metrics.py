@@ -16,15 +16,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 from torch import Tensor
 
-from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    RecallAtQuantileConfig,
-    SmoothAPConfig,
-    init_queue,
-    pauc_at_budget,
-    recall_at_quantile,
-    smooth_ap,
-)
 from imbalanced_losses import metrics as exact
 
 IGNORE = -100
@@ -282,30 +273,6 @@ def test_ignored_scores_do_not_matter(metric, batch) -> None:
     clean = metric(scores, targets)
     assert torch.equal(metric(scores.where((targets != IGNORE)[:, None], math.nan), targets), clean)
     assert torch.equal(metric(scores, targets.where(targets != IGNORE, 99), ignore_index=99), clean)
-
-
-def test_each_loss_tends_to_its_metric() -> None:
-    scores, targets = torch.randperm(300).double(), (torch.rand(300) < 0.2).long()
-    queue = init_queue(0, 1)
-    limits = {
-        exact.average_precision(scores, targets): smooth_ap(
-            scores, targets, queue, SmoothAPConfig(num_classes=1, temperature=1e-3)
-        ),
-        exact.recall_at_quantile(scores, targets, 0.1, "midpoint"): recall_at_quantile(
-            scores,
-            targets,
-            queue,
-            RecallAtQuantileConfig(num_classes=1, quantile=0.1, quantile_interpolation="midpoint", temperature=1e-3),
-        ),
-        exact.partial_auc(scores, targets, beta=1.0): pauc_at_budget(
-            scores,
-            targets,
-            queue,
-            PAUCAtBudgetConfig(num_classes=1, beta=1.0, surrogate="pairwise", tau_scale="band", temperature=1e-6),
-        ),
-    }
-    for metric, (loss, _) in limits.items():
-        torch.testing.assert_close(1 - loss, metric)
 
 
 BAD_CALLS = [

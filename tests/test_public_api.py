@@ -14,78 +14,48 @@ from typing import Any
 import pytest
 
 import imbalanced_losses
+from tests.registry import ELEMENTWISE, RANKING
 
-PUBLIC_NAMES = [
-    "AsymmetricConfig",
-    "AsymmetricLoss",
+OTHER_NAMES = [
     "ClassCounts",
-    "FPRAtRecallConfig",
-    "FPRAtRecallLoss",
-    "LDAMConfig",
-    "LDAMLoss",
-    "LogitAdjustedConfig",
-    "LogitAdjustedLoss",
     "LossWarmupWrapper",
-    "PAUCAtBudgetConfig",
-    "PAUCAtBudgetLoss",
     "PerClass",
-    "PrecisionAtRecallConfig",
-    "PrecisionAtRecallLoss",
     "QueueState",
     "RecallAtKConfig",
     "RecallAtKLoss",
-    "RecallAtQuantileConfig",
-    "RecallAtQuantileLoss",
     "RetrievalAPConfig",
     "RetrievalAPLoss",
     "ScheduleConfig",
     "ScheduleState",
-    "SigmoidFocalConfig",
-    "SigmoidFocalLoss",
-    "SmoothAPConfig",
-    "SmoothAPLoss",
-    "SoftFBetaConfig",
-    "SoftFBetaLoss",
-    "SoftmaxFocalConfig",
-    "SoftmaxFocalLoss",
     "__version__",
-    "asymmetric",
     "calibration",
     "class_priors",
     "class_weights",
     "deferred_weights",
     "distributed",
-    "fpr_at_recall",
-    "fpr_at_recall_per_class",
     "init_class_counts",
     "init_queue",
-    "ldam",
-    "logit_adjusted",
     "metrics",
-    "pauc_at_budget",
-    "pauc_at_budget_per_class",
     "pos_weight",
-    "precision_at_recall",
-    "precision_at_recall_per_class",
     "prior_bias_",
-    "recall_at_quantile",
-    "recall_at_quantile_per_class",
     "reset_queue",
     "retrieval_ap",
     "retrieval_metrics",
     "retrieval_recall_at_k",
     "schedule",
-    "sigmoid_focal",
-    "smooth_ap",
-    "smooth_ap_per_class",
-    "soft_fbeta",
-    "soft_fbeta_per_class",
-    "softmax_focal",
     "stack_states",
     "thresholds",
     "unstack_states",
     "update_class_counts",
 ]
+"""Public names besides the losses in the registry: their functions, configurations and modules."""
+RANKING_NAMES = [
+    part.__name__ for loss in RANKING.values() for part in (loss.function, loss.per_class, loss.config, loss.shell)
+]
+ELEMENTWISE_NAMES = [
+    part.__name__ for loss in ELEMENTWISE.values() for part in (loss.function, loss.config, loss.shell)
+]
+PUBLIC_NAMES = sorted([*OTHER_NAMES, *RANKING_NAMES, *ELEMENTWISE_NAMES])
 SUBMODULE_NAMES = {
     "calibration": ["PlattScaling", "TemperatureScaling", "prior_shift"],
     "distributed": ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"],
@@ -138,38 +108,14 @@ SUBMODULE_NAMES = {
 }
 
 FLOAT_DTYPES = "(torch.float64, torch.float32, torch.bfloat16, torch.float16)"
-RANKING = (
+OF_RANKING = (
     "(logits, targets, queue_state, cfg, *, temperature=None, iid_mask=None, sample_weight=None, "
     "update_queue=True, generator=None)"
 )
 HELD_OUT = "multilabel=False, ignore_index=-100, sample_weight=None, n_bootstrap=0, confidence=0.95, generator=None)"
 SIGNATURES = {
-    "SoftFBetaLoss": "(num_classes, beta=1.0, eta=0.0, queue_size=1024, temperature=1.0, reduction='mean', "
-    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')",
-    "SoftFBetaLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None, update_queue=True)",
-    "soft_fbeta": RANKING,
-    "soft_fbeta_per_class": RANKING,
-    "LDAMLoss": "(counts, max_margin=0.5, scale=30.0, class_weights=None, reduction='mean', ignore_index=-100, "
-    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
-    "LDAMLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "ldam": "(logits, targets, cfg, *, counts=None, class_weights=None, sample_weight=None)",
-    "deferred_weights": "(progress, counts, start, beta=0.9999)",
-    "AsymmetricLoss": "(gamma_pos=1.0, gamma_neg=4.0, margin=0.05, reduction='mean', ignore_index=None, "
-    "gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
-    "AsymmetricLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "asymmetric": "(logits, targets, cfg, *, sample_weight=None)",
-    "SigmoidFocalLoss": "(alpha=0.25, gamma=2.0, reduction='mean', ignore_index=None, gather_distributed=None, *, "
-    "validate_targets=True, grad_reduction='mean', group=None)",
-    "SoftmaxFocalLoss": "(alpha=None, gamma=2.0, reduction='mean', ignore_index=-100, background_class=0, "
-    "label_smoothing=0.0, gather_distributed=None, *, validate_targets=True, grad_reduction='mean', group=None)",
-    "LogitAdjustedLoss": "(priors, tau=1.0, gamma=0.0, reduction='mean', ignore_index=-100, label_smoothing=0.0, "
-    "multilabel=False, gather_distributed=None, *, num_classes=None, validate_targets=True, grad_reduction='mean', "
-    "group=None)",
-    "LogitAdjustedLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "logit_adjusted": "(logits, targets, cfg, *, priors=None, sample_weight=None)",
     "class_priors": "(state)",
+    "deferred_weights": "(progress, counts, start, beta=0.9999)",
     "class_weights": "(counts, scheme='balanced', beta=0.999)",
     "pos_weight": "(positives, negatives, scheme='balanced', beta=0.999)",
     "prior_bias_": "(layer, counts, *, multilabel=False)",
@@ -180,37 +126,9 @@ SIGNATURES = {
     "calibration.prior_shift": "(logits, train_prior, deploy_prior, *, multilabel=False)",
     "init_class_counts": "(num_classes, *, device=None)",
     "update_class_counts": "(state, targets, *, multilabel=False, ignore_index=-100)",
-    "SmoothAPLoss": "(num_classes, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
-    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')",
-    "RecallAtQuantileLoss": "(num_classes, quantile=0.005, queue_size=1024, temperature=0.01, reduction='mean', "
-    "ignore_index=-100, update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', "
-    "max_pool_size=None, multilabel=False, *, threshold_gradient='stop', validate_targets=True, "
-    "grad_reduction='mean', group=None, budget_basis='population', tau_scale='none')",
-    "PAUCAtBudgetLoss": "(num_classes, alpha=0.0, beta=0.005, surrogate='trapezoid', n_knots=2, tau_scale='iqr', "
-    "pos_numerator='pool', budget_basis='fpr', queue_size=1024, temperature=0.1, reduction='mean', ignore_index=-100, "
-    "update_queue_in_eval=False, gather_distributed=None, quantile_interpolation='higher', max_pool_size=None, "
-    "multilabel=False, *, threshold_gradient='stop', validate_targets=True, grad_reduction='mean', group=None, "
-    "margin=1.0, positive_temperature=None, min_tpr=0.0)",
     "LossWarmupWrapper": "(warmup_loss, main_loss, warmup_epochs=0, temp_start=0.05, temp_end=0.005, "
     "temp_decay_steps=10000, blend_epochs=0, reset_queue_each_epoch=False, gather_distributed=None, warmup_steps=None, "
     "blend_steps=None, final_main_weight=1.0, *, auto_step=False)",
-    "SigmoidFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "SoftmaxFocalLoss.forward": "(self, inputs, targets, *, sample_weight=None)",
-    "SmoothAPLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None, update_queue=True)",
-    "RecallAtQuantileLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, *, "
-    "sample_weight=None, update_queue=True)",
-    "PAUCAtBudgetLoss.forward": "(self, logits, targets, iid_mask=None, return_per_class=False, "
-    "return_diagnostics=False, *, sample_weight=None, update_queue=True)",
-    "sigmoid_focal": "(logits, targets, cfg, *, sample_weight=None)",
-    "softmax_focal": "(logits, targets, cfg, *, alpha=None, sample_weight=None)",
-    "smooth_ap": RANKING,
-    "smooth_ap_per_class": RANKING,
-    "recall_at_quantile": RANKING,
-    "recall_at_quantile_per_class": RANKING,
-    "pauc_at_budget": RANKING,
-    "pauc_at_budget_per_class": RANKING.replace(")", ", diagnose=True)"),
     "init_queue": "(queue_size, num_classes, *, multilabel=False, ignore_index=-100, dtype=torch.float32, device=None)",
     "reset_queue": "(state)",
     "stack_states": "(states)",
@@ -246,20 +164,7 @@ SIGNATURES = {
     "thresholds.for_precision_floor": f"(scores, targets, min_precision, *, {HELD_OUT}",
     "thresholds.for_expected_cost": f"(scores, targets, *, cost_fn, cost_fp, cost_tp=0.0, {HELD_OUT}",
 }
-AT_RECALL = (
-    "(num_classes, recall=0.8, queue_size=1024, temperature=0.01, reduction='mean', ignore_index=-100, "
-    "update_queue_in_eval=False, gather_distributed=None, max_pool_size=None, multilabel=False, *, "
-    "threshold_gradient='implicit', validate_targets=True, grad_reduction='mean', group=None, tau_scale='none')"
-)
 SIGNATURES |= {
-    "PrecisionAtRecallLoss": AT_RECALL,
-    "FPRAtRecallLoss": AT_RECALL,
-    "PrecisionAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
-    "FPRAtRecallLoss.forward": SIGNATURES["RecallAtQuantileLoss.forward"],
-    "precision_at_recall": RANKING,
-    "precision_at_recall_per_class": RANKING,
-    "fpr_at_recall": RANKING,
-    "fpr_at_recall_per_class": RANKING,
     "metrics.precision_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
     "sample_weight=None)",
     "metrics.fpr_at_recall": "(scores, targets, recall=0.8, *, multilabel=False, ignore_index=-100, "
@@ -297,6 +202,25 @@ SIGNATURES |= {
     "testing.elementwise_batches": "(num_classes=1, *, multilabel=False, positions=(), ignore_index=-100, min_rows=0, "
     f"max_rows=6, dtypes={FLOAT_DTYPES}, extremes=True, soft_labels=True, sample_weights=True)",
 }
+
+for loss in RANKING.values():
+    extra = "return_diagnostics=False, " if loss.returns_diagnostics else ""
+    of_per_class = OF_RANKING.replace(")", ", diagnose=True)") if loss.returns_diagnostics else OF_RANKING
+    SIGNATURES |= {
+        loss.shell.__name__: loss.signature,
+        f"{loss.shell.__name__}.forward": f"(self, logits, targets, iid_mask=None, return_per_class=False, {extra}*, "
+        "sample_weight=None, update_queue=True)",
+        loss.function.__name__: OF_RANKING,
+        loss.per_class.__name__: OF_RANKING.replace(")", ", diagnose=True)")
+        if loss.returns_diagnostics
+        else OF_RANKING,
+    }
+for loss in ELEMENTWISE.values():
+    SIGNATURES |= {
+        loss.shell.__name__: loss.signature,
+        f"{loss.shell.__name__}.forward": "(self, inputs, targets, *, sample_weight=None)",
+        loss.function.__name__: loss.function_signature,
+    }
 
 NOT_CALLABLE = {
     "__version__",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,9 @@ from torch._dynamo.testing import CompileCounter
 
 from imbalanced_losses import (
     LossWarmupWrapper,
-    PAUCAtBudgetConfig,
-    PAUCAtBudgetLoss,
     RecallAtQuantileConfig,
     RecallAtQuantileLoss,
     SigmoidFocalConfig,
-    SigmoidFocalLoss,
     SmoothAPConfig,
     SmoothAPLoss,
     SoftmaxFocalConfig,
@@ -30,25 +27,28 @@ from imbalanced_losses import (
 )
 from imbalanced_losses.distributed import find_ranks
 from imbalanced_losses.schedule import ScheduleConfig, init_schedule, preview, start_epoch, start_step
+from tests import registry
 
 RANKING = {"num_classes": 3, "temperature": 0.25, "ignore_index": -1, "max_pool_size": 64, "multilabel": True}
 SCHEDULE = {"temp_start": 0.5, "temp_end": 0.25, "temp_decay_steps": 100, "final_main_weight": 0.5}
 
+
+def numbers(other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in other.items() if type(value) in (bool, int, float)}
+
+
+OF_LOSSES: list[tuple[type, type, dict[str, Any]]] = [
+    *((loss.config, loss.shell, {**RANKING, **numbers(loss.other)}) for loss in registry.RANKING.values()),
+    *((loss.config, loss.shell, numbers(loss.other)) for loss in registry.ELEMENTWISE.values() if not loss.required),
+]
 CONFIGS: list[tuple[type, dict[str, Any]]] = [
-    (SmoothAPConfig, RANKING),
-    (RecallAtQuantileConfig, {**RANKING, "quantile": 0.25}),
-    (PAUCAtBudgetConfig, {**RANKING, "alpha": 0.125, "beta": 0.5, "n_knots": 3}),
-    (SigmoidFocalConfig, {"alpha": 0.75, "gamma": 1.5, "ignore_index": -1}),
-    (SoftmaxFocalConfig, {"gamma": 1.5, "ignore_index": -1, "background_class": 1, "label_smoothing": 0.125}),
+    *((config, settings) for config, _, settings in OF_LOSSES),
     (ScheduleConfig, {**SCHEDULE, "warmup_epochs": 2, "blend_epochs": 1}),
     (ScheduleConfig, {**SCHEDULE, "warmup_steps": 2, "blend_steps": 1}),
 ]
 MODULES: list[tuple[type, dict[str, Any]]] = [
-    (SmoothAPLoss, {**RANKING, "queue_size": 8}),
-    (RecallAtQuantileLoss, {**RANKING, "queue_size": 8, "quantile": 0.25}),
-    (PAUCAtBudgetLoss, {**RANKING, "queue_size": 8, "beta": 0.5}),
-    (SigmoidFocalLoss, CONFIGS[3][1]),
-    (SoftmaxFocalLoss, CONFIGS[4][1]),
+    (shell, {**settings, **({"queue_size": 8} if "num_classes" in settings else {})})
+    for _, shell, settings in OF_LOSSES
 ]
 NUMBERS = [(config, settings, name) for config, settings in CONFIGS for name in settings]
 every_number = pytest.mark.parametrize(

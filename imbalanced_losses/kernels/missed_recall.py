@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.dispatch import has_tangent, holds_values, is_plain_eager
-from imbalanced_losses.kernels.operators import propagate_nonfinite, with_gradient
+from imbalanced_losses.kernels.operators import propagate_nonfinite, with_gradient, with_nonfinite
 from imbalanced_losses.kernels.packing import Unpacked, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 from imbalanced_losses.kernels.tuning import PACKED_FROM, RECALL_CHUNK
@@ -136,14 +136,8 @@ def _missed_recall(
     miss = _trapezoid(misses)
     share, total_weight = shares(positive, weight)
     weighted = miss * share
-    mean = _guard(weighted.sum(-1).to(scores.dtype), scores)
+    mean = with_nonfinite(weighted.sum(-1).to(scores.dtype), scores)
     return mean, (weighted * miss).detach().sum(-1), total_weight
-
-
-def _guard(mean: Tensor, scores: Tensor) -> Tensor:
-    """Make ``mean [C]`` and its gradient ``nan`` if a score is not finite, so that a GradScaler skips the step."""
-    zero_or_nan = (scores - scores).sum(-1)  # a compiler may replace scores * 0 by 0
-    return mean * (1 + zero_or_nan * zero_or_nan)
 
 
 def _trapezoid(values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import forward_levels, has_tangent, holds_values, is_plain_eager
+from imbalanced_losses.dispatch import forward_levels, has_tangent, holds_values, is_plain_eager, without_autocast
 from imbalanced_losses.dtypes import accumulation_dtype
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "refuse_forward_over_forward",
     "rows_of_batch",
     "with_gradient",
+    "with_nonfinite",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -89,11 +90,8 @@ def full_precision(kernel: F) -> F:
 
     @functools.wraps(kernel)
     def wrapped(scores: Tensor, *rest: Any) -> Any:
-        kind = scores.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return kernel(scores, *rest)
-        return kernel(scores, *rest)
+        with without_autocast(scores.device):
+            return kernel(scores, *rest)
 
     return cast(F, wrapped)
 
@@ -189,6 +187,15 @@ def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs
         return value + guard, *statistics, gradient + guard[:, None] if gradient.dim() == 2 else gradient
 
     return wrapped
+
+
+def with_nonfinite(loss: Tensor, scores: Tensor) -> Tensor:
+    """Make ``loss [C]`` and its gradient ``nan`` if a score ``[C, M]`` is not finite: a GradScaler then skips the step.
+
+    For expressions of the scores; :func:`propagate_nonfinite` is for kernels.
+    """
+    zero_or_nan = (scores - scores).sum(-1)  # a compiler may replace scores * 0 by 0
+    return loss * (1 + zero_or_nan * zero_or_nan)
 
 
 @final

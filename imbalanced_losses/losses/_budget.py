@@ -76,11 +76,13 @@ def measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> Budget:
         scale = torch.ones_like(thresholds[:, 0])
     else:
         scale = spread(pool, reference, _size(quantiles, thresholds, cfg), SMALLEST_SCALE)
+    limits = torch.finfo(scale.dtype)
+    scale = scale.clamp_max(limits.max)  # of finite scores it may be too large for their dtype
     return Budget(
         reference=reference,
         thresholds=thresholds,
         scale=scale,
-        tau=pool.temperature * scale,
+        tau=(pool.temperature * scale).clamp(limits.tiny, limits.max),
         measurable=negative.any(-1),
     )
 

@@ -9,10 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imbalanced_losses.dispatch import holds_values, may_branch_on_values
+from imbalanced_losses.label_values import Bounds, read_bounds
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
 from imbalanced_losses.validation import check_class_ids, check_element_targets, check_element_weights
 
-__all__ = ["ChangedLogits", "mask_ignored", "parse_label_targets", "which_counted"]
+__all__ = ["ChangedLogits", "ParsedTargets", "compare", "parse_label_targets", "which_counted"]
+
+
+class ParsedTargets(NamedTuple):
+    """Targets that fit the logits in shape, dtype and device."""
+
+    values: Tensor  # class ids [N, ...] or, if binary, labels of the logits' shape
+    binary: bool
+    reads: bool  # whether the values of logits and targets may be read, see may_branch_on_values
+    bounds: Bounds | None  # of the values, if they were read
+
+    def converted(self, dtype: torch.dtype) -> Tensor:
+        """Return labels in ``dtype``, or class ids as int64: uint8 156 equals -100 if it is compared as it is."""
+        return self.values.to(dtype) if self.binary else self.values.long()
 
 
 class ChangedLogits(NamedTuple):
@@ -23,7 +38,7 @@ class ChangedLogits(NamedTuple):
     counted: Tensor | None  # which targets are not ignored; None: all, and there are some
     binary: bool
     ignore_index: int
-    reads: bool  # whether values may be read, see may_branch_on_values
+    reads: bool  # whether values may be read
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None  # [C], or [2] for the labels 0 and 1
 
@@ -63,33 +78,44 @@ class ChangedLogits(NamedTuple):
         return loss if self.counted is None else torch.where(self.counted, loss, 0)
 
 
-def parse_label_targets(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> tuple[Tensor, bool]:
-    """The targets, and whether they are labels in the shape of the logits (binary, multi-label) instead of class ids.
+def parse_label_targets(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> ParsedTargets:
+    """Check shapes, dtypes and devices. Binary (or multi-label) targets are labels in the shape of the logits.
 
     Beside binary logits ``[N, 1, ...]``, labels ``[N, ...]`` are taken, too.
     """
-    if not isinstance(logits, Tensor) or not (multilabel or logits.dim() == 1 or logits.shape[1:2] == (1,)):
+    binary = isinstance(logits, Tensor) and (multilabel or logits.dim() == 1 or logits.shape[1:2] == (1,))
+    if not binary:
         check_class_ids(targets, logits)
-        return targets, False
-    if isinstance(targets, Tensor) and logits.shape[1:2] == (1,) and targets.dim() == logits.dim() - 1:
-        targets = targets.unsqueeze(1)
-    return check_element_targets(targets, logits), True
+    else:
+        if isinstance(targets, Tensor) and logits.shape[1:2] == (1,) and targets.dim() == logits.dim() - 1:
+            targets = targets.unsqueeze(1)
+        targets = check_element_targets(targets, logits)
+    reads = may_branch_on_values(logits, targets)
+    return ParsedTargets(targets, binary, reads, read_bounds(targets) if reads else None)
 
 
-def which_counted(targets: Tensor, ignore_index: int, *, reads: bool) -> Tensor | None:
-    """Which targets are not ignored; None if a look at the data shows that all are, which spares passes over them."""
-    if reads and targets.numel():
-        lowest = targets.amin().item()
-        if lowest > ignore_index or (lowest != ignore_index and targets.amax().item() < ignore_index):
-            return None
+def compare(
+    z: Tensor,
+    targets: Tensor,
+    parsed: ParsedTargets,
+    ignore_index: int,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> ChangedLogits:
+    """Pair changed logits with their converted targets, after ignored logits are replaced."""
+    reads = parsed.reads and holds_values(z)
+    counted = which_counted(targets, ignore_index, parsed.bounds)
+    # before the loss, whose gradient is nan beside nan, unless all logits are known to be finite
+    if counted is not None and not (reads and math.isfinite(z.detach().sum().item())):
+        z = torch.where(counted if parsed.binary else counted.unsqueeze(1), z, 0)
+    return ChangedLogits(z, targets, counted, parsed.binary, ignore_index, reads, label_smoothing, class_weights)
+
+
+def which_counted(targets: Tensor, ignore_index: int, bounds: Bounds | None) -> Tensor | None:
+    """Which targets are not ignored; None if the values that were read show that all are, which spares passes."""
+    if bounds is not None and (bounds[0] > ignore_index or bounds[1] < ignore_index):
+        return None
     return targets != ignore_index
-
-
-def mask_ignored(z: Tensor, counted: Tensor | None, *, binary: bool, reads: bool) -> Tensor:
-    """Replace ignored logits, unless all are known to be finite: before the loss, whose gradient is nan beside nan."""
-    if counted is None or (reads and math.isfinite(z.detach().sum().item())):
-        return z
-    return torch.where(counted if binary else counted.unsqueeze(1), z, 0)
 
 
 def _with_nonfinite_gradient(loss: Tensor, reads: bool) -> Tensor:

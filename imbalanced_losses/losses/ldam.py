@@ -10,10 +10,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
+from imbalanced_losses.class_weights import relative_weights
+from imbalanced_losses.dispatch import holds_values
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
-from imbalanced_losses.losses._cross_entropy import ChangedLogits, mask_ignored, parse_label_targets, which_counted
-from imbalanced_losses.reductions import Elements, Reduction
+from imbalanced_losses.losses._cross_entropy import ChangedLogits, ParsedTargets, compare, parse_label_targets
+from imbalanced_losses.reductions import Reduction
 from imbalanced_losses.settings import check_fields, optional
 from imbalanced_losses.validation import (
     check_choice,
@@ -28,7 +29,7 @@ from imbalanced_losses.validation import (
     check_weight_sequence,
 )
 
-__all__ = ["LDAMConfig", "deferred_weights", "ldam", "ldam_elements"]
+__all__ = ["LDAMConfig", "deferred_weights", "enforce_margins", "ldam"]
 
 
 @final
@@ -146,20 +147,9 @@ def ldam(
     >>> ldam(cosines, targets, cfg)  # log(1 + exp(-2 (0.5 - 0.25))) and log(2)
     tensor([0.4741, 0.6931])
     """
-    return _change(logits, targets, cfg, counts, class_weights).reduced(sample_weight, cfg.reduction)
-
-
-def ldam_elements(
-    logits: Tensor,
-    targets: Tensor,
-    cfg: LDAMConfig,
-    *,
-    counts: Tensor | None = None,
-    class_weights: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-) -> Elements:
-    """:func:`ldam` before its reduction."""
-    return _change(logits, targets, cfg, counts, class_weights).elements(sample_weight)
+    check_config(cfg, LDAMConfig)
+    parsed = parse_label_targets(logits, targets)
+    return enforce_margins(logits, parsed, cfg, counts, class_weights).reduced(sample_weight, cfg.reduction)
 
 
 def deferred_weights(progress: Tensor | float, counts: Tensor, start: float, beta: float = 0.9999) -> Tensor:
@@ -168,14 +158,15 @@ def deferred_weights(progress: Tensor | float, counts: Tensor, start: float, bet
     .. math::
         w_j \propto \frac{1 - \beta}{1 - \beta^{n_j}}, \qquad \sum_j w_j = C
 
-    from ``progress >= start`` on. Train on all classes alike until the learning rate falls, then re-weight.
+    from ``progress >= start`` on: :func:`~imbalanced_losses.class_weights` with ``scheme="effective"``. Train on all
+    classes alike until the learning rate falls, then re-weight.
 
     Parameters
     ----------
     progress : float or Tensor []
         Epoch, step or share of the training; as a tensor it costs no compilation when it changes.
     counts : Tensor [C], any real dtype
-        Class counts. A class without examples is taken to have one.
+        Class counts. A class without examples has the weight 1, and the others are weighted as if it were not there.
     start : float
         Where re-weighting starts, in the unit of ``progress``.
     beta : float
@@ -212,40 +203,32 @@ def deferred_weights(progress: Tensor | float, counts: Tensor, start: float, bet
         raise TypeError(f"expected counts of a real dtype, got {counts.dtype}")
     if counts.dim() != 1:
         raise ValueError(f"expected counts of shape [C], got {list(counts.shape)}")
-    start, beta = check_number("start", start), check_number("beta", beta)
-    if not 0 <= beta < 1:
-        raise ValueError(f"expected beta in [0, 1), got {beta}: 0.9999 is the paper's")
+    start = check_number("start", start)
+    if math.isnan(start):
+        raise ValueError("expected start to be a number, got nan")
     if not isinstance(progress, Tensor):
         progress = torch.full((), check_number("progress", progress), dtype=torch.float64)
     if progress.dim() != 0:
         raise ValueError(f"expected progress as a number or a 0-dim tensor, got shape {list(progress.shape)}")
-    weights = _effective_number_weights(counts.detach(), beta).to(compute_dtype(counts))
-    return torch.where(progress.to(weights.device) >= start, weights, 1)
-
-
-def _effective_number_weights(counts: Tensor, beta: float) -> Tensor:
-    """``(1 - beta) / (1 - beta^n)``, scaled to sum to C."""
-    log_beta = math.log(beta) if beta > 0 else -math.inf
     # in float64: compiled, torch's expm1 is exp(x) - 1 on the CPU, which has three digits left in float32
-    counts = counts.clamp_min(1).to(accumulation_dtype(counts.device))
-    weights = 1 / (1 - (counts * log_beta).exp())
-    return weights * (len(weights) / weights.sum())
+    wide = counts.detach().to(accumulation_dtype(counts.device))
+    weights = relative_weights(wide, "effective", beta).to(compute_dtype(counts))
+    # not in int32, which would be compared in float32: 2^24 + 1 is 2^24 there
+    return torch.where(progress.to(wide) >= start, weights, 1)
 
 
-def _change(
-    logits: Tensor, targets: Tensor, cfg: LDAMConfig, counts: Tensor | None, class_weights: Tensor | None
+def enforce_margins(
+    logits: Tensor, parsed: ParsedTargets, cfg: LDAMConfig, counts: Tensor | None, class_weights: Tensor | None
 ) -> ChangedLogits:
-    check_config(cfg, LDAMConfig)
-    targets, binary = parse_label_targets(logits, targets)
-    shift = _by_rarity(_numbers("counts", counts, cfg.counts, logits, binary)) * (-cfg.scale * cfg.max_margin)
+    """Return the scaled logits less the margins, whose cross-entropy with the targets is the loss."""
+    binary = parsed.binary
+    counts = _numbers("counts", counts, cfg.counts, logits, binary)
+    shift = _by_rarity(counts, -cfg.scale * cfg.max_margin, reads=parsed.reads and holds_values(counts))
     weights = None
     if class_weights is not None or cfg.class_weights is not None:
         weights = _numbers("class_weights", class_weights, cfg.class_weights, logits, binary)
     dtype = compute_dtype(logits)
-    targets = targets.to(dtype) if binary else targets.long()  # uint8 156 equals -100 if asked as it is
-    reads = may_branch_on_values(logits, targets, shift)
-    counted = which_counted(targets, cfg.ignore_index, reads=reads)
-    z = logits.to(dtype)
+    targets, z = parsed.converted(dtype), logits.to(dtype)
     if binary:
         of_zeros, of_ones = shift.unbind()
         shifts = torch.lerp(-of_zeros, of_ones, targets)
@@ -254,8 +237,7 @@ def _change(
         if logits.dim() > 2:
             shift, classes = (tensor.reshape(-1, *[1] * (logits.dim() - 2)) for tensor in (shift, classes))
         shifts = (classes == targets.unsqueeze(1)) * shift
-    z = mask_ignored(torch.add(shifts, z, alpha=cfg.scale), counted, binary=binary, reads=reads)
-    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, reads, class_weights=weights)
+    return compare(torch.add(shifts, z, alpha=cfg.scale), targets, parsed, cfg.ignore_index, class_weights=weights)
 
 
 def _numbers(
@@ -266,16 +248,14 @@ def _numbers(
         raise ValueError(f"expected {name}, got none: give them to the config, or {name}= to the call")
     dtype = compute_dtype(logits)
     numbers = torch.tensor(default, dtype=dtype, device=logits.device) if given is None else given
-    numbers = check_class_priors(name, numbers, logits)
-    if binary and len(numbers) != 2:
+    if binary and isinstance(numbers, Tensor) and list(numbers.shape) != [2]:
         raise ValueError(f"expected {name} of shape [2], for the labels 0 and 1, got {list(numbers.shape)}")
-    return numbers.to(dtype)
+    return check_class_priors(name, numbers, logits).to(dtype)
 
 
-def _by_rarity(counts: Tensor) -> Tensor:
-    """``n_j^(-1/4)``, scaled so that it is 1 for the rarest class that has examples, and for those that have none."""
-    rarest = counts.amin()
-    if may_branch_on_values(counts) and rarest.item() > 0:  # half of the operators
-        return (rarest / counts).pow(0.25)
-    rarest = torch.where(counts > 0, counts, torch.finfo(counts.dtype).max).amin()
-    return (rarest / torch.maximum(counts, rarest)).pow(0.25)
+def _by_rarity(counts: Tensor, largest: float, *, reads: bool) -> Tensor:
+    """``n_j^(-1/4)``, scaled so that it is ``largest`` for the rarest class with examples, and for those without."""
+    if reads and (rarest := counts.amin().item()) > 0:  # half of the operators
+        return counts.pow(-0.25) * (largest * math.sqrt(math.sqrt(rarest)))
+    lowest = torch.where(counts > 0, counts, torch.finfo(counts.dtype).max).amin()
+    return (lowest / torch.maximum(counts, lowest)).pow(0.25) * largest

@@ -9,10 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import compute_dtype
-from imbalanced_losses.losses._cross_entropy import ChangedLogits, mask_ignored, parse_label_targets, which_counted
-from imbalanced_losses.reductions import Elements, Reduction
+from imbalanced_losses.losses._cross_entropy import ChangedLogits, ParsedTargets, compare, parse_label_targets
+from imbalanced_losses.reductions import Reduction
 from imbalanced_losses.settings import check_fields, optional
 from imbalanced_losses.validation import (
     check_choice,
@@ -25,7 +24,7 @@ from imbalanced_losses.validation import (
     check_prior_sequence,
 )
 
-__all__ = ["LogitAdjustedConfig", "logit_adjusted", "logit_adjusted_elements", "parse_targets"]
+__all__ = ["LogitAdjustedConfig", "adjust", "logit_adjusted"]
 
 # What a prior or count of 0 is taken for, so that its logarithm is finite.
 LEAST_PRIOR = 1e-12
@@ -163,47 +162,27 @@ def logit_adjusted(
     >>> logit_adjusted(torch.zeros(2), torch.tensor([0, 1]), cfg)  # one logit
     tensor([0.1054, 2.3026])
     """
-    return _adjust(logits, targets, cfg, priors).reduced(sample_weight, cfg.reduction)
-
-
-def logit_adjusted_elements(
-    logits: Tensor,
-    targets: Tensor,
-    cfg: LogitAdjustedConfig,
-    *,
-    priors: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-) -> Elements:
-    """:func:`logit_adjusted` before its reduction."""
-    return _adjust(logits, targets, cfg, priors).elements(sample_weight)
-
-
-def parse_targets(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig) -> tuple[Tensor, bool]:
-    """The targets, and whether they are labels in the shape of the logits (binary, multi-label) instead of class ids.
-
-    Beside binary logits ``[N, 1, ...]``, labels ``[N, ...]`` are taken, too.
-    """
-    targets, binary = parse_label_targets(logits, targets, multilabel=cfg.multilabel)
-    if binary and cfg.label_smoothing > 0:
-        raise ValueError("expected label_smoothing=0 for binary logits, got more: smooth the targets, any in [0, 1]")
-    return targets, binary
-
-
-def _adjust(logits: Tensor, targets: Tensor, cfg: LogitAdjustedConfig, priors: Tensor | None) -> ChangedLogits:
     check_config(cfg, LogitAdjustedConfig)
-    targets, binary = parse_targets(logits, targets, cfg)
+    parsed = parse_label_targets(logits, targets, multilabel=cfg.multilabel)
+    return adjust(logits, parsed, cfg, priors).reduced(sample_weight, cfg.reduction)
+
+
+def adjust(logits: Tensor, parsed: ParsedTargets, cfg: LogitAdjustedConfig, priors: Tensor | None) -> ChangedLogits:
+    """Return the adjusted logits, whose cross-entropy with the targets is the loss."""
+    if parsed.binary and cfg.label_smoothing > 0:
+        raise ValueError("expected label_smoothing=0 for binary logits, got more: smooth the targets, any in [0, 1]")
     if priors is None and cfg.priors is None:
         raise ValueError("expected priors, got none: give class counts or shares to the config, or priors= to the call")
     dtype = compute_dtype(logits)
     if priors is None:
         priors = torch.tensor(cfg.priors, dtype=dtype, device=logits.device)
     priors = check_class_priors("priors", priors, logits).to(dtype)
-    targets = targets.to(dtype) if binary else targets.long()  # uint8 156 equals -100 if asked as it is
-    reads = may_branch_on_values(logits, targets, priors)
-    counted = which_counted(targets, cfg.ignore_index, reads=reads)
-    z = _adjust_binary(logits.to(dtype), targets, priors, cfg) if binary else _adjust_softmax(logits, priors, cfg)
-    z = mask_ignored(z, counted, binary=binary, reads=reads)
-    return ChangedLogits(z, targets, counted, binary, cfg.ignore_index, reads, cfg.label_smoothing)
+    targets = parsed.converted(dtype)
+    if parsed.binary:
+        z = _adjust_binary(logits.to(dtype), targets, priors, cfg)
+    else:
+        z = _adjust_softmax(logits, priors, cfg)
+    return compare(z, targets, parsed, cfg.ignore_index, cfg.label_smoothing)
 
 
 def _adjust_softmax(logits: Tensor, priors: Tensor, cfg: LogitAdjustedConfig) -> Tensor:

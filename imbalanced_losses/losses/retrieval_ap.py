@@ -15,7 +15,7 @@ from imbalanced_losses.losses._retrieval import RetrievalConfig, evaluate
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_weight
 from imbalanced_losses.settings import check_fields
-from imbalanced_losses.validation import check_choice, check_fraction, check_nonnegative, check_number
+from imbalanced_losses.validation import check_choice, check_finite_number, check_fraction, check_nonnegative
 
 __all__ = ["RetrievalAPConfig", "measure_retrieval_ap", "retrieval_ap"]
 
@@ -64,8 +64,8 @@ class RetrievalAPConfig(RetrievalConfig):
             rho=check_nonnegative,
             delta=check_nonnegative,
             calibration_weight=check_fraction,
-            positive_target=check_number,
-            negative_target=check_number,
+            positive_target=check_finite_number,
+            negative_target=check_finite_number,
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dtypes import accumulation_dtype
+from imbalanced_losses.kernels.operators import with_nonfinite
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
@@ -33,7 +34,7 @@ class SoftFBetaConfig(RankingConfig):
     temperature : float
         Above 0. Of the sigmoid; one over the slope in the paper, where it is called beta.
     num_classes, reduction, ignore_index, max_pool_size, multilabel, tau_scale
-        As in :class:`~imbalanced_losses.SmoothAPConfig`.
+        As in :class:`~imbalanced_losses.SmoothAPConfig`. ``eta`` is in units of the scores at every ``tau_scale``.
     """
 
     beta: float = 1.0
@@ -165,7 +166,7 @@ def measure_soft_fbeta(pool: Pool, cfg: SoftFBetaConfig) -> PerClass:
     x = _distance(pool, cfg) / tau[:, None]
     error = torch.where(pool.positive, -x, x).sigmoid()  # 1 - S at positives, with full precision near 0
     loss, valid = _one_minus_fbeta(pool, error, cfg.beta)
-    return PerClass(loss=_guard(loss.to(pool.scores.dtype), pool.scores), valid=valid, diagnostics={})
+    return PerClass(loss=with_nonfinite(loss.to(pool.scores.dtype), pool.scores), valid=valid, diagnostics={})
 
 
 def exact_soft_fbeta(pool: Pool, cfg: SoftFBetaConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -193,9 +194,3 @@ def _one_minus_fbeta(pool: Pool, error: Tensor, beta: float) -> tuple[Tensor, Te
     valid = total > 0
     denominator = torch.where(valid, (1 + beta**2) * total - missed + false, 1)
     return torch.where(valid, (beta**2 * missed + false) / denominator, 0), valid
-
-
-def _guard(loss: Tensor, scores: Tensor) -> Tensor:
-    """Make ``loss [C]`` and its gradient ``nan`` if a score is not finite, so that a GradScaler skips the step."""
-    zero_or_nan = (scores - scores).sum(-1)  # a compiler may replace scores * 0 by 0
-    return loss * (1 + zero_or_nan * zero_or_nan)

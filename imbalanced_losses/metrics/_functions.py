@@ -201,7 +201,7 @@ def partial_auc_of(
     Of that share, what exceeds ``min_tpr``, standardised to [0, 1].
     """
     order, first = _ascending(-scores)
-    start, end = _curve(reference.long(), order, first, scores.dtype)
+    start, end = _curve(reference, order, first, scores.dtype)
     found_at_start, found = _curve(weight, order, first, scores.dtype)
     width = end - start
     slope = (found - found_at_start) / torch.where(width > 0, width, 1)
@@ -313,9 +313,11 @@ def _ascending(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _curve(counted: Tensor, order: Tensor, first: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Share of ``counted [C, M]`` before each sorted position's group of ties, and up to the position itself."""
+    wide = accumulation_dtype(counted.device)
     sorted_counted = counted.gather(-1, order)
+    sorted_counted = sorted_counted.to(wide) if counted.is_floating_point() else sorted_counted.long()
     upto = sorted_counted.cumsum(-1)
     before = (upto - sorted_counted).gather(-1, first)
-    total = counted.sum(-1, keepdim=True)
-    total = torch.where(total > 0, total, 1).to(dtype)
-    return before.to(dtype) / total, upto.to(dtype) / total
+    total = upto[..., -1:].to(wide)
+    total = total + (total == 0)
+    return (before / total).to(dtype), (upto / total).to(dtype)

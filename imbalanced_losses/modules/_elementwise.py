@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import can_read_values, is_traced
-from imbalanced_losses.label_values import check_weight_values
+from imbalanced_losses.dispatch import can_read_values
+from imbalanced_losses.label_values import check_class_id_values, check_probability_values, check_weight_values
+from imbalanced_losses.losses._cross_entropy import ParsedTargets
 from imbalanced_losses.modules._base import Config, LossModule, field_names, refuse_gradient
 from imbalanced_losses.validation import check_element_weights
 
-__all__ = ["ElementwiseLoss", "class_numbers"]
+__all__ = ["ChangedLogitsLoss", "ElementwiseLoss", "class_numbers"]
 
 
-class ElementwiseLoss(LossModule[Config], ABC):
-    """An elementwise loss module: per-class settings in buffers, and checks of values."""
+class ElementwiseSettings(LossModule[Config], ABC):
+    """The settings of an elementwise loss module, of which those per class are buffers."""
 
     def reset_parameters(self) -> None:
         """Reset the per-class settings to those of the configuration; a loss without any has no state."""
@@ -58,17 +59,43 @@ class ElementwiseLoss(LossModule[Config], ABC):
     def _before_compiled_call(self, **kwargs: Any) -> None:
         """Do nothing: a call changes no state."""
 
+
+class ElementwiseLoss(ElementwiseSettings[Config], ABC):
+    """An elementwise loss whose function parses the targets itself."""
+
     @abstractmethod
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         """Check the values of the targets."""
 
     def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        if is_traced() or not self.validate_targets:
+        if not self.validate_targets:
             return
         if can_read_values(targets):
             self._check_values(inputs, targets)
-        if sample_weight is not None and isinstance(targets, Tensor) and can_read_values(sample_weight):
-            check_weight_values(check_element_weights("sample_weight", sample_weight, targets))
+        if sample_weight is not None and isinstance(targets, Tensor):
+            _check_weights(sample_weight, targets)
+
+
+class ChangedLogitsLoss(ElementwiseSettings[Config], ABC):
+    """An elementwise loss that is the cross-entropy of changed logits. It parses the targets once, for all steps."""
+
+    @final
+    def _check_parsed(self, inputs: Tensor, parsed: ParsedTargets, sample_weight: Tensor | None) -> None:
+        if not self.validate_targets:
+            return
+        targets, ignore_index = parsed.values, self._config.ignore_index  # type: ignore[attr-defined]
+        if parsed.bounds is not None or can_read_values(targets):
+            if parsed.binary:
+                check_probability_values(targets, ignore_index, parsed.bounds)
+            else:
+                check_class_id_values(targets, inputs.shape[1], ignore_index, parsed.bounds)
+        if sample_weight is not None:
+            _check_weights(sample_weight, targets)
+
+
+def _check_weights(sample_weight: Tensor, targets: Tensor) -> None:
+    if can_read_values(sample_weight):
+        check_weight_values(check_element_weights("sample_weight", sample_weight, targets))
 
 
 def class_numbers(given: Any, values: tuple[float, ...] | None) -> Tensor | None:

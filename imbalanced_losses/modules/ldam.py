@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from torch import Tensor
 
 from imbalanced_losses.distributed import GradReduction
-from imbalanced_losses.label_values import check_class_id_values, check_probability_values
-from imbalanced_losses.losses._cross_entropy import parse_label_targets
-from imbalanced_losses.losses.ldam import LDAMConfig, ldam, ldam_elements
+from imbalanced_losses.losses._cross_entropy import ChangedLogits, parse_label_targets
+from imbalanced_losses.losses.ldam import LDAMConfig, enforce_margins
 from imbalanced_losses.modules._base import refuse_gradient
-from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_numbers
+from imbalanced_losses.modules._elementwise import ChangedLogitsLoss, class_numbers
 from imbalanced_losses.modules._gathering import reduce_over_ranks
 from imbalanced_losses.reductions import Elements, Reduction
 
@@ -23,7 +22,7 @@ __all__ = ["LDAMLoss"]
 
 
 @final
-class LDAMLoss(ElementwiseLoss[LDAMConfig], config=LDAMConfig):
+class LDAMLoss(ChangedLogitsLoss[LDAMConfig], config=LDAMConfig):
     """Label-distribution-aware margin (LDAM) loss: :func:`~imbalanced_losses.ldam` as a module.
 
     Parameters
@@ -92,27 +91,17 @@ class LDAMLoss(ElementwiseLoss[LDAMConfig], config=LDAMConfig):
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss: 0-dim or, with ``reduction="none"``, one for each target."""
-        options: dict[str, Any] = {"counts": self.counts, "class_weights": self.class_weights}
-        options["sample_weight"] = sample_weight
-        ranks = self._find_ranks()
-        if ranks is None or self._config.reduction == "none":
-            self._check_parsed(inputs, targets, sample_weight)
-            return ldam(inputs, targets, self._config, **options)
+        ranks, reduction = self._find_ranks(), self._config.reduction
+        if ranks is None or reduction == "none":
+            return self._compared(inputs, targets, sample_weight).reduced(sample_weight, reduction)
 
         def elements() -> Elements:
-            self._check_parsed(inputs, targets, sample_weight)
-            return ldam_elements(inputs, targets, self._config, **options)
+            return self._compared(inputs, targets, sample_weight).elements(sample_weight)
 
-        mean, single_label = self._config.reduction == "mean", isinstance(inputs, Tensor) and inputs.dim() > 1
+        mean, single_label = reduction == "mean", isinstance(inputs, Tensor) and inputs.dim() > 1
         return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=single_label)
 
-    def _check_parsed(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
-        if self.validate_targets:
-            self._check(inputs, parse_label_targets(inputs, targets)[0], sample_weight)
-
-    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
-        labels, binary = parse_label_targets(inputs, targets)
-        if binary:
-            check_probability_values(labels, self._config.ignore_index)
-        else:
-            check_class_id_values(labels, inputs.shape[1], self._config.ignore_index)
+    def _compared(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> ChangedLogits:
+        parsed = parse_label_targets(inputs, targets)
+        self._check_parsed(inputs, parsed, sample_weight)
+        return enforce_margins(inputs, parsed, self._config, self.counts, self.class_weights)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from imbalanced_losses.class_counts import ClassCounts, class_priors, count_classes, init_class_counts
 from imbalanced_losses.distributed import GradReduction, Ranks
-from imbalanced_losses.label_values import check_class_id_values, check_probability_values
-from imbalanced_losses.losses.logit_adjusted import (
-    LogitAdjustedConfig,
-    logit_adjusted,
-    logit_adjusted_elements,
-    parse_targets,
-)
+from imbalanced_losses.losses._cross_entropy import ChangedLogits, parse_label_targets
+from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, adjust
 from imbalanced_losses.modules._base import refuse_gradient
-from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_numbers
+from imbalanced_losses.modules._elementwise import ChangedLogitsLoss, class_numbers
 from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.reductions import Reduction
@@ -29,11 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LogitAdjustedLoss"]
 
-T = TypeVar("T")
-
 
 @final
-class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjustedConfig):
+class LogitAdjustedLoss(ChangedLogitsLoss[LogitAdjustedConfig], config=LogitAdjustedConfig):
     """Logit-adjusted cross-entropy (the VS loss): :func:`~imbalanced_losses.logit_adjusted` as a module.
 
     Parameters
@@ -172,27 +166,29 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
     def _reduced(
         self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None, ranks: Ranks | None, updates: bool
     ) -> Tensor:
-        priors: Any = class_priors(self.class_counts) if self._is_streaming else self.priors
-
-        def call(function: Callable[..., T]) -> T:
-            if self.validate_targets:
-                self._check(inputs, parse_targets(inputs, targets, self._config)[0], sample_weight)
-            return function(inputs, targets, self._config, priors=priors, sample_weight=sample_weight)
-
         reduction = self._config.reduction
+        compared = partial(self._compared, inputs, targets, sample_weight)
         if ranks is None or (reduction == "none" and not self._is_streaming):
-            return call(logit_adjusted)
+            return compared().reduced(sample_weight, reduction)
         if reduction == "none":
-            return keep_own_elements(ranks, inputs, lambda: call(logit_adjusted), updates=updates)
+            return keep_own_elements(
+                ranks, inputs, lambda: compared().reduced(sample_weight, reduction), updates=updates
+            )
         return reduce_over_ranks(
             ranks,
             self.grad_reduction,
             inputs,
-            lambda: call(logit_adjusted_elements),
+            lambda: compared().elements(sample_weight),
             mean=reduction == "mean",
             single_label=isinstance(inputs, Tensor) and inputs.dim() > 1,
             updates=updates,
         )
+
+    def _compared(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> ChangedLogits:
+        parsed = parse_label_targets(inputs, targets, multilabel=self._config.multilabel)
+        self._check_parsed(inputs, parsed, sample_weight)
+        priors: Any = class_priors(self.class_counts) if self._is_streaming else self.priors
+        return adjust(inputs, parsed, self._config, priors)
 
     @torch.no_grad()
     def _count(self, targets: Tensor, ranks: Ranks | None) -> None:
@@ -204,13 +200,6 @@ class LogitAdjustedLoss(ElementwiseLoss[LogitAdjustedConfig], config=LogitAdjust
             added = sum_over_ranks(ranks, added.flatten()).view_as(added)
         self.class_positives.copy_(counts.positives + added[0])
         self.class_labels.copy_(counts.labels + added[1])
-
-    def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
-        labels, binary = parse_targets(inputs, targets, self._config)
-        if binary:
-            check_probability_values(labels, self._config.ignore_index)
-        else:
-            check_class_id_values(labels, inputs.shape[1], self._config.ignore_index)
 
 
 def _as_tuple(priors: Any) -> tuple[float, ...] | None:

@@ -14,6 +14,7 @@ from imbalanced_losses import (
     RecallAtQuantileConfig,
     SigmoidFocalConfig,
     SmoothAPConfig,
+    SoftFBetaConfig,
     SoftmaxFocalConfig,
 )
 
@@ -47,6 +48,7 @@ _CHOICES: Mapping[type, Choices] = {
     },
     PrecisionAtRecallConfig: _AT_RECALL,
     FPRAtRecallConfig: _AT_RECALL,
+    SoftFBetaConfig: {**_RANKING, "beta": [0.5, 1.0, 2.0], "eta": [-0.75, 0.0, 0.5]},
     PAUCAtBudgetConfig: {
         **_RANKING,
         **_THRESHOLD,
@@ -57,6 +59,7 @@ _CHOICES: Mapping[type, Choices] = {
         "tau_scale": ["iqr", "band", "std", "none"],
         "pos_numerator": ["pool", "live"],
         "budget_basis": ["fpr", "population"],
+        "min_tpr": [0.0, 0.3137],
     },
     SigmoidFocalConfig: {
         "alpha": [-1.0, 0.25, 0.0, 1.0],
@@ -89,8 +92,8 @@ def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
     config : type
         :class:`~imbalanced_losses.SmoothAPConfig`, :class:`~imbalanced_losses.RecallAtQuantileConfig`,
         :class:`~imbalanced_losses.PrecisionAtRecallConfig`, :class:`~imbalanced_losses.FPRAtRecallConfig`,
-        :class:`~imbalanced_losses.PAUCAtBudgetConfig`, :class:`~imbalanced_losses.SigmoidFocalConfig` or
-        :class:`~imbalanced_losses.SoftmaxFocalConfig`.
+        :class:`~imbalanced_losses.SoftFBetaConfig`, :class:`~imbalanced_losses.PAUCAtBudgetConfig`,
+        :class:`~imbalanced_losses.SigmoidFocalConfig` or :class:`~imbalanced_losses.SoftmaxFocalConfig`.
     **fixed
         Fields with a fixed value. Ranking losses need ``num_classes``, and ``multilabel=True`` for multi-label targets.
 

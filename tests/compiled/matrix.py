@@ -16,27 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    PAUCAtBudgetLoss,
-    QueueState,
-    RecallAtQuantileConfig,
-    RecallAtQuantileLoss,
-    SigmoidFocalConfig,
-    SigmoidFocalLoss,
-    SmoothAPConfig,
-    SmoothAPLoss,
-    SoftmaxFocalConfig,
-    SoftmaxFocalLoss,
-    init_queue,
-    pauc_at_budget,
-    recall_at_quantile,
-    sigmoid_focal,
-    smooth_ap,
-    softmax_focal,
-    stack_states,
-)
+from imbalanced_losses import QueueState, init_queue, stack_states
 from imbalanced_losses.queue import push
+from tests.registry import ELEMENTWISE, TRACED
 
 THREADS = (1, 2, 4)
 """Thread counts to compile for and to run on."""
@@ -52,28 +34,39 @@ State = QueueState | tuple[()]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss in one configuration. Ranking losses have a queue, focal losses have none."""
+    """A loss in one configuration. Ranking losses have a queue, elementwise losses have none."""
 
     function: Callable[..., Any]
     config: type
     module: type[nn.Module]
     options: Mapping[str, Any]
+    in_suite: tuple[str, ...]
     has_queue: bool = True
+    labels: bool = False
+    """An elementwise loss of labels of the logits' shape."""
 
+    def options_for(self, classes: int) -> dict[str, Any]:
+        """Options that have a number for each class repeat theirs."""
+        per_class = {name: value for name, value in self.options.items() if isinstance(value, tuple)}
+        return {**self.options, **{name: (value * classes)[:classes] for name, value in per_class.items()}}
 
-_PAUC = (pauc_at_budget, PAUCAtBudgetConfig, PAUCAtBudgetLoss)
-_RECALL = (recall_at_quantile, RecallAtQuantileConfig, RecallAtQuantileLoss)
 
 # With these budgets and temperatures every class has a gradient, even in a pool of 56 rows.
 LOSSES: dict[str, Loss] = {
-    "smooth_ap": Loss(smooth_ap, SmoothAPConfig, SmoothAPLoss, {"temperature": 0.1}),
-    "recall": Loss(*_RECALL, {"temperature": 0.1, "quantile": 0.1}),
-    "recall_implicit": Loss(*_RECALL, {"temperature": 0.1, "quantile": 0.1, "threshold_gradient": "implicit"}),
-    "trapezoid": Loss(*_PAUC, {"temperature": 0.1, "beta": 0.2, "n_knots": 3}),
-    "trapezoid_implicit": Loss(*_PAUC, {"temperature": 0.1, "beta": 0.2, "threshold_gradient": "implicit"}),
-    "pairwise": Loss(*_PAUC, {"temperature": 0.1, "beta": 0.3, "surrogate": "pairwise"}),
-    "sigmoid_focal": Loss(sigmoid_focal, SigmoidFocalConfig, SigmoidFocalLoss, {"ignore_index": IGNORE}, False),
-    "softmax_focal": Loss(softmax_focal, SoftmaxFocalConfig, SoftmaxFocalLoss, {"ignore_index": IGNORE}, False),
+    name: Loss(
+        loss.function,
+        loss.config,
+        loss.shell,
+        {"temperature": 0.1, **variant.options},
+        variant.compiled or ("function C=3 16+40",),
+    )
+    for name, (loss, variant) in TRACED.items()
+}
+LOSSES |= {
+    name: Loss(loss.function, loss.config, loss.shell, own.options, own.compiled, has_queue=False, labels=own.labels)
+    for loss in ELEMENTWISE.values()
+    for name, own in loss.variants.items()
+    if own.compiled
 }
 
 
@@ -131,7 +124,8 @@ class Case:
     ) -> tuple[Tensor, State]:
         """The loss and the new state from the pure function."""
         if not self.loss.has_queue:
-            return self.loss.function(logits, targets, self.loss.config(**self.loss.options), **extras), state
+            config = self.loss.config(**self.loss.options_for(self.kind.classes))
+            return self.loss.function(logits, targets, config, **extras), state
         config = self.loss.config(num_classes=self.kind.classes, multilabel=self.kind.multilabel, **self.loss.options)
         result: tuple[Tensor, State] = self.loss.function(logits, targets, state, config, **extras)
         return result
@@ -139,7 +133,7 @@ class Case:
     def module(self) -> Any:
         """The module, with the queue of :meth:`state`."""
         if not self.loss.has_queue:
-            return self.loss.module(**self.loss.options)
+            return self.loss.module(**self.loss.options_for(self.kind.classes))
         module = self.loss.module(
             num_classes=self.kind.classes,
             multilabel=self.kind.multilabel,
@@ -177,7 +171,7 @@ class Case:
 
     def _member_batch(self, step: int, member: int) -> Batch:
         logits, targets, weights = self._rows(self.pool.batch, f"step {step}", member)
-        if self.loss_name == "sigmoid_focal":
+        if self.loss.labels:
             targets = targets.view_as(logits).float()
             if self.kind.classes == 1:
                 logits, targets = logits[:, 0], targets[:, 0]
@@ -226,11 +220,12 @@ OTHER_FORMS = (
 
 def kinds_of(loss_name: str) -> tuple[Kind, ...]:
     """The kinds that a loss can take: a softmax needs two classes, and sigmoid labels are not exclusive."""
-    if loss_name == "sigmoid_focal":
+    loss = LOSSES[loss_name]
+    if loss.has_queue:
+        return KINDS
+    if loss.labels:
         return tuple(kind for kind in KINDS if kind.multilabel or kind.classes == 1)
-    if loss_name == "softmax_focal":
-        return tuple(kind for kind in KINDS if not kind.multilabel and kind.classes > 1)
-    return KINDS
+    return tuple(kind for kind in KINDS if not kind.multilabel and kind.classes > 1)
 
 
 def _crossed() -> Iterator[Case]:

@@ -14,18 +14,10 @@ from tests.compiled.matrix import CASES, LOSSES, THREADS
 from tests.compiled.processes import Run, check
 from tests.compiled.worker import code_for
 
-# One process each: starting a process takes longer than a case.
-PROCESSES: dict[str, list[str]] = {
-    "smooth_ap": ["smooth_ap function C=2 16+40"],
-    "pairwise": ["pairwise function C=3 16+40", "pairwise module C=1 32+1024"],
-    "recall": ["recall module C=3 16+40", "recall_implicit function C=3m 16+40"],
-    "trapezoid": ["trapezoid function C=2m 32+200", "trapezoid_implicit ensemble C=3 16+40"],
-    "focal": [
-        "sigmoid_focal function C=3m 600+0",
-        "softmax_focal function C=10 2000+0",
-        "softmax_focal function C=3 16+0",
-    ],
-}
+# One process for each function: starting a process takes longer than a case.
+PROCESSES: dict[str, list[str]] = {loss.function.__name__: [] for loss in LOSSES.values()}
+for _name, _loss in LOSSES.items():
+    PROCESSES[_loss.function.__name__] += [f"{_name} {case}" for case in _loss.in_suite]
 
 
 def find(name: str) -> str:

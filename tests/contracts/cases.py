@@ -1,4 +1,4 @@
-"""The table of the contract matrix: every ranking loss in the configurations that take different ways through the code.
+"""The contract matrix: every variant of every ranking loss in the registry, as something that runs problems.
 
 ``CASES`` x ``KINDS`` (binary, multi-class, multi-label) x with and without a queue is the matrix. A test either walks
 it with a fixed problem (``example``) or lets hypothesis draw kind, queue and rows (``strategies.problems``).
@@ -6,6 +6,7 @@ it with a fixed problem (``example``) or lets hypothesis draw kind, queue and ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from imbalanced_losses import PerClass, QueueState, init_queue
 from imbalanced_losses.queue import push
-from tests.strategies import IGNORE, KINDS, LOSSES, Problem, RankingLoss
+from tests.registry import RANKING, VARIANTS, RankingLoss, Variant
+from tests.strategies import IGNORE, KINDS, Problem
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,31 @@ class Case:
 
     @property
     def loss(self) -> RankingLoss:
-        return LOSSES[self.loss_name]
+        return RANKING[self.loss_name]
+
+    @property
+    def variant(self) -> Variant:
+        return self.loss.variants.get(self.name, Variant())
+
+    @property
+    def most(self) -> float:
+        """The largest loss."""
+        return 1.0 if self.variant.bounded else math.inf
 
     @property
     def live_numerator(self) -> bool:
         return self.options.get("pos_numerator") == "live"
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether a class without negatives is invalid."""
+        return self.loss.needs_negatives or self.options.get("budget_basis") == "fpr"
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the threshold follows the scores."""
+        cfg = self.loss.config(num_classes=1, **self.options)
+        return getattr(cfg, "threshold_gradient", "stop") == "implicit"
 
     def with_options(self, **changes: Any) -> Case:
         return replace(self, options={**self.options, **changes})
@@ -67,32 +89,15 @@ class Result:
     state: QueueState
 
 
-def _case(name: str, loss: str, **options: Any) -> Case:
-    return Case(name, loss, {"temperature": 0.5, **options})
-
-
-_PAIRWISE = {"surrogate": "pairwise", "beta": 0.6}
-_BAND = {"tau_scale": "band", "budget_basis": "population"}
-
-CASES = [
-    _case("smooth_ap", "smooth_ap"),
-    _case("recall", "recall", quantile=0.3),
-    _case("recall-implicit", "recall", quantile=0.3, threshold_gradient="implicit", quantile_interpolation="linear"),
-    _case("trapezoid", "pauc", alpha=0.1, beta=0.6, n_knots=3),
-    _case("trapezoid-live", "pauc", beta=0.7, pos_numerator="live", quantile_interpolation="nearest", **_BAND),
-    _case("trapezoid-implicit", "pauc", alpha=0.1, beta=0.6, n_knots=4, threshold_gradient="implicit"),
-    _case("trapezoid-population-implicit", "pauc", beta=0.7, threshold_gradient="implicit", **_BAND),
-    _case("pairwise", "pauc", alpha=0.1, **_PAIRWISE),
-    _case("pairwise-band", "pauc", quantile_interpolation="midpoint", **_PAIRWISE, **_BAND),
-    _case("pairwise-live-implicit", "pauc", pos_numerator="live", threshold_gradient="implicit", **_PAIRWISE),
-]
+LOSS_OF = {name: loss_name for loss_name, loss in RANKING.items() for name in loss.variants}
+CASES = [Case(name, LOSS_OF[name], {"temperature": 0.5, **variant.options}) for name, (_, variant) in VARIANTS.items()]
 
 
 def case_named(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
-DEFAULTS = [Case(name, name, {}) for name in LOSSES]
+DEFAULTS = [Case(name, name, {}) for name in RANKING]
 
 
 def _parametrize(cases: list[Case]) -> pytest.MarkDecorator:
@@ -101,10 +106,10 @@ def _parametrize(cases: list[Case]) -> pytest.MarkDecorator:
 
 over = {
     "cases": _parametrize(CASES),
-    "losses": _parametrize([case_named(name) for name in ("smooth_ap", "recall", "trapezoid")]),
+    "losses": _parametrize([case_named(next(iter(loss.variants))) for loss in RANKING.values()]),
     "defaults": _parametrize(DEFAULTS),
     "pauc": _parametrize([case for case in CASES if case.loss_name == "pauc"]),
-    "implicit": _parametrize([case for case in CASES if case.options.get("threshold_gradient") == "implicit"]),
+    "implicit": _parametrize([case for case in CASES if case.implicit]),
     "kinds": pytest.mark.parametrize("kind", KINDS),
     "queue": pytest.mark.parametrize("with_queue", [False, True], ids=["no_queue", "queue"]),
 }

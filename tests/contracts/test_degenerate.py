@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from imbalanced_losses import init_queue
-from tests.contracts.cases import Case, assert_same_state, case_named, example, over
+from tests.contracts.cases import Case, assert_close, assert_same_state, case_named, example, over
+from tests.parity import reference
 from tests.strategies import IGNORE, KINDS, Problem
 
 
@@ -46,7 +47,7 @@ def test_empty_batch_with_a_queue(case: Case, kind: str) -> None:
     """The queue alone may make classes valid: the loss is theirs, and backward has no row to reach."""
     problem = example(kind).rows(torch.arange(0))
     result = case.run(problem)
-    assert 0 <= result.loss <= 1
+    assert 0 <= result.loss <= case.most
     assert (result.loss > 0) == (not case.live_numerator)
     assert result.gradient.shape == problem.logits.shape
 
@@ -60,7 +61,7 @@ def test_all_ignored(case: Case, kind: str, with_queue: bool) -> None:
     result = case.run(problem)
     assert (result.gradient == 0).all()
     if with_queue and not case.live_numerator:
-        assert 0 < result.loss < 1
+        assert 0 < result.loss < case.most
     else:
         assert_nothing(case, problem)
 
@@ -78,7 +79,7 @@ def test_all_positive(case: Case, kind: str) -> None:
     """No negative leaves nothing to rank against; recall is about the threshold over all scores and stays valid."""
     problem = empty_queue(kind)
     problem = replace(problem, targets=torch.ones_like(problem.targets))
-    if case.loss_name == "recall":
+    if not case.needs_negatives:
         assert case.per_class(problem).valid.all()
         assert 0 < case.run(problem).loss < 1
     else:
@@ -90,7 +91,7 @@ def test_one_observed_class(case: Case) -> None:
     """Multi-class with every row of class 1: all positive for it, all negative for the others."""
     problem = empty_queue("multiclass")
     problem = replace(problem, targets=torch.ones_like(problem.targets))
-    if case.loss_name == "recall":
+    if not case.needs_negatives:
         assert case.per_class(problem).valid.tolist() == [False, True, False]
         assert (case.run(problem).gradient[:, [0, 2]] == 0).all()
     else:
@@ -113,8 +114,10 @@ def test_mean_is_over_valid_classes(case: Case) -> None:
 def test_one_row(case: Case) -> None:
     problem = empty_queue("binary").rows(torch.tensor([1]))
     assert problem.targets.tolist() == [1]
-    if case.loss_name == "recall":
-        assert case.run(problem).loss == 0.5  # the threshold is the row itself
+    if not case.needs_negatives:
+        assert case.per_class(problem).valid.all()
+        expected = reference.per_class(case.loss.reference, problem, case.config(problem)).loss
+        assert_close(case.run(problem).loss, expected[0])  # recall: a half, since the threshold is the row itself
     else:
         assert_nothing(case, problem)
 
@@ -129,13 +132,14 @@ def test_pauc_without_iid_negatives_is_invalid(case: Case) -> None:
 @over["pauc"]
 @over["kinds"]
 def test_pauc_of_tied_scores_is_a_half(case: Case, kind: str) -> None:
-    """No spread: the unit is 1, and each comparison is even."""
+    """No spread: the unit is 1, and each comparison is even; with "dro" each hinge loss is the margin."""
     problem = example(kind)
     tied = replace(problem, logits=torch.full_like(problem.logits, 0.1))
     tied = tied.with_queue(logits=torch.full_like(problem.state.logits, 0.1))
     per_class = case.per_class(tied)
     assert per_class.valid.any()
-    torch.testing.assert_close(per_class.loss[per_class.valid], torch.full_like(per_class.loss[per_class.valid], 0.5))
+    found, expected = per_class.loss[per_class.valid], case.options.get("margin", 0.5 if case.variant.bounded else 1.0)
+    torch.testing.assert_close(found, torch.full_like(found, expected))
     assert (case.run(tied).gradient != 0).any()
 
 

@@ -13,11 +13,7 @@ from tests.contracts.cases import CASES, Case, example, over
 from tests.strategies import Problem
 
 # with "implicit" the gradient is that of the soft quantile and not the value's: see test_threshold_gradient.py
-DIFFERENTIABLE = [
-    case
-    for case in CASES
-    if case.options.get("threshold_gradient") != "implicit" or case.options.get("surrogate") == "pairwise"
-]
+DIFFERENTIABLE = [case for case in CASES if not case.implicit or case.options.get("surrogate") == "pairwise"]
 
 
 def away_from_switches(kind: str) -> Problem:
@@ -45,21 +41,20 @@ def function_of_logits(case: Case, problem: Problem) -> Callable[[Tensor], Tenso
 @over["kinds"]
 def test_gradcheck(case: Case, kind: str) -> None:
     problem = away_from_switches(kind)
-    if case.loss_name == "recall":
-        problem = replace(problem, logits=torch.where(problem.logits.abs() < 1.2, 2.0, problem.logits))
-        case = case.with_options(quantile=0.6)
+    logits, options = case.loss.away_from_switches(problem.logits)
+    problem, case = replace(problem, logits=logits), case.with_options(**options)
     loss = function_of_logits(case, problem)
     assert torch.autograd.gradcheck(loss, problem.logits.clone().requires_grad_())
     assert torch.autograd.gradgradcheck(loss, problem.logits.clone().requires_grad_())
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.loss.smooth], ids=lambda case: case.name)
 @over["kinds"]
 @over["queue"]
-def test_smooth_ap_with_ties(kind: str, with_queue: bool) -> None:
-    """Smooth-AP has no switch: it is smooth at ties too."""
+def test_without_a_switch_also_at_ties(case: Case, kind: str, with_queue: bool) -> None:
     problem = example(kind, with_queue)
     problem = replace(problem, logits=(problem.logits * 2).round() / 2)
-    loss = function_of_logits(CASES[0], problem)
+    loss = function_of_logits(case, problem)
     assert torch.autograd.gradcheck(loss, problem.logits.clone().requires_grad_())
     assert torch.autograd.gradgradcheck(loss, problem.logits.clone().requires_grad_())
 

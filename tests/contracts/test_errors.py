@@ -13,7 +13,8 @@ from torch import Tensor
 from imbalanced_losses import SigmoidFocalConfig, init_queue
 from imbalanced_losses.losses._ranking import RankingConfig
 from tests.contracts.cases import Case, example, over
-from tests.strategies import KINDS, LOSSES
+from tests.registry import BAD_RANKING, RANKING
+from tests.strategies import KINDS
 
 Arguments = dict[str, Any]
 
@@ -229,16 +230,16 @@ def test_shell(
     shell(**good)  # and it still works
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("other", LOSSES)
+@pytest.mark.parametrize("loss", RANKING)
+@pytest.mark.parametrize("other", RANKING)
 def test_each_loss_wants_its_own_config(loss: str, other: str) -> None:
     problem = example("binary")
-    cfg = LOSSES[other].config(num_classes=1)
-    for function in (LOSSES[loss].function, LOSSES[loss].per_class):
+    cfg = RANKING[other].config(num_classes=1)
+    for function in (RANKING[loss].function, RANKING[loss].per_class):
         if loss == other:
             function(problem.logits, problem.targets, problem.state, cfg)
         else:
-            expected = rf"expected cfg to be a {LOSSES[loss].config.__name__}, got {LOSSES[other].config.__name__}"
+            expected = rf"expected cfg to be a {RANKING[loss].config.__name__}, got {RANKING[other].config.__name__}"
             with pytest.raises(TypeError, match=expected):
                 function(problem.logits, problem.targets, problem.state, cfg)
 
@@ -273,74 +274,24 @@ def test_ignore_index_is_not_a_wrong_label(case: Case, kind: str) -> None:
 
 # --- configuration ----------------------------------------------------------------------------------------------------
 
-BAD_COMMON: list[tuple[str, Any, type[Exception]]] = [
-    ("num_classes", 0, ValueError),
-    ("num_classes", -3, ValueError),
-    ("num_classes", 1.5, TypeError),
-    ("temperature", 0.0, ValueError),
-    ("temperature", -0.1, ValueError),
-    ("temperature", 1e-60, ValueError),
-    ("temperature", float("nan"), ValueError),
-    ("temperature", float("inf"), ValueError),
-    ("reduction", "avg", ValueError),
-    ("reduction", None, ValueError),
-    ("ignore_index", 0.5, TypeError),
-    ("max_pool_size", 0, ValueError),
-    ("max_pool_size", -1, ValueError),
-    ("max_pool_size", 2.5, TypeError),
-]
-BAD_THRESHOLD: list[tuple[str, Any, type[Exception]]] = [
-    ("quantile_interpolation", "cubic", ValueError),
-    ("threshold_gradient", "soft", ValueError),
-]
-BAD_RECALL: list[tuple[str, Any, type[Exception]]] = [
-    ("quantile", -0.1, ValueError),
-    ("quantile", 0.0, ValueError),
-    ("quantile", 1.0, ValueError),
-    ("quantile", 1.1, ValueError),
-    ("quantile", float("nan"), ValueError),
-]
-BAD_PAUC: list[tuple[str, Any, type[Exception]]] = [
-    ("alpha", -0.1, ValueError),
-    ("alpha", float("nan"), ValueError),
-    ("alpha", 0.5, ValueError),  # beta is 0.005
-    ("alpha", 0.005, ValueError),
-    ("beta", 1.1, ValueError),
-    ("beta", 0.0, ValueError),
-    ("beta", float("nan"), ValueError),
-    ("n_knots", 1, ValueError),
-    ("n_knots", 2.5, TypeError),
-    ("surrogate", "simpson", ValueError),
-    ("tau_scale", "mad", ValueError),
-    ("pos_numerator", "queue", ValueError),
-    ("budget_basis", "tpr", ValueError),
-]
-BAD_CONFIGS = [
-    (loss, *entry)
-    for loss, entries in {
-        "smooth_ap": BAD_COMMON,
-        "recall": BAD_COMMON + BAD_THRESHOLD + BAD_RECALL,
-        "pauc": BAD_COMMON + BAD_THRESHOLD + BAD_PAUC,
-    }.items()
-    for entry in entries
-]
+BAD_CONFIGS = [(name, *bad) for name, loss in RANKING.items() for bad in (*BAD_RANKING, *loss.bad)]
 
 
 @pytest.mark.parametrize(("loss", "name", "value", "error"), BAD_CONFIGS)
 def test_configuration(loss: str, name: str, value: Any, error: type[Exception]) -> None:
     """Checked when the config is built, and so when the shell is."""
     message = rf"expected .*{name}.*, got .*{re.escape(str(value))}"
-    for build in (LOSSES[loss].config, LOSSES[loss].shell):
+    for build in (RANKING[loss].config, RANKING[loss].shell):
         with pytest.raises(error, match=message):
             build(**{"num_classes": 2, name: value})
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", RANKING)
 def test_queue_size(loss: str) -> None:
     with pytest.raises(ValueError, match=r"expected queue_size .*, got -1"):
-        LOSSES[loss].shell(num_classes=1, queue_size=-1)
+        RANKING[loss].shell(num_classes=1, queue_size=-1)
     with pytest.raises(TypeError, match=r"expected queue_size .*, got 2.5"):
-        LOSSES[loss].shell(num_classes=1, queue_size=2.5)
+        RANKING[loss].shell(num_classes=1, queue_size=2.5)
 
 
 def test_init_queue() -> None:
@@ -352,17 +303,17 @@ def test_init_queue() -> None:
         init_queue(1, 1, dtype=torch.int64)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", RANKING)
 def test_configs_are_frozen_and_keyword_only(loss: str) -> None:
-    config = LOSSES[loss].config(num_classes=2)
+    config = RANKING[loss].config(num_classes=2)
     with pytest.raises(AttributeError):
         config.temperature = 1.0
     with pytest.raises(TypeError):
-        LOSSES[loss].config(2)
-    assert config == LOSSES[loss].config(num_classes=2)
-    assert hash(config) == hash(LOSSES[loss].config(num_classes=2))
+        RANKING[loss].config(2)
+    assert config == RANKING[loss].config(num_classes=2)
+    assert hash(config) == hash(RANKING[loss].config(num_classes=2))
     with pytest.raises(TypeError):
-        LOSSES[loss].config()  # num_classes is required
+        RANKING[loss].config()  # num_classes is required
 
 
 def test_kinds_of_mistakes_cover_every_kind_of_targets() -> None:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from imbalanced_losses import init_queue
 from tests.contracts.cases import Case, assert_close, example, leaves, over
-from tests.strategies import IGNORE, LOSSES, Problem, few_examples, flags, problems, weights
+from tests.parity.reference import pool_of
+from tests.registry import RANKING
+from tests.strategies import IGNORE, Problem, few_examples, flags, problems, weights
 
 BAD = [0.0, 1.0, -1e4, float("nan"), float("inf"), -float("inf")]
 
@@ -125,6 +127,8 @@ def test_unfilled_slots(case: Case, data: st.DataObject, problem: Problem) -> No
 @few_examples
 @given(problem=problems(min_rows=1), shift=st.sampled_from([-64.0, 0.5, 3.0, 4096.0]))
 def test_shift(case: Case, problem: Problem, shift: float) -> None:
+    if not case.loss.shift_invariant:
+        return
     shifted = replace(problem, logits=problem.logits + shift).with_queue(logits=problem.state.logits + shift)
     result, expected = case.run(shifted), case.run(problem)
     assert_close(result.loss, expected.loss)
@@ -135,13 +139,15 @@ def test_shift(case: Case, problem: Problem, shift: float) -> None:
 @few_examples
 @given(problem=problems(min_rows=1), factor=st.sampled_from([0.125, 2.0, 1024.0]))
 def test_positive_scale(case: Case, problem: Problem, factor: float) -> None:
-    """pAUC measures scores in units of their own spread, if they have one; the others in units of the temperature."""
+    """Scores in units of their own spread (``tau_scale``), if they have one, or of the temperature."""
     scaled = replace(problem, logits=problem.logits * factor).with_queue(logits=problem.state.logits * factor)
-    temperature = case.options["temperature"]
-    own_units = case.loss is LOSSES["pauc"]
-    if own_units and (case.per_class(problem).diagnostics["tau_eff"] == temperature).any():
+    cfg = case.config(problem)
+    own_units = cfg.tau_scale != "none"
+    held = [case.loss.reference.held(pool_of(problem, label), cfg) for label in range(problem.num_classes)]
+    if own_units and any(at is not None and at.tau == cfg.temperature for at in held):
         return
-    result = case.run(scaled, temperature=temperature if own_units else temperature * factor)
+    names = [name for name in case.loss.in_score_units if name != "temperature" or not own_units]
+    result = case.run(scaled, **{name: getattr(cfg, name) * factor for name in names})
     expected = case.run(problem)
     assert_close(result.loss, expected.loss)
     assert_close(result.gradient * factor, expected.gradient)
@@ -201,7 +207,7 @@ def test_two_disjoint_labels_are_two_classes(case: Case, data: st.DataObject) ->
 
 # --- rows outside the iid sample --------------------------------------------------------------------------------------
 
-PAUC = LOSSES["pauc"]
+PAUC = RANKING["pauc"]
 SHAPED_BY_THE_REFERENCE = ("t_alpha", "t_beta", "tau_eff")
 
 
@@ -236,10 +242,10 @@ def test_the_queue_remembers_the_iid_flag() -> None:
 
 
 @over["cases"]
-def test_iid_mask_reaches_pauc_only(case: Case) -> None:
+def test_iid_mask_reaches_those_that_use_it(case: Case) -> None:
     """Ranks, and recall's threshold over all pool scores, count every row."""
     problem = example("multiclass")
     without, everyone = (replace(problem, iid_mask=mask) for mask in (None, torch.ones_like(problem.iid_mask)))
     assert torch.equal(case.run(without).loss, case.run(everyone).loss)
     flipped = replace(problem, iid_mask=~problem.iid_mask).with_queue(iid=~problem.state.iid)
-    assert torch.equal(case.run(flipped).loss, case.run(problem).loss) == (case.loss is not PAUC)
+    assert torch.equal(case.run(flipped).loss, case.run(problem).loss) == (not case.loss.uses_iid_mask)

@@ -14,54 +14,34 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    RecallAtQuantileConfig,
-    SigmoidFocalConfig,
-    SmoothAPConfig,
-    SoftmaxFocalConfig,
-    init_queue,
-    pauc_at_budget,
-    recall_at_quantile,
-    sigmoid_focal,
-    smooth_ap,
-    softmax_focal,
-)
+from imbalanced_losses import init_queue
+from tests.contracts import elements
+from tests.registry import ELEMENTWISE, MAIN
 
 Loss = Callable[[Tensor], Tensor]
 
 
-def ranking(
-    function: Callable[..., Any], config: type, classes: int, rows: int, **settings: Any
-) -> tuple[Loss, Tensor]:
+def ranking(name: str, classes: int, rows: int) -> tuple[Loss, Tensor]:
     generator = torch.Generator().manual_seed(3)
     targets = torch.randint(0, max(2, classes), (rows,), generator=generator)
     logits = torch.randn(rows, classes, generator=generator, dtype=torch.float64)
-    state, cfg = init_queue(0, classes, dtype=torch.float64), config(num_classes=classes, **settings)
-    return lambda z: function(z, targets, state, cfg)[0], logits
+    loss, variant = MAIN[name]
+    cfg = loss.config(num_classes=classes, **{"temperature": 0.3, **variant.options})
+    state = init_queue(0, classes, dtype=torch.float64)
+    return lambda z: loss.function(z, targets, state, cfg)[0], logits
 
 
-def focal(function: Callable[..., Tensor], cfg: Any, classes: int, rows: int) -> tuple[Loss, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(rows, classes, generator=generator, dtype=torch.float64)
-    if function is softmax_focal:
-        targets = torch.randint(0, classes, (rows,), generator=generator)
-    else:
-        targets = torch.randint(0, 2, (rows, classes), generator=generator).double()
-    return lambda z: function(z, targets, cfg), logits
+def elementwise(case: elements.Case, rows: int) -> tuple[Loss, Tensor]:
+    logits, targets = case.inputs(n=rows)
+    return lambda z: case.call(z, targets), logits
 
 
 CASES: dict[str, tuple[Loss, Tensor]] = {
-    "smooth_ap": ranking(smooth_ap, SmoothAPConfig, 1, 12, temperature=0.3),
-    "smooth_ap of many rows": ranking(smooth_ap, SmoothAPConfig, 1, 1600, temperature=0.3),
-    "smooth_ap of classes": ranking(smooth_ap, SmoothAPConfig, 3, 20, temperature=0.3),
-    "recall": ranking(recall_at_quantile, RecallAtQuantileConfig, 1, 12, temperature=0.3, quantile=0.3),
-    "trapezoid": ranking(pauc_at_budget, PAUCAtBudgetConfig, 1, 20, beta=0.5),
-    "pairwise": ranking(pauc_at_budget, PAUCAtBudgetConfig, 3, 20, beta=0.5, surrogate="pairwise"),
-    "sigmoid focal": focal(sigmoid_focal, SigmoidFocalConfig(), 3, 8),
-    "sigmoid focal of many": focal(sigmoid_focal, SigmoidFocalConfig(), 3, 2000),
-    "softmax focal": focal(softmax_focal, SoftmaxFocalConfig(), 3, 8),
-    "softmax focal of many": focal(softmax_focal, SoftmaxFocalConfig(), 3, 2000),
+    **{name: ranking(name, 1, 20) for name in MAIN},
+    **{f"{name} of classes": ranking(name, 3, 20) for name in MAIN},
+    **{f"{name} of many rows": ranking(name, 1, 1600) for name in MAIN},
+    **{case.name: elementwise(case, 8) for case in elements.CASES if case.name in ELEMENTWISE},
+    **{f"{case.name} of many": elementwise(case, 2000) for case in elements.CASES if case.name in ELEMENTWISE},
 }
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -34,7 +34,7 @@ from tests.contracts.mistakes import (
     Inputs,
     Mistake,
 )
-from tests.strategies import LOSSES
+from tests.registry import RANKING as RANKING_LOSSES
 
 
 def table(mistakes: list[Mistake]) -> pytest.MarkDecorator:
@@ -47,7 +47,7 @@ def refuses(call: Callable[[], object], error: type[Exception] | tuple[type[Exce
         call()
 
 
-@pytest.mark.parametrize("shell", [SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss])
+@pytest.mark.parametrize("shell", [loss.shell for loss in RANKING_LOSSES.values()])
 @table(RANKING)
 def test_ranking(
     shell: Any, settings: dict[str, Any], inputs: Inputs, error: type[Exception], message: str, right: Any
@@ -82,11 +82,11 @@ def test_one_logit_is_no_softmax(targets: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", RANKING_LOSSES)
 def test_rows_that_are_too_many_have_no_remedy(loss: str, dtype: torch.dtype) -> None:
     """A conversion would not help."""
     with pytest.raises(ValueError, match=r"expected targets of shape \[4\], got \[5\]$"):
-        LOSSES[loss].shell(num_classes=1)(torch.randn(4), torch.ones(5, dtype=dtype))
+        RANKING_LOSSES[loss].shell(num_classes=1)(torch.randn(4), torch.ones(5, dtype=dtype))
 
 
 def test_layouts_that_may_be_either_have_no_remedy() -> None:
@@ -104,10 +104,10 @@ def test_one_class_weight(alpha: Any) -> None:
     torch.testing.assert_close(weighted, SigmoidFocalLoss(alpha=0.25)(PAIR[:, 1] - PAIR[:, 0], LABELS))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", RANKING_LOSSES)
 def test_a_loss_on_another_device(loss: str) -> None:
     """A forgotten ``loss_fn.to(device)``."""
-    spec = LOSSES[loss]
+    spec = RANKING_LOSSES[loss]
     for validate in (True, False):
         shell = spec.shell(num_classes=1, queue_size=4, validate_targets=validate)
         message = r"expected a queue on meta like the logits, got cpu: .*loss_fn.to\('meta'\)"

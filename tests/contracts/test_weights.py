@@ -1,17 +1,21 @@
-"""Sample weights: each positive's term in the numerator mean, and nothing else."""
+"""Sample weights: each positive's term in the numerator mean, and nothing else; or each row, in losses of counts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.contracts.cases import Case, assert_close, assert_same_state, example, over
+from tests.contracts.cases import CASES, Case, assert_close, assert_same_state, example, over
 from tests.parity import reference
 from tests.strategies import Problem, few_examples, problems
+
+POSITIVES_ALONE = [case for case in CASES if not case.loss.weighs_negatives]
+EVERY_ROW = [case for case in CASES if case.loss.weighs_negatives]
 
 
 def with_weights(problem: Problem, weight: Tensor | None, queue_weight: Tensor | None = None) -> Problem:
@@ -37,7 +41,7 @@ def test_none_is_all_ones(case: Case, problem: Problem) -> None:
         assert_same_state(result.state, expected.state)
 
 
-@over["cases"]
+@pytest.mark.parametrize("case", [case for case in CASES if case.variant.weighs_terms], ids=lambda case: case.name)
 @over["kinds"]
 def test_weight_two_on_a_positive_is_the_closed_form(case: Case, kind: str) -> None:
     """``sum(w x) / sum(w)`` of the positives' own terms ``x``, which the loss at one positive's weight alone gives."""
@@ -68,7 +72,7 @@ def test_weight_two_on_a_positive_is_the_dense_formula(case: Case, kind: str, wi
     for i in range(3):
         weight[i] = 2.0
     problem = with_weights(problem, weight)
-    expected = reference.per_class(case.loss_name, problem, case.config(problem))
+    expected = reference.per_class(case.loss.reference, problem, case.config(problem))
     assert_close(case.per_class(problem).loss, expected.loss)
 
 
@@ -83,7 +87,7 @@ def test_only_proportions_matter(case: Case, problem: Problem, factor: float) ->
     assert_close(scaled.gradient, result.gradient)
 
 
-@over["cases"]
+@pytest.mark.parametrize("case", POSITIVES_ALONE, ids=lambda case: case.name)
 @few_examples
 @given(data=st.data(), kind=st.sampled_from(["binary", "multilabel"]))
 def test_weights_of_rows_without_a_positive_do_nothing(case: Case, data: st.DataObject, kind: str) -> None:
@@ -110,14 +114,30 @@ def test_zero_mass_is_invalid(case: Case, kind: str) -> None:
     assert (result.gradient == 0).all()
 
 
-@over["cases"]
+@pytest.mark.parametrize("case", EVERY_ROW, ids=lambda case: case.name)
+@few_examples
+@given(problem=problems(min_rows=2, extremes=False))
+def test_a_weight_counts_rows(case: Case, problem: Problem) -> None:
+    """A row of weight 2 is a row given twice, one of weight 0 is none; in units of the scores both are rows."""
+    case = case.with_options(tau_scale="none")
+    n = len(problem.logits)
+    counts = torch.arange(n) % 3
+    weighted = case.run(with_weights(problem, counts.double()))
+    index = torch.arange(n).repeat_interleave(counts)
+    repeated = case.run(with_weights(problem.rows(index), None))
+    assert_close(weighted.loss, repeated.loss)
+    expected = torch.zeros_like(problem.logits).index_add(0, index, repeated.gradient)
+    assert_close(weighted.gradient, expected)
+
+
+@pytest.mark.parametrize("case", POSITIVES_ALONE, ids=lambda case: case.name)
 def test_a_positive_without_weight_still_ranks(case: Case) -> None:
     """Zero weight is not an ignored row: the row counts in ranks, thresholds and populations."""
     problem = example("binary")
     weight = torch.ones(len(problem.logits), dtype=torch.float64)
     weight[1] = 0.0
     problem = with_weights(problem, weight)
-    expected = reference.per_class(case.loss_name, problem, case.config(problem))
+    expected = reference.per_class(case.loss.reference, problem, case.config(problem))
     assert_close(case.per_class(problem).loss, expected.loss)
 
 
@@ -130,7 +150,7 @@ def test_the_queue_keeps_weights(case: Case) -> None:
     pushed = case.run(problem).state
     assert torch.equal(pushed.sample_weight[24:32], problem.sample_weight[:8])
     later = Problem(problem.logits[:2] + 0.25, problem.targets[:2], pushed, problem.iid_mask[:2], None)
-    expected = reference.per_class(case.loss_name, later, case.config(later))
+    expected = reference.per_class(case.loss.reference, later, case.config(later))
     assert_close(case.per_class(later).loss, expected.loss)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imbalanced_losses import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SigmoidFocalLoss, SmoothAPLoss
+from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss
+from tests.registry import RANKING
 
 FEATURES = 5
 MAIN_LOSSES = {
-    "smooth_ap": SmoothAPLoss,
-    "recall": RecallAtQuantileLoss,
-    "pauc": lambda classes, **options: PAUCAtBudgetLoss(classes, beta=0.5, surrogate="pairwise", **options),
+    name: partial(loss.shell, **next(variant.options for variant in loss.variants.values() if variant.main))
+    for name, loss in RANKING.items()
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.distributed.jobs import call_arguments, call_shard
 from tests.distributed.processes import Processes
-from tests.distributed.training import FOCAL, RANKING, Recipe
+from tests.distributed.training import ELEMENTWISE, RANKING, Recipe
 
 GroupOf = Callable[[int], Processes]
 JOBS = "tests.distributed.jobs"
@@ -161,7 +161,7 @@ def test_the_same_error_on_every_rank(processes: GroupOf, case: str) -> None:
         assert state_stayed
 
 
-@pytest.mark.parametrize("loss", [*RANKING, *FOCAL])
+@pytest.mark.parametrize("loss", [*RANKING, *ELEMENTWISE])
 def test_the_loss_can_be_changed_in_place(processes: GroupOf, loss: str) -> None:
     for whole, half in processes(2).run(f"{JOBS}:change_in_place", recipe=Recipe(loss)):
         assert half == pytest.approx(whole / 2)

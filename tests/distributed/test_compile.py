@@ -14,7 +14,7 @@ GroupOf = Callable[[int], Processes]
 JOBS = "tests.distributed.compiling"
 RECIPES = {
     Recipe("smooth_ap", weighted=True, queue_size=40, shards="uneven"): "gather_rows",
-    Recipe("trapezoid_live", reduction="none", queue_size=40, shards="uneven"): "gather_rows",
+    Recipe("trapezoid_live_classes", reduction="none", queue_size=40, shards="uneven"): "gather_rows",
     Recipe("sigmoid_focal", weighted=True, shards="uneven"): "_add_up",
     Recipe("softmax_focal", reduction="mean_positive", shards="uneven"): "_add_up",
 }

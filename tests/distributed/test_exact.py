@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.processes import Processes
-from tests.distributed.training import FOCAL, LOSSES, STREAMING, Recipe, train
+from tests.distributed.training import LOSSES, RANKING, Recipe, reductions_of, train
 
 GroupOf = Callable[[int], Processes]
 
@@ -20,10 +20,9 @@ every_shard = pytest.mark.parametrize("shards", ["even", "uneven", "empty", "no 
 def recipes_of(loss: str, shards: str, size: int) -> list[Recipe]:
     """Every reduction with and without weights and queue; of more than two processes, with both or neither."""
     options = list(product([False, True], [0, 40])) if size == 2 else [(False, 0), (True, 40)]
-    if loss in {**FOCAL, **STREAMING}:
-        reductions = ["mean", "sum", *(["mean_positive"] if loss == "softmax_focal" else [])]
-        return [Recipe(loss, reduction, weighted, 0, shards) for reduction in reductions for weighted in (False, True)]
-    return [Recipe(loss, reduction, *rest, shards) for reduction in ("mean", "sum", "none") for rest in options]
+    if loss not in RANKING:
+        options = [(False, 0), (True, 0)]
+    return [Recipe(loss, reduction, *rest, shards) for reduction in reductions_of(loss) for rest in options]
 
 
 @every_size

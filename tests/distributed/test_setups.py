@@ -11,14 +11,14 @@ from torch.utils import _pytree as pytree
 
 from tests.distributed import setups
 from tests.distributed.processes import Processes
-from tests.distributed.training import FOCAL, RANKING, Recipe, make_model
+from tests.distributed.training import ELEMENTWISE, RANKING, Recipe, make_model
 
 GroupOf = Callable[[int], Processes]
 JOBS = "tests.distributed.setups"
 
 RECIPES = [
     Recipe("smooth_ap_classes", weighted=True, queue_size=40, shards="uneven"),
-    Recipe("pairwise_live", queue_size=40, shards="empty"),
+    Recipe("pairwise_live_implicit", queue_size=40, shards="empty"),
     Recipe("sigmoid_focal", weighted=True, shards="uneven"),
     Recipe("softmax_focal", reduction="mean_positive", shards="empty"),
 ]
@@ -116,7 +116,7 @@ def test_an_infinite_logit_is_seen_by_all_and_kept_by_none(processes: GroupOf, l
     assert_same_everywhere([[found["state"] for found in run] for run in runs])
 
 
-@pytest.mark.parametrize("loss", FOCAL)
+@pytest.mark.parametrize("loss", ELEMENTWISE)
 def test_an_infinite_logit_is_seen_by_all(processes: GroupOf, loss: str) -> None:
     for spoilt, following in processes(2).run(f"{JOBS}:call", recipe=Recipe(loss), modes=[True, True], spoilt=1):
         assert not spoilt["outputs"].isfinite()

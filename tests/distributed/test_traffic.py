@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.processes import Processes
-from tests.distributed.training import FOCAL, LOSSES, RANKING, Recipe
+from tests.distributed.training import ELEMENTWISE, LOSSES, RANKING, Recipe
 
 GroupOf = Callable[[int], Processes]
 JOBS = "tests.distributed.traffic"
@@ -44,7 +44,7 @@ def test_two_collectives_whatever_each_rank_was_given(processes: GroupOf, loss: 
 
 @pytest.mark.parametrize("weighted", [[], ["sample_weight"]], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize(
-    ("loss", "reduction"), [*product(FOCAL, ["mean", "sum"]), ("softmax_focal", "mean_positive")], ids=str
+    ("loss", "reduction"), [*product(ELEMENTWISE, ["mean", "sum"]), ("softmax_focal", "mean_positive")], ids=str
 )
 def test_one_small_collective_of_the_focal_losses(
     processes: GroupOf, loss: str, reduction: str, weighted: list[str]
@@ -62,7 +62,7 @@ def test_none_without_gathering(processes: GroupOf, loss: str) -> None:
     assert processes(2).run(f"{JOBS}:count", **job) == [([], [])] * 2
 
 
-@pytest.mark.parametrize("loss", FOCAL)
+@pytest.mark.parametrize("loss", ELEMENTWISE)
 def test_none_for_elements(processes: GroupOf, loss: str) -> None:
     recipe = Recipe(loss, reduction="none")
     assert processes(2).run(f"{JOBS}:count", recipe=recipe, extras=[[], []]) == [([], [])] * 2

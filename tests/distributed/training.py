@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,45 +12,51 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imbalanced_losses import (
-    LogitAdjustedLoss,
-    PAUCAtBudgetLoss,
-    RecallAtQuantileLoss,
-    SigmoidFocalLoss,
-    SmoothAPLoss,
-    SoftmaxFocalLoss,
-)
+from tests.registry import ELEMENTWISE as REGISTERED
+from tests.registry import VARIANTS
+from tests.strategies import KINDS
 
 STEPS = 5
 ROWS = 24  # of all ranks together
 FEATURES = 5
 
+ENDINGS = {"binary": "", "multiclass": "_classes", "multilabel": "_multilabel"}
+
+
+def _ranking(shell: Callable[..., nn.Module], options: Mapping[str, Any], kind: str) -> Callable[..., nn.Module]:
+    classes, multilabel = KINDS[kind]
+    return partial(shell, classes, multilabel=multilabel, **{"temperature": 0.3, **options})
+
+
 RANKING: dict[str, tuple[int, Callable[..., nn.Module]]] = {
-    "smooth_ap": (1, lambda **options: SmoothAPLoss(1, temperature=0.3, **options)),
-    "smooth_ap_classes": (3, lambda **options: SmoothAPLoss(3, temperature=0.3, **options)),
-    "smooth_ap_multilabel": (3, lambda **options: SmoothAPLoss(3, temperature=0.3, multilabel=True, **options)),
-    "recall": (1, lambda **options: RecallAtQuantileLoss(1, 0.3, temperature=0.3, **options)),
-    "recall_implicit": (
-        3,
-        lambda **options: RecallAtQuantileLoss(3, 0.3, temperature=0.3, threshold_gradient="implicit", **options),
-    ),
-    "trapezoid": (1, lambda **options: PAUCAtBudgetLoss(1, beta=0.5, n_knots=3, **options)),
-    "trapezoid_live": (3, lambda **options: PAUCAtBudgetLoss(3, beta=0.5, pos_numerator="live", **options)),
-    "pairwise": (1, lambda **options: PAUCAtBudgetLoss(1, beta=0.5, surrogate="pairwise", **options)),
-    "pairwise_live": (
-        1,
-        lambda **options: PAUCAtBudgetLoss(1, beta=0.5, surrogate="pairwise", pos_numerator="live", **options),
-    ),
+    name + ENDINGS[kind]: (KINDS[kind][0], _ranking(loss.shell, variant.options, kind))
+    for name, (loss, variant) in VARIANTS.items()
+    for kind in variant.processes or (("binary",) if variant.main else ())
 }
-FOCAL: dict[str, tuple[int, Callable[..., nn.Module]]] = {
-    "sigmoid_focal": (3, SigmoidFocalLoss),
-    "softmax_focal": (3, SoftmaxFocalLoss),
-    "logit_adjusted": (3, lambda **options: LogitAdjustedLoss([5, 3, 2], gamma=0.3, **options)),
+TRAINED = {
+    loss_name: (loss, own) for loss_name, loss in REGISTERED.items() for own in loss.variants.values() if own.processes
+}
+ELEMENTWISE: dict[str, tuple[int, Callable[..., nn.Module]]] = {
+    name: (own.rest[0], partial(loss.shell, **own.options)) for name, (loss, own) in TRAINED.items()
 }
 STREAMING: dict[str, tuple[int, Callable[..., nn.Module]]] = {
-    "logit_adjusted_stream": (3, lambda **options: LogitAdjustedLoss("stream", num_classes=3, gamma=0.3, **options)),
+    f"{name}_stream": (own.rest[0], partial(loss.shell, **{**own.options, **own.stream}))
+    for name, (loss, own) in TRAINED.items()
+    if own.stream is not None
 }
-LOSSES = {**RANKING, **FOCAL, **STREAMING}
+LABELS = {name for name in RANKING if name.endswith("_multilabel")}
+LABELS |= {name for name, (_, own) in TRAINED.items() if own.labels}
+"""Losses of labels ``[N, C]``."""
+
+
+def reductions_of(loss: str) -> tuple[str, ...]:
+    """Those that the processes have to agree on."""
+    if loss in RANKING:
+        return "mean", "sum", "none"
+    return tuple(name for name in TRAINED[loss.removesuffix("_stream")][0].reductions if name != "none")
+
+
+LOSSES = {**RANKING, **ELEMENTWISE, **STREAMING}
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Recipe:
         labels = torch.randint(-1, 2 if classes == 1 else classes, (ROWS,), generator=generator)
         if self.shards == "no positives":
             labels[: self.bounds(size)[1]] = 0
-        if self.loss in ("smooth_ap_multilabel", "sigmoid_focal"):
+        if self.loss in LABELS:
             targets = (torch.rand(ROWS, classes, generator=generator) < 0.4).float()
             targets[labels == 0] = 0
         else:

@@ -1,87 +1,19 @@
-"""The focal losses in a handful of configurations, and the paper's formula in float64 as their oracle."""
+"""The focal losses' cases, and the paper's formula in float64 on tensors as an oracle of many at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from imbalanced_losses import (
-    SigmoidFocalConfig,
-    SigmoidFocalLoss,
-    SoftmaxFocalConfig,
-    SoftmaxFocalLoss,
-    sigmoid_focal,
-    softmax_focal,
-)
+from tests.contracts.elements import CASES as ELEMENTWISE_CASES
+from tests.contracts.elements import Case
+from tests.registry import N_CLASSES
+
+__all__ = ["CASES", "DEFAULTS", "GAMMAS", "N_CLASSES", "Case", "paper_sigmoid", "paper_softmax"]
 
 GAMMAS = [0.0, 0.3, 0.5, 1.0, 2.0, 5.0]
-N_CLASSES = 4
-
-
-@dataclass(frozen=True)
-class Case:
-    """One loss in one configuration, for logits ``[N, *rest]``."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    rest: tuple[int, ...] = ()
-    soft: bool = False
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def is_softmax(self) -> bool:
-        return self.name.startswith("softmax")
-
-    @property
-    def ignore_index(self) -> int | None:
-        return self.config().ignore_index
-
-    def config(self, **changes: Any) -> Any:
-        return (SoftmaxFocalConfig if self.is_softmax else SigmoidFocalConfig)(**{**self.options, **changes})
-
-    def shell(self, **changes: Any) -> nn.Module:
-        return (SoftmaxFocalLoss if self.is_softmax else SigmoidFocalLoss)(**{**self.options, **changes})
-
-    def call(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, **changes: Any) -> Tensor:
-        function = softmax_focal if self.is_softmax else sigmoid_focal
-        return function(logits, targets, self.config(**changes), sample_weight=sample_weight)
-
-    def inputs(
-        self, n: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64, ignored: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Logits, one of them 0, and targets whose first element is ignored if the case can ignore."""
-        generator = torch.Generator().manual_seed(seed)
-        logits = 2 * torch.randn(n, *self.rest, generator=generator, dtype=torch.float64)
-        logits.view(-1)[-1:] = 0
-        if self.is_softmax:
-            targets = torch.randint(0, N_CLASSES, (n, *self.rest[1:]), generator=generator)
-        else:
-            targets = torch.rand(n, *self.rest, generator=generator, dtype=torch.float64)
-            targets = targets if self.soft else targets.round()
-        if ignored and self.ignore_index is not None:
-            targets.view(-1)[:1] = self.ignore_index
-        return logits.to(dtype), targets
-
-
-CASES = [
-    Case("sigmoid"),
-    Case("sigmoid-soft", {"alpha": -1, "gamma": 0.3}, (3,), soft=True),
-    Case("sigmoid-ignore", {"alpha": 0.6, "gamma": 1.5, "ignore_index": -1}, (2, 2)),
-    Case("softmax", {}, (N_CLASSES,)),
-    Case("softmax-alpha", {"alpha": (1.0, 0.5, 0.0, 2.0), "gamma": 1.0, "ignore_index": 255}, (N_CLASSES, 2)),
-    Case(
-        "softmax-smooth",
-        {"alpha": (1.0, 0.5, 3.0, 2.0), "gamma": 0.3, "label_smoothing": 0.2, "reduction": "mean_positive"},
-        (N_CLASSES, 2, 2),
-    ),
-]
-DEFAULTS = [CASES[0], CASES[3]]
+CASES = [case for case in ELEMENTWISE_CASES if "focal" in case.loss.function.__name__]
+DEFAULTS = [case for case in CASES if case.name in ("sigmoid_focal", "softmax_focal")]
 
 
 def paper_sigmoid(logits: Tensor, targets: Tensor, gamma: float, alpha: float = -1) -> Tensor:

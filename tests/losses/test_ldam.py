@@ -24,6 +24,7 @@ from torch.testing import assert_close
 from imbalanced_losses import (
     LDAMConfig,
     LDAMLoss,
+    class_weights,
     deferred_weights,
     init_class_counts,
     ldam,
@@ -402,15 +403,17 @@ weights = torch.compile(lambda epoch: deferred_weights(epoch, counts, start=10),
 assert_close(weights, deferred_weights(10, counts, start=10), rtol=1e-6, atol=0)
 for epoch in (torch.tensor(9), torch.tensor(10)):
     results = []
-    for function in (step, compiled):
-        leaf = logits.clone().requires_grad_()
-        loss = function(leaf, epoch)
+    for function, leaf in ((step, logits.double()), (step, logits.clone()), (compiled, logits.clone())):
+        loss = function(leaf.requires_grad_(), epoch)
         loss.backward()
-        results.append((loss.detach(), leaf.grad))
-    assert_close(results[1][0], results[0][0])
-    # one rounding of logits of size 30, in units of the largest entry
-    atol = 30 * torch.finfo(torch.float32).eps * results[0][1].abs().max().item()
-    assert_close(results[1][1], results[0][1], rtol=0, atol=atol)
+        results.append((loss.detach().double(), leaf.grad.double()))
+    exact, *others = results
+    # Scaled logits less margins are below 64, so each is rounded by up to 16 eps: of a probability p, 32 eps p. The
+    # rest is the rounding of p - 1, in units of the largest entry.
+    eps, largest = torch.finfo(torch.float32).eps, exact[1].abs().max().item()
+    for loss, gradient in others:
+        assert_close(loss, exact[0], rtol=1e-6, atol=0)
+        assert_close(gradient, exact[1], rtol=32 * eps, atol=2 * eps * largest)
 """
 
 
@@ -428,12 +431,28 @@ def test_the_default_backend_is_eager_mode(threads: int, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999])
 def test_deferred_weights(beta: float) -> None:
-    """Cui et al., eq. 2, class by class, normalised as there."""
+    """Cui et al., eq. 2, class by class, normalised as there over the classes that have examples."""
     counts = [5000, 120, 3, 1, 0]
-    raw = [(1 - beta) / (1 - beta ** max(count, 1)) for count in counts]
-    expected = torch.tensor([weight * len(raw) / sum(raw) for weight in raw])
-    assert_close(deferred_weights(160, torch.tensor(counts), 160, beta), expected, rtol=1e-5, atol=1e-7)
+    raw = [(1 - beta) / (1 - beta**count) for count in counts[:-1]]
+    expected = torch.tensor([weight * len(raw) / sum(raw) for weight in raw] + [1.0])
+    late = deferred_weights(160, torch.tensor(counts), 160, beta)
+    assert_close(late, expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(late, class_weights(counts, "effective", beta))
     assert_close(deferred_weights(159, torch.tensor(counts), 160, beta), torch.ones(5))
+
+
+def test_steps_beyond_the_integers_of_float32() -> None:
+    counts, start = torch.tensor([900, 100]), 2**24 + 1
+    for dtype in (torch.int32, torch.int64):
+        assert torch.equal(deferred_weights(torch.tensor(start - 1, dtype=dtype), counts, start), torch.ones(2))
+        assert deferred_weights(torch.tensor(start, dtype=dtype), counts, start)[0] < 1
+
+
+def test_classes_without_examples_leave_the_deferred_weights_of_the_others() -> None:
+    """Half of the classes of a stream not seen yet: the weights of the others keep their scale."""
+    seen = torch.tensor([900, 100])
+    weights = deferred_weights(1, torch.cat([seen, torch.zeros(50, dtype=torch.int64)]), 1)
+    assert torch.equal(weights[:2], deferred_weights(1, seen, 1))
 
 
 def test_deferred_weights_of_any_progress() -> None:
@@ -455,6 +474,7 @@ def test_deferred_weights_of_any_progress() -> None:
         (("x", torch.ones(2), 1), TypeError, "expected progress to be a number"),
         ((torch.ones(2), torch.ones(2), 1), ValueError, "expected progress as a number or a 0-dim tensor"),
         ((0, torch.ones(2), None), TypeError, "expected start to be a number"),
+        ((0, torch.ones(2), math.nan), ValueError, "expected start to be a number, got nan"),
     ],
 )
 def test_deferred_weights_that_do_not_fit(arguments: Any, error: type[Exception], message: str) -> None:
@@ -500,6 +520,12 @@ ROWS, IDS, ONES = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.on
             {"counts": torch.ones(1)},
             ValueError,
             r"of shape \[2\], for the labels 0 and 1, got \[1\]",
+        ),
+        (
+            (ROWS[:, 0], IDS),
+            {"counts": ONES},
+            ValueError,
+            r"expected counts of shape \[2\], for the labels 0 and 1, got",
         ),
         ((ROWS, IDS), {"counts": [1, 1, 1]}, TypeError, "expected counts to be a Tensor"),
         ((ROWS, IDS), {"counts": ONES.to("meta")}, ValueError, "expected counts on cpu like the logits"),

@@ -82,8 +82,32 @@ def test_autocast_changes_nothing(case: Case) -> None:
     leaf = embeddings.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = case.call(leaf, labels)
-    loss.backward()
+    loss.backward(retain_graph=True)
     assert_close((loss.detach(), leaf.grad), expected, rtol=0, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(loss, leaf)[0]
+    assert_close(inside, expected[1], rtol=0, atol=0)
+
+
+@every_case
+def test_autocast_changes_no_derivative(case: Case) -> None:
+    """Forward mode, ``vmap``, and second derivatives."""
+    embeddings, labels = batch(dtype=torch.float32)
+    tangent = torch.randn_like(embeddings)
+
+    def loss(rows: Tensor) -> Tensor:
+        return case.call(rows, labels, temperature=0.5)
+
+    def directional(rows: Tensor) -> Tensor:
+        return (grad(loss)(rows) * tangent).sum()
+
+    def derivatives() -> Any:
+        both = torch.stack([embeddings, embeddings + 1])
+        return jvp(loss, (embeddings,), (tangent,)), vmap(grad(loss))(both), grad(directional)(embeddings)
+
+    expected = derivatives()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(derivatives(), expected, rtol=1e-5, atol=1e-6)
 
 
 @every_case
@@ -406,6 +430,8 @@ def test_bad_arguments(case: Case, mistake: str) -> None:
         ({"delta": math.nan}, ValueError, "expected delta"),
         ({"calibration_weight": 1.5}, ValueError, "expected calibration_weight in"),
         ({"reduction": "max"}, ValueError, "expected reduction"),
+        ({"positive_target": math.nan}, ValueError, "expected positive_target to be a finite number, got nan"),
+        ({"negative_target": -math.inf}, ValueError, "expected negative_target to be a finite number, got -inf"),
         ({"positive_target": "high"}, TypeError, "expected positive_target to be a number"),
     ],
 )

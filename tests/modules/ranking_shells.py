@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from imbalanced_losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from tests.registry import RANKING
 from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, Case, Inputs
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_variant = pytest.mark.parametrize("case", DIAGONAL, ids=str)
 every_loss = pytest.mark.parametrize("case", ONE_PER_LOSS, ids=str)
 
-SHELLS = SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss
+SHELLS = [loss.shell for loss in RANKING.values()]
 every_class = pytest.mark.parametrize("shell_class", SHELLS, ids=lambda cls: cls.__name__)
 
 

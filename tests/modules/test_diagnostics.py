@@ -6,6 +6,7 @@ import copy
 import pickle
 import weakref
 from collections import deque
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,29 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from imbalanced_losses import (
-    LossWarmupWrapper,
-    PAUCAtBudgetLoss,
-    RecallAtQuantileLoss,
-    SmoothAPLoss,
-    metrics,
-)
+from imbalanced_losses import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from tests.registry import MAIN, make_main
 
 QUEUE_SIZE = 24
 COMMON = {"loss", "valid", "gap", "live_positives", "queue_fill", "queue_age"}
-PAUC = {"t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count"}
-LOSSES = {
-    "smooth_ap": lambda **kind: SmoothAPLoss(**kind, temperature=0.5),
-    "recall": lambda **kind: RecallAtQuantileLoss(**kind, quantile=0.3, threshold_gradient="implicit"),
-    "trapezoid": lambda **kind: PAUCAtBudgetLoss(**kind, beta=0.4, n_knots=5),
-    "pairwise": lambda **kind: PAUCAtBudgetLoss(**kind, alpha=0.1, beta=0.4, surrogate="pairwise"),
-}
-METRICS = {
-    "smooth_ap": metrics.average_precision,
-    "recall": lambda *rows, **kind: metrics.recall_at_quantile(*rows, 0.3, **kind),
-    "trapezoid": lambda *rows, **kind: metrics.partial_auc(*rows, beta=0.4, **kind),
-    "pairwise": lambda *rows, **kind: metrics.partial_auc(*rows, alpha=0.1, beta=0.4, **kind),
-}
+LOSSES = {name: partial(make_main, name) for name in MAIN}
 KINDS = {"binary": (1, False), "classes": (3, False), "labels": (3, True)}
 EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
 
@@ -63,9 +47,10 @@ def test_agrees_with_the_pool_put_together_by_hand(name: str, kind: str) -> None
         _, per_class, valid, *_ = loss_fn(logits, targets, None, True, sample_weight=weight)
         rows = [torch.stack(column) for column in zip(*zip(logits, targets, weight, strict=True), *queue, strict=True)]
         queue.extend(zip(logits, targets, weight, strict=True))
-        exact = METRICS[name](*rows[:2], multilabel=multilabel, sample_weight=rows[2]).reshape(n_classes)
+        entry = MAIN[name][0]
+        exact = entry.metric(loss_fn.config, *rows[:2], multilabel=multilabel, sample_weight=rows[2]).reshape(n_classes)
         told = loss_fn.diagnostics()
-        assert set(told) == COMMON | ({"threshold"} if name == "recall" else PAUC if name in KNOWS_A_BAND else set())
+        assert set(told) == COMMON | entry.reported | MAIN[name][1].diagnostics
         torch.testing.assert_close(told["loss"], per_class, rtol=0, atol=0, equal_nan=True)
         assert told["valid"].equal(valid)
         torch.testing.assert_close(told["gap"], per_class - (1 - exact), equal_nan=True)
@@ -75,7 +60,7 @@ def test_agrees_with_the_pool_put_together_by_hand(name: str, kind: str) -> None
         assert all(value.shape == (() if key.startswith("queue") else (n_classes,)) for key, value in told.items())
 
 
-KNOWS_A_BAND = ("trapezoid", "pairwise")
+KNOWS_A_BAND = [name for name, (loss, _) in MAIN.items() if loss.returns_diagnostics]
 
 
 def count_positives(targets: Tensor, n_classes: int, multilabel: bool) -> list[int]:
@@ -102,9 +87,9 @@ def test_the_band_is_that_of_the_pass(name: str, options: dict[str, Any]) -> Non
         iid = torch.rand(len(targets), generator=torch.Generator().manual_seed(seed)) < 0.8
         _, stats = loss_fn(logits, targets, iid, return_diagnostics=True, sample_weight=weight)
         told = loss_fn.diagnostics()
-        for key in PAUC:
+        for key in MAIN[name][0].diagnostics:
             torch.testing.assert_close(told[key], stats[key], rtol=0, atol=0, equal_nan=True)
-        assert (told["gap"].abs() < 1).all()
+        assert (told["gap"].abs() < (1 if MAIN[name][1].bounded else torch.inf)).all()
 
 
 @pytest.mark.parametrize("options", [{"pos_numerator": "live"}, {"budget_basis": "population"}])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.testing import assert_close
 
 from imbalanced_losses import SigmoidFocalLoss, SoftmaxFocalLoss
@@ -31,39 +29,6 @@ def value_and_grad(loss_fn: Any, logits: Tensor, targets: Tensor, **rows: Tensor
 # --- construction -----------------------------------------------------------------------------------------------------
 
 
-def test_signatures() -> None:
-    """Order and defaults are the contract; what is not in it goes by keyword."""
-    expected = {
-        SigmoidFocalLoss: {"alpha": 0.25, "gamma": 2.0, "reduction": "mean", "ignore_index": None},
-        SoftmaxFocalLoss: {
-            "alpha": None,
-            "gamma": 2.0,
-            "reduction": "mean",
-            "ignore_index": -100,
-            "background_class": 0,
-            "label_smoothing": 0.0,
-        },
-    }
-    for shell, defaults in expected.items():
-        parameters = inspect.signature(shell).parameters
-        keywords = {"validate_targets": True, "grad_reduction": "mean", "group": None}
-        defaults = {**defaults, "gather_distributed": None, **keywords}
-        assert {name: parameter.default for name, parameter in parameters.items()} == defaults
-        assert list(parameters) == list(defaults)
-        assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in keywords)
-        forward = inspect.signature(shell.forward).parameters
-        assert list(forward) == ["self", "inputs", "targets", "sample_weight"]
-        assert forward["sample_weight"].kind is inspect.Parameter.KEYWORD_ONLY
-
-
-@every_case
-def test_configuration_and_repr(case: Case) -> None:
-    shell = case.shell()
-    assert shell.config == case.config()
-    for name in case.config().__dataclass_fields__:
-        assert f"{name}={getattr(case.config(), name)!r}" in repr(shell)
-
-
 @pytest.mark.parametrize(
     ("shell", "settings", "message"),
     [
@@ -82,41 +47,6 @@ def test_settings_out_of_range(shell: Any, settings: dict[str, Any], message: st
 
 
 # --- equal to the functions -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@every_case
-def test_shell_is_the_function(case: Case, dtype: torch.dtype) -> None:
-    logits, targets = case.inputs(dtype=dtype)
-    weights = torch.rand(6)
-    expected = value_and_grad(case.call, logits, targets, sample_weight=weights)
-    assert_close(value_and_grad(case.shell(), logits, targets, sample_weight=weights), expected, rtol=0, atol=0)
-
-
-@every_case
-def test_shell_compiles_without_a_break(case: Case) -> None:
-    logits, targets = case.inputs()
-    shell = case.shell()
-    compiled = torch.compile(shell, fullgraph=True, backend="aot_eager")
-    assert_close(value_and_grad(compiled, logits, targets), value_and_grad(shell, logits, targets))
-
-
-@every_case
-def test_shell_under_vmap(case: Case) -> None:
-    """Values cannot be read there, so they are not checked."""
-    inputs = [case.inputs(seed=seed) for seed in range(2)]
-    logits, targets = (torch.stack([pair[i] for pair in inputs]) for i in range(2))
-    shell = case.shell()
-    gradient = grad(lambda z, y: functional_call(shell, {}, (z, y)))
-    expected = torch.stack([value_and_grad(shell, *pair)[1] for pair in inputs])
-    assert_close(vmap(gradient)(logits, targets), expected)
-
-
-@every_case
-def test_shell_on_meta_tensors(case: Case) -> None:
-    logits, targets = (tensor.to("meta") for tensor in case.inputs())
-    loss = case.shell().to("meta")(logits, targets, sample_weight=torch.ones(6, device="meta"))
-    assert loss.is_meta
 
 
 # --- the buffer -------------------------------------------------------------------------------------------------------
@@ -241,30 +171,3 @@ def test_compiled_shells_read_no_values() -> None:
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
-
-
-@each_loss
-def test_gather_without_a_process_group(case: Case) -> None:
-    """``True`` is an error, ``None`` and ``False`` compute locally."""
-    with pytest.raises(RuntimeError, match="expected an initialised process group, got none"):
-        case.shell(gather_distributed=True)(*case.inputs())
-    for setting in (None, False):
-        assert_close(case.shell(gather_distributed=setting)(*case.inputs()), case.call(*case.inputs()), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("gather", [None, False, True])
-@every_case
-def test_one_rank_computes_locally(case: Case, gather: bool | None, group_of_one: None) -> None:
-    expected = value_and_grad(case.call, *case.inputs())
-    assert_close(value_and_grad(case.shell(gather_distributed=gather), *case.inputs()), expected, rtol=0, atol=0)
-
-
-@each_loss
-def test_what_happens_to_gradients_is_checked_and_copied(case: Case, group_of_one: None) -> None:
-    with pytest.raises(ValueError, match="expected grad_reduction to be one of"):
-        case.shell(grad_reduction="max")
-    group = torch.distributed.group.WORLD
-    shell = case.shell(grad_reduction="sum", group=group)
-    for same in (shell, copy.deepcopy(shell)):
-        assert same.group is group
-        assert same.grad_reduction == "sum"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,15 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from imbalanced_losses import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from imbalanced_losses import LossWarmupWrapper
 from tests.modules.recorders import Recorder, bits, make, save_and_load, train
+from tests.registry import MAIN, make_main
 
-RANKING: dict[str, Any] = {
-    "smooth_ap": lambda: SmoothAPLoss(num_classes=1, queue_size=8),
-    "recall": lambda: RecallAtQuantileLoss(num_classes=1, queue_size=8, quantile=0.3),
-    "trapezoid": lambda: PAUCAtBudgetLoss(num_classes=1, queue_size=8, beta=0.5),
-    "pairwise": lambda: PAUCAtBudgetLoss(num_classes=1, queue_size=8, beta=0.5, surrogate="pairwise"),
-}
+RANKING: dict[str, Any] = {name: partial(make_main, name, queue_size=8) for name in MAIN}
 every_loss = pytest.mark.parametrize("name", RANKING)
 SETTINGS = {
     "none": {},

@@ -1,15 +1,12 @@
-"""The ranking losses as modules: signatures, and the function's results bit for bit."""
+"""The ranking losses as modules: the function's results bit for bit."""
 
 from __future__ import annotations
-
-import inspect
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from imbalanced_losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, init_queue
+from imbalanced_losses import SmoothAPLoss, init_queue
 from imbalanced_losses.queue import push
 from tests.modules.ranking_shells import (
     assert_bits,
@@ -20,84 +17,7 @@ from tests.modules.ranking_shells import (
     every_variant,
     float_inputs,
 )
-from tests.transforms.cases import CASES, N_ROWS, PAUC, QUEUE_SIZE, Case
-
-REQUIRED = inspect.Parameter.empty
-
-
-# --- signatures -------------------------------------------------------------------------------------------------------
-
-POOL_OF_SETTINGS = {
-    "reduction": "mean",
-    "ignore_index": -100,
-    "update_queue_in_eval": False,
-    "gather_distributed": None,
-}
-TAIL = {"max_pool_size": None, "multilabel": False}
-BY_KEYWORD = {"validate_targets": True, "grad_reduction": "mean", "group": None}
-
-CONSTRUCTORS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
-    SmoothAPLoss: (
-        {"num_classes": REQUIRED, "queue_size": 1024, "temperature": 0.01, **POOL_OF_SETTINGS, **TAIL},
-        {**BY_KEYWORD, "tau_scale": "none"},
-    ),
-    RecallAtQuantileLoss: (
-        {
-            "num_classes": REQUIRED,
-            "quantile": 0.005,
-            "queue_size": 1024,
-            "temperature": 0.01,
-            **POOL_OF_SETTINGS,
-            "quantile_interpolation": "higher",
-            **TAIL,
-        },
-        {"threshold_gradient": "stop", **BY_KEYWORD, "tau_scale": "none"},
-    ),
-    PAUCAtBudgetLoss: (
-        {
-            "num_classes": REQUIRED,
-            "alpha": 0.0,
-            "beta": 0.005,
-            "surrogate": "trapezoid",
-            "n_knots": 2,
-            "tau_scale": "iqr",
-            "pos_numerator": "pool",
-            "budget_basis": "fpr",
-            "queue_size": 1024,
-            "temperature": 0.1,
-            **POOL_OF_SETTINGS,
-            "quantile_interpolation": "higher",
-            **TAIL,
-        },
-        {"threshold_gradient": "stop", **BY_KEYWORD},
-    ),
-}
-
-
-def parameters_of(function: Any, kind: Any) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is kind}
-
-
-@every_class
-def test_constructor(shell_class: type) -> None:
-    positional, keyword_only = CONSTRUCTORS[shell_class]
-    actual = parameters_of(shell_class, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    assert list(actual.items()) == list(positional.items())
-    assert parameters_of(shell_class, inspect.Parameter.KEYWORD_ONLY) == keyword_only
-
-
-@every_class
-def test_call(shell_class: type) -> None:
-    positional = {"logits": REQUIRED, "targets": REQUIRED, "iid_mask": None, "return_per_class": False}
-    if shell_class is PAUCAtBudgetLoss:
-        positional["return_diagnostics"] = False
-    actual = parameters_of(shell_class(1).forward, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    assert list(actual.items()) == list(positional.items())
-    assert parameters_of(shell_class.forward, inspect.Parameter.KEYWORD_ONLY) == {
-        "sample_weight": None,
-        "update_queue": True,
-    }
+from tests.transforms.cases import CASES, N_ROWS, QUEUE_SIZE, Case
 
 
 @every_class
@@ -129,7 +49,7 @@ def test_shell_equals_function(case: Case, reduction: str) -> None:
         shell.temperature = temperature
         own, other = (inputs.logits.clone().requires_grad_() for _ in range(2))
         loss = shell(own, inputs.targets, inputs.iid_mask, sample_weight=inputs.sample_weight)
-        expected, state = case.family.function(
+        expected, state = case.loss.function(
             other,
             inputs.targets,
             state,
@@ -153,7 +73,7 @@ def test_return_per_class(case: Case) -> None:
     inputs = float_inputs(case)
     loss = called(case.shell(), inputs)
     outputs = called(case.shell(), inputs, return_per_class=True)
-    result, _ = case.family.per_class(
+    result, _ = case.loss.per_class(
         inputs.logits,
         inputs.targets,
         case.empty_queue(torch.float32),
@@ -167,13 +87,13 @@ def test_return_per_class(case: Case) -> None:
     assert outputs[2].dtype == torch.bool
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.family is PAUC], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.loss.returns_diagnostics], ids=str)
 @pytest.mark.parametrize("per_class", [False, True])
 def test_return_diagnostics(case: Case, per_class: bool) -> None:
     """Last in the tuple: ``(loss, stats)`` or ``(loss, per_class, valid, stats)``."""
     inputs = float_inputs(case)
     *outputs, stats = called(case.shell(), inputs, return_per_class=per_class, return_diagnostics=True)
-    assert set(stats) == {"t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count"}
+    assert set(stats) == case.loss.diagnostics
     assert all(value.shape == (case.num_classes,) and not value.requires_grad for value in stats.values())
     expected = called(case.shell(), inputs, return_per_class=per_class)
     assert_bits(outputs, expected if per_class else [expected])

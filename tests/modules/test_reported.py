@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from imbalanced_losses import (
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
-    RecallAtQuantileLoss,
     SigmoidFocalLoss,
     SmoothAPConfig,
     SmoothAPLoss,
@@ -24,13 +23,11 @@ from imbalanced_losses import (
 )
 from imbalanced_losses.modules._gathering import _decode, _encode
 from imbalanced_losses.rows import parse_rows
+from tests.registry import MAIN, make_main
 
 X, Y = torch.linspace(-1, 1, 16).sin(), (torch.arange(16) % 4 == 0).long()
 RANKING: dict[str, Any] = {
-    "smooth_ap": lambda **more: SmoothAPLoss(1, **{"queue_size": 32, "temperature": 0.5, **more}),
-    "recall": lambda **more: RecallAtQuantileLoss(1, **{"queue_size": 32, "quantile": 0.3, "temperature": 0.5, **more}),
-    "trapezoid": lambda **more: PAUCAtBudgetLoss(1, **{"queue_size": 32, "beta": 0.5, **more}),
-    "pairwise": lambda **more: PAUCAtBudgetLoss(1, **{"queue_size": 32, "beta": 0.5, "surrogate": "pairwise", **more}),
+    name: lambda name=name, **more: make_main(name, **{"queue_size": 32, **more}) for name in MAIN
 }
 every_loss = pytest.mark.parametrize("name", RANKING)
 

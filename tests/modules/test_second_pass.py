@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,26 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from imbalanced_losses import (
-    LossWarmupWrapper,
-    PAUCAtBudgetLoss,
-    RecallAtQuantileLoss,
-    SmoothAPLoss,
-    smooth_ap,
-)
+from imbalanced_losses import LossWarmupWrapper, SmoothAPLoss, smooth_ap
+from tests.registry import MAIN, make_main
 
 MAKE: dict[str, Any] = {
-    "smooth_ap": lambda **more: SmoothAPLoss(num_classes=1, temperature=0.5, **{"queue_size": 24, **more}),
-    "recall": lambda **more: RecallAtQuantileLoss(
-        num_classes=1, quantile=0.3, temperature=0.5, **{"queue_size": 24, **more}
-    ),
-    "trapezoid": lambda **more: PAUCAtBudgetLoss(num_classes=1, beta=0.5, **{"queue_size": 24, **more}),
-    "pairwise": lambda **more: PAUCAtBudgetLoss(
-        num_classes=1, beta=0.5, surrogate="pairwise", **{"queue_size": 24, **more}
-    ),
-    "wrapper": lambda **more: LossWarmupWrapper(
-        nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1, **{"queue_size": 24, **more})
-    ),
+    **{name: partial(make_main, name) for name in MAIN},
+    "wrapper": lambda **more: LossWarmupWrapper(nn.BCEWithLogitsLoss(), SmoothAPLoss(num_classes=1, **more)),
 }
 every_loss = pytest.mark.parametrize("name", MAKE)
 
@@ -40,7 +27,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def make(name: str, **more: Any) -> Any:
     """With a batch in the queue."""
-    loss_fn = MAKE[name](**more)
+    loss_fn = MAKE[name](**{"queue_size": 24, **more})
     if name == "wrapper":
         loss_fn.on_train_epoch_start(0)
         loss_fn.on_train_batch_start(0)

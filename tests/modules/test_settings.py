@@ -21,75 +21,78 @@ from imbalanced_losses import (
     SmoothAPLoss,
     SoftmaxFocalLoss,
 )
+from tests.registry import ELEMENTWISE
+from tests.registry import RANKING as REGISTERED
 
-RANKING = (SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss)
-FOCAL = (SigmoidFocalLoss, SoftmaxFocalLoss)
+RANKING = {loss.shell: loss for loss in REGISTERED.values()}
 # Not the defaults. The queue's shape and its mark of ignored rows cannot change.
 FIXED = {"num_classes": 4, "queue_size": 9, "multilabel": True, "ignore_index": -1}
-OTHERS: dict[str, Any] = {
-    "alpha": 0.1,
-    "background_class": 1,
-    "beta": 0.5,
-    "budget_basis": "population",
-    "gamma": 0.0,
-    "gather_distributed": False,
-    "grad_reduction": "sum",
-    "ignore_index": 1,
-    "label_smoothing": 0.3,
-    "margin": 0.4,
-    "max_pool_size": 4,
-    "min_tpr": 0.2,
-    "n_knots": 5,
-    "pos_numerator": "live",
-    "positive_temperature": 0.6,
-    "quantile": 0.4,
-    "quantile_interpolation": "linear",
+OF_EVERY_RANKING_LOSS = {
     "reduction": "sum",
-    "surrogate": "pairwise",
-    "tau_scale": "std",
     "temperature": 0.7,
-    "threshold_gradient": "implicit",
+    "max_pool_size": 4,
     "update_queue_in_eval": True,
-    "validate_targets": False,
+    "tau_scale": "std",
+}
+OF_EVERY_LOSS = {"gather_distributed": False, "grad_reduction": "sum", "validate_targets": False}
+# losses whose arguments are all settings that can be assigned
+ENTRIES: dict[type[nn.Module], Any] = {
+    **RANKING,
+    **{loss.shell: loss for loss in ELEMENTWISE.values()},
 }
 
-NEEDED = {name: {"surrogate": "dro"} for name in ("margin", "positive_temperature")}
-"""Other settings without which a setting does nothing."""
+
+def other(loss: type[nn.Module], name: str) -> Any:
+    """A value that is not the default."""
+    common = {**OF_EVERY_LOSS, **(OF_EVERY_RANKING_LOSS if loss in RANKING else {})}
+    return common[name] if name in common else ENTRIES[loss].other[name]
+
+
+def needed(loss: type[nn.Module], name: str) -> Any:
+    """Other settings without which this one does nothing."""
+    return RANKING[loss].needed.get(name, {}) if loss in RANKING else {}
 
 
 def make(loss: type[nn.Module], **settings: Any) -> Any:
-    required = {"num_classes": 3, "queue_size": 8} if loss in RANKING else {}
-    band = {"beta": 0.4} if loss is PAUCAtBudgetLoss else {}
-    return loss(**{**required, **band, **settings})
+    required = {"num_classes": 3, "queue_size": 8, **ENTRIES[loss].wide} if loss in RANKING else ENTRIES[loss].required
+    return loss(**{**required, **settings})
 
 
 def rows(loss: type[nn.Module]) -> tuple[Tensor, Tensor]:
     logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, 1, 2, 0, 0, 1, 0, 0])
-    return logits, nn.functional.one_hot(targets).float() if loss is SigmoidFocalLoss else targets
+    labels = loss not in RANKING and next(iter(ENTRIES[loss].variants.values())).labels
+    return logits, nn.functional.one_hot(targets).float() if labels else targets
+
+
+def fixed(loss: type[nn.Module]) -> dict[str, Any]:
+    """Arguments that cannot be assigned."""
+    return FIXED if loss in RANKING else {}
 
 
 SETTINGS = [
     (loss, name)
-    for loss in (*RANKING, *FOCAL)
+    for loss in ENTRIES
     for name in inspect.signature(loss).parameters
-    if name != "group" and not (loss is SoftmaxFocalLoss and name == "alpha")
+    if name != "group" and (loss in RANKING or name in {**OF_EVERY_LOSS, **ENTRIES[loss].other})
+    if loss in RANKING or not isinstance(ENTRIES[loss].other.get(name), tuple)  # buffers have tests of their own
+    if loss in RANKING or name != "multilabel"  # makes another kind of targets
 ]
 
 
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
 def test_an_argument_is_an_attribute(loss: type[nn.Module], name: str) -> None:
-    value = FIXED[name] if loss in RANKING and name in FIXED else OTHERS[name]
-    assert getattr(make(loss, **{**NEEDED.get(name, {}), name: value}), name) == pytest.approx(value)
+    value = fixed(loss)[name] if name in fixed(loss) else other(loss, name)
+    assert getattr(make(loss, **{**needed(loss, name), name: value}), name) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compiled: bool) -> None:
     """As if the loss had been made with it, also where a call was compiled before."""
-    needed = NEEDED.get(name, {})
-    loss_fn = make(loss, **needed)
-    if loss in RANKING and name in FIXED:
+    others = needed(loss, name)
+    loss_fn = make(loss, **others)
+    if name in fixed(loss):
         setattr(loss_fn, name, getattr(loss_fn, name))  # no change
         with pytest.raises(AttributeError, match=f"expected no change of {name}, .* make a new {loss.__name__}"):
             setattr(loss_fn, name, FIXED[name])
@@ -99,16 +102,14 @@ def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compile
     before = loss_fn(*rows(loss)) if name != "max_pool_size" else None
     if loss in RANKING:
         loss_fn.reset_queue()
-    setattr(loss_fn, name, OTHERS[name])
-    assert getattr(loss_fn, name) == pytest.approx(OTHERS[name])
-    expected = make(loss, **{**needed, name: OTHERS[name]})
+    setattr(loss_fn, name, other(loss, name))
+    assert getattr(loss_fn, name) == pytest.approx(other(loss, name))
+    expected = make(loss, **{**others, name: other(loss, name)})
     assert loss_fn.config == dataclasses.replace(expected.config, **_kept(loss_fn, name))
     if name == "max_pool_size":
         return  # draws rows, and warns
     torch.testing.assert_close(loss_fn(*rows(loss)), expected(*rows(loss)))
-    changes_nothing = name in ("gather_distributed", "grad_reduction", "update_queue_in_eval", "validate_targets")
-    changes_nothing |= name in ("background_class", "pos_numerator", "threshold_gradient", "ignore_index")
-    changes_nothing |= name in ("quantile_interpolation", "tau_scale", "n_knots", "budget_basis")
+    changes_nothing = name in (*OF_EVERY_LOSS, "update_queue_in_eval", *ENTRIES[loss].silent)
     assert changes_nothing or not torch.equal(before, loss_fn(*rows(loss)))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbalanced_losses import init_queue
 from imbalanced_losses.queue import push
-from tests.strategies import LOSSES
+from tests.registry import RANKING
 
 COLD = 1e-4
 N_NEGATIVES, N_POSITIVES = 101, 25
@@ -34,8 +34,19 @@ def loss_of(name: str, scores: Tensor, labels: Tensor, n_queued: int = 0, **opti
     state = init_queue(n_queued, 1, dtype=torch.float64)
     ones = torch.ones(n_queued)
     state = push(state, scores[:n_queued, None], labels[:n_queued], ones.bool(), ones)
-    cfg = LOSSES[name].config(num_classes=1, **{"temperature": COLD, **options})
-    return LOSSES[name].function(scores[n_queued:], labels[n_queued:], state, cfg)[0].item()
+    cfg = RANKING[name].config(num_classes=1, **{"temperature": COLD, **options})
+    return RANKING[name].function(scores[n_queued:], labels[n_queued:], state, cfg)[0].item()
+
+
+@seeds
+@split
+@pytest.mark.parametrize("name", RANKING)
+def test_each_loss_tends_to_its_metric(name: str, seed: int, n_queued: int) -> None:
+    scores, labels = pool(seed)
+    entry = RANKING[name]
+    metric = entry.metric(entry.config(num_classes=1, **entry.limit), scores, labels)
+    assert 0.1 < metric < 1
+    assert loss_of(name, scores, labels, n_queued, **entry.limit) == pytest.approx(1 - metric.item(), abs=1e-9)
 
 
 @seeds
@@ -55,8 +66,8 @@ def test_smooth_ap_tends_to_macro_average_precision(seed: int, kind: str) -> Non
     hot = torch.nn.functional.one_hot(targets, 4)
     if kind == "multilabel":
         hot = targets = (torch.rand(60, 4, generator=generator) < 0.3).long()
-    cfg = LOSSES["smooth_ap"].config(num_classes=4, multilabel=kind == "multilabel", temperature=1e-7)
-    loss, _ = LOSSES["smooth_ap"].function(logits, targets, init_queue(0, 4, multilabel=kind == "multilabel"), cfg)
+    cfg = RANKING["smooth_ap"].config(num_classes=4, multilabel=kind == "multilabel", temperature=1e-7)
+    loss, _ = RANKING["smooth_ap"].function(logits, targets, init_queue(0, 4, multilabel=kind == "multilabel"), cfg)
     assert loss.item() == pytest.approx(1 - average_precision_score(hot, logits, average="macro"), abs=1e-9)
 
 

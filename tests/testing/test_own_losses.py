@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from imbalanced_losses.testing import check_elementwise_loss, check_ranking_loss
-from tests.contracts.cases import CASES, Case, over
-from tests.losses import focal_cases
+from tests.contracts import elements
+from tests.contracts.cases import CASES, Case, case_named, over
 from tests.strategies import KINDS
 from tests.testing.shells import as_function
 
@@ -36,8 +36,8 @@ def test_ranking_functions(case: Case, kind: str) -> None:
 
 @pytest.mark.parametrize(("reduction", "skip"), [("sum", ["range"]), ("none", [])])
 def test_other_reductions(reduction: str, skip: list[str]) -> None:
-    loss = CASES[1].loss
-    cfg = loss.config(num_classes=3, ignore_index=7, reduction=reduction, **CASES[1].options)
+    loss = case_named("recall").loss
+    cfg = loss.config(num_classes=3, ignore_index=7, reduction=reduction, **case_named("recall").options)
     check_ranking_loss(
         partial(loss.function, cfg=cfg), num_classes=3, ignore_index=7, skip=[*skip, "compile"], max_examples=EXAMPLES
     )
@@ -50,14 +50,14 @@ def test_ranking_modules(case: Case) -> None:
 
 
 @pytest.mark.parametrize("as_module", [False, True], ids=["function", "module"])
-@pytest.mark.parametrize("case", focal_cases.CASES, ids=str)
-def test_elementwise(case: focal_cases.Case, as_module: bool) -> None:
+@elements.every_case
+def test_elementwise(case: elements.Case, as_module: bool) -> None:
     """Labels in [0, 1] take one decision each, also along a class axis; class ids take a class axis."""
-    smooth = case.options.get("label_smoothing", 0.0) > 0
+    smooth = case.own.options.get("label_smoothing", 0.0) > 0
     check_elementwise_loss(
         case.shell() if as_module else case.call,
-        num_classes=focal_cases.N_CLASSES if case.is_softmax else 3,
-        multilabel=not case.is_softmax,
+        num_classes=case.rest[0] if case.rest else 1,
+        multilabel=case.own.labels,
         positions=case.rest[1:],
         ignore_index=case.ignore_index,
         skip=["direction"] if smooth else [],

@@ -1,4 +1,4 @@
-"""The table of cases that the tests of transforms, shells and checkpoints walk through, and its tiny inputs.
+"""The traced variants of the registry as cases that the tests of transforms, shells and checkpoints walk through.
 
 Every case is one ranking loss in one configuration. Inputs are six live rows and a queue of eight that has wrapped:
 small enough to compile often, with positives, negatives, an ignored row and a non-iid row in every class.
@@ -6,48 +6,20 @@ small enough to compile often, with positives, negatives, an ignored row and a n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree
 
-from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    PAUCAtBudgetLoss,
-    QueueState,
-    RecallAtQuantileConfig,
-    RecallAtQuantileLoss,
-    SmoothAPConfig,
-    SmoothAPLoss,
-    init_queue,
-    pauc_at_budget,
-    pauc_at_budget_per_class,
-    recall_at_quantile,
-    recall_at_quantile_per_class,
-    smooth_ap,
-    smooth_ap_per_class,
-)
+from imbalanced_losses import QueueState, init_queue
 from imbalanced_losses.queue import push
+from tests.registry import RANKING, TRACED, RankingLoss
+from tests.strategies import IGNORE, KINDS
 
-N_ROWS, QUEUE_SIZE, IGNORE = 6, 8, -100
-
-
-@dataclass(frozen=True)
-class Family:
-    """What belongs to one ranking loss: function, per-class sibling, config class and shell."""
-
-    function: Callable[..., Any]
-    per_class: Callable[..., Any]
-    config: type
-    shell: type[nn.Module]
-
-
-SMOOTH_AP = Family(smooth_ap, smooth_ap_per_class, SmoothAPConfig, SmoothAPLoss)
-RECALL = Family(recall_at_quantile, recall_at_quantile_per_class, RecallAtQuantileConfig, RecallAtQuantileLoss)
-PAUC = Family(pauc_at_budget, pauc_at_budget_per_class, PAUCAtBudgetConfig, PAUCAtBudgetLoss)
+N_ROWS, QUEUE_SIZE = 6, 8
 
 
 @dataclass(frozen=True)
@@ -67,7 +39,7 @@ class Case:
     """One loss, one configuration, one kind of targets."""
 
     name: str
-    family: Family
+    loss: RankingLoss
     num_classes: int
     multilabel: bool
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -77,17 +49,17 @@ class Case:
 
     def config(self, **changes: Any) -> Any:
         settings = {"num_classes": self.num_classes, "multilabel": self.multilabel, **self.options, **changes}
-        return self.family.config(**settings)
+        return self.loss.config(**settings)
 
     def shell(self, **changes: Any) -> Any:
         settings = {"num_classes": self.num_classes, "multilabel": self.multilabel, "queue_size": QUEUE_SIZE}
-        return self.family.shell(**{**settings, **self.options, **changes})
+        return self.loss.shell(**{**settings, **self.options, **changes})
 
     def call(
         self, logits: Tensor, targets: Tensor, state: QueueState, temperature: Tensor, **changes: Any
     ) -> tuple[Tensor, QueueState]:
         """The pure function with the case's config; a function of tensors alone."""
-        result: tuple[Tensor, QueueState] = self.family.function(
+        result: tuple[Tensor, QueueState] = self.loss.function(
             logits, targets, state, self.config(**changes), temperature=temperature
         )
         return result
@@ -126,40 +98,25 @@ class Case:
         return logits, self.targets(generator), iid_mask, weights
 
 
-VARIANTS: dict[str, tuple[Family, dict[str, Any]]] = {
-    "smooth_ap": (SMOOTH_AP, {}),
-    "recall_stop": (RECALL, {"quantile": 0.3}),
-    "recall_implicit": (
-        RECALL,
-        {"quantile": 0.3, "threshold_gradient": "implicit", "quantile_interpolation": "linear"},
-    ),
-    "pauc_trapezoid": (PAUC, {"alpha": 0.1, "beta": 0.6, "n_knots": 3}),
-    "pauc_implicit": (PAUC, {"beta": 0.6, "threshold_gradient": "implicit", "budget_basis": "population"}),
-    "pauc_pairwise": (PAUC, {"beta": 0.9, "surrogate": "pairwise", "pos_numerator": "live"}),
-    "pauc_band": (PAUC, {"beta": 0.7, "surrogate": "pairwise", "tau_scale": "band", "threshold_gradient": "implicit"}),
-}
-
-KINDS = {"binary": (1, False), "multiclass": (3, False), "multilabel": (3, True)}
-
-
 def _case(variant: str, kind: str) -> Case:
-    family, options = VARIANTS[variant]
-    return Case(f"{variant}-{kind}", family, *KINDS[kind], options)
+    loss, own = TRACED[variant]
+    return Case(f"{variant}-{kind}", loss, *KINDS[kind], own.options)
 
 
-CASES = [_case(variant, kind) for variant in VARIANTS for kind in KINDS]
-"""Every variant with every kind of targets."""
+CASES = [_case(variant, kind) for variant in TRACED for kind in KINDS]
+"""Every traced variant with every kind of targets."""
 
-DIAGONAL = [_case(variant, list(KINDS)[i % 3]) for i, variant in enumerate(VARIANTS)]
-"""Every variant once, the kinds in turn: for what costs a compilation."""
+DIAGONAL = [_case(variant, list(KINDS)[i % 3]) for i, variant in enumerate(TRACED)]
+"""Every traced variant once, the kinds in turn: for what costs a compilation."""
 
 ONE_PER_LOSS = [
-    _case("smooth_ap", "multiclass"),
-    _case("recall_implicit", "multilabel"),
-    _case("pauc_pairwise", "binary"),
+    _case([name for name in loss.variants if name in TRACED][-1], list(KINDS)[(i + 1) % 3])
+    for i, loss in enumerate(RANKING.values())
 ]
+"""Every loss once, in its last traced variant, the kinds in turn."""
 
-SMOOTH_AP_CASES = [case for case in CASES if case.family is SMOOTH_AP]
+SMOOTH_CASES = [case for case in CASES if case.loss.smooth]
+"""Those that can be differentiated any number of times, at every score."""
 
 
 def assert_same_state(actual: QueueState, expected: QueueState) -> None:

@@ -8,7 +8,6 @@ so the table has a row for every choice.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,19 +19,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    RecallAtQuantileConfig,
-    SigmoidFocalConfig,
-    SmoothAPConfig,
-    SoftmaxFocalConfig,
-    init_queue,
-    pauc_at_budget,
-    recall_at_quantile,
-    sigmoid_focal,
-    smooth_ap,
-    softmax_focal,
-)
+from imbalanced_losses import init_queue
+from tests.contracts import elements
+from tests.registry import ELEMENTWISE, TRACED, VARIANTS
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -48,8 +37,8 @@ pytestmark = [
 class Row:
     """A loss and its inputs. ``positives`` is the share of positives of each class, except the first of several."""
 
-    function: Callable[..., Any]
-    config: type
+    name: str
+    """Of a variant in the registry."""
     rows: int
     positives: float = 0.1
     classes: int = 1
@@ -69,15 +58,15 @@ class Row:
 
     def loss(self, logits: Tensor) -> Tensor:
         """Shape ``[C]``, ``[N]`` or ``[]``."""
-        if self.function is sigmoid_focal:
-            loss = sigmoid_focal(logits, torch.nn.functional.one_hot(self.targets, self.classes), self.config())
-        elif self.function is softmax_focal:
-            loss = softmax_focal(logits, self.targets, self.config(**self.options))
-        else:
-            config = self.config(num_classes=self.classes, temperature=0.3, reduction="none", **self.options)
-            state = init_queue(0, self.classes, dtype=torch.float64)
-            loss = self.function(logits, self.targets, state, config)[0]
-        return loss
+        if self.name not in VARIANTS:
+            case = elements.case_named(self.name)
+            targets = torch.nn.functional.one_hot(self.targets, self.classes) if case.own.labels else self.targets
+            targets = targets.view_as(logits) if case.own.labels else targets
+            return case.call(logits, targets, **self.options)
+        loss, variant = VARIANTS[self.name]
+        options = {"temperature": 0.3, **variant.options, **self.options}
+        config = loss.config(num_classes=self.classes, reduction="none", **options)
+        return loss.function(logits, self.targets, init_queue(0, self.classes, dtype=torch.float64), config)[0]
 
     def record(self) -> tuple[Tensor, Tensor]:
         """The loss in plain eager mode, and its leaf."""
@@ -85,34 +74,27 @@ class Row:
         return self.loss(leaf), leaf
 
 
-_smooth_ap = functools.partial(Row, smooth_ap, SmoothAPConfig)
-_recall = functools.partial(Row, recall_at_quantile, RecallAtQuantileConfig)
-_pauc = functools.partial(Row, pauc_at_budget, PAUCAtBudgetConfig)
-_PAIRWISE = {"beta": 0.5, "surrogate": "pairwise"}
-_IMPLICIT = {"threshold_gradient": "implicit"}
-
+OF_MANY = {case.name: case.rest[0] for case in elements.CASES if case.name in ELEMENTWISE and case.rest}
 ROWS: dict[str, Row] = {
-    "smooth_ap of 20": _smooth_ap(20),
-    "smooth_ap of 3,000, 10 %": _smooth_ap(3000),
-    "smooth_ap of 3,000, 2 %": _smooth_ap(3000, 0.02),
-    "smooth_ap of 3 x 20": _smooth_ap(20, 0.3, 3),
-    "smooth_ap of 3 x 3,000, 30 %": _smooth_ap(3000, 0.3, 3),
-    "smooth_ap of 3 x 3,000, 2 %": _smooth_ap(3000, 0.02, 3),
-    "smooth_ap without positives": _smooth_ap(20, 0.0),
-    "pairwise of 20": _pauc(20, options=_PAIRWISE),
-    "pairwise of 3 x 20": _pauc(20, 0.3, 3, options=_PAIRWISE),
-    "pairwise of 3,000, 30 %": _pauc(3000, 0.3, options=_PAIRWISE),
-    "pairwise of 3,000, 5 %": _pauc(3000, 0.05, options=_PAIRWISE),
-    "pairwise without positives": _pauc(20, 0.0, options=_PAIRWISE),
-    "recall": _recall(20, options={"quantile": 0.3}),
-    "recall, implicit": _recall(20, options={"quantile": 0.3, **_IMPLICIT}),
-    "trapezoid": _pauc(20, options={"beta": 0.5}),
-    "trapezoid, implicit": _pauc(20, options={"beta": 0.5, **_IMPLICIT}),
-    "trapezoid of 3 x 3,000, implicit": _pauc(3000, 0.1, 3, options={"beta": 0.5, **_IMPLICIT}),
-    "sigmoid focal of few": Row(sigmoid_focal, SigmoidFocalConfig, 8, 0.3, 3),
-    "sigmoid focal of many": Row(sigmoid_focal, SigmoidFocalConfig, 3000, 0.3, 3),
-    "softmax focal of few": Row(softmax_focal, SoftmaxFocalConfig, 8, 0.3, 3),
-    "softmax focal of many": Row(softmax_focal, SoftmaxFocalConfig, 3000, 0.3, 3, {"reduction": "none"}),
+    **{f"{name} of 20": Row(name, 20) for name in TRACED},
+    **{f"{name} of 3 x 20": Row(name, 20, 0.3, 3) for name in TRACED},
+    "smooth_ap of 3,000, 10 %": Row("smooth_ap", 3000),
+    "smooth_ap of 3,000, 2 %": Row("smooth_ap", 3000, 0.02),
+    "smooth_ap of 3 x 3,000, 30 %": Row("smooth_ap", 3000, 0.3, 3),
+    "smooth_ap of 3 x 3,000, 2 %": Row("smooth_ap", 3000, 0.02, 3),
+    "smooth_ap without positives": Row("smooth_ap", 20, 0.0),
+    "pairwise of 3,000, 30 %": Row("pairwise", 3000, 0.3),
+    "pairwise of 3,000, 5 %": Row("pairwise", 3000, 0.05),
+    "pairwise without positives": Row("pairwise", 20, 0.0),
+    "trapezoid of 3 x 3,000, implicit": Row("trapezoid_implicit", 3000, 0.1, 3),
+    **{f"{name} of few": Row(name, 8, 0.3, classes) for name, classes in OF_MANY.items()},
+    **{f"{name} of many": Row(name, 3000, 0.3, classes) for name, classes in OF_MANY.items()},
+    **{
+        f"{name} of many, one by one": Row(name, 3000, 0.3, classes, {"reduction": "none"})
+        for name, classes in OF_MANY.items()
+    },
+    "sigmoid_focal of few": Row("sigmoid_focal_trained", 8, 0.3, 3),
+    "sigmoid_focal of many": Row("sigmoid_focal_trained", 3000, 0.3, 3),
 }
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 from imbalanced_losses import QueueState, SmoothAPConfig, init_queue, smooth_ap, stack_states
 from imbalanced_losses.kernels.ranks.pair_sums import NEAR_LINEAR_FROM
-from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, QUEUE_SIZE, SMOOTH_AP_CASES, Case, Inputs
+from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, QUEUE_SIZE, SMOOTH_CASES, Case, Inputs
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_variant = pytest.mark.parametrize("case", DIAGONAL, ids=str)
@@ -107,7 +107,7 @@ def test_forward_alone(case: Case) -> None:
     config = case.config()
 
     def per_class(logits: Tensor, targets: Tensor, state: QueueState, iid_mask: Tensor, weight: Tensor) -> Any:
-        return case.family.per_class(
+        return case.loss.per_class(
             logits, targets, state, config, temperature=0.4, iid_mask=iid_mask, sample_weight=weight, update_queue=False
         )
 
@@ -137,7 +137,7 @@ def test_grad(case: Case) -> None:
     assert_close(compiled(gradient)(*arguments), gradient(*arguments))
 
 
-@pytest.mark.parametrize("case", SMOOTH_AP_CASES, ids=str)
+@pytest.mark.parametrize("case", SMOOTH_CASES, ids=str)
 def test_grad_of_grad(case: Case) -> None:
     arguments = arguments_of(case.inputs())
 
@@ -227,7 +227,7 @@ def test_default_backend(case: Case) -> None:
 # --- double backward through a compiled loss --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", SMOOTH_AP_CASES[:1], ids=str)
+@pytest.mark.parametrize("case", SMOOTH_CASES[:1], ids=str)
 def test_double_backward_through_a_compiled_loss_raises(case: Case) -> None:
     """torch compiles one backward only. It must say so: a silent 0 would be a wrong Hessian."""
     logits, *rest = arguments_of(case.inputs())
@@ -303,7 +303,7 @@ def test_temperature_assigned_inside_the_compiled_step(case: Case) -> None:
 def test_all_outputs_of_the_compiled_shell(case: Case) -> None:
     shell = case.shell(queue_size=4).eval()
     flags = {"return_per_class": True}
-    if "pauc" in case.name:
+    if case.loss.returns_diagnostics:
         flags["return_diagnostics"] = True
     inputs = case.inputs(dtype=torch.float32)
     expected = shell(inputs.logits, inputs.targets, **flags)

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, hessian, jvp, stack_module_state, 
 from torch.utils import _pytree
 
 from imbalanced_losses import QueueState, stack_states, unstack_states
-from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, SMOOTH_AP_CASES, Case, Inputs
+from tests.transforms.cases import CASES, DIAGONAL, ONE_PER_LOSS, SMOOTH_CASES, Case, Inputs
 
 # torch compiles its forward-mode decompositions with its own deprecated torch.jit on first use
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 MEMBERS = 3
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-smooth_ap_cases = pytest.mark.parametrize("case", SMOOTH_AP_CASES, ids=str)
+smooth_cases = pytest.mark.parametrize("case", SMOOTH_CASES, ids=str)
 
 # logits, targets, state, temperature: every mix of mapped and shared but "nothing is mapped"
 IN_DIMS = [dims for dims in itertools.product((0, None), repeat=4) if any(dim == 0 for dim in dims)]
@@ -68,7 +68,7 @@ def test_cases_are_worth_transforming(case: Case) -> None:
     for seed in range(MEMBERS):
         inputs = case.inputs(seed)
         logits = inputs.logits.requires_grad_()
-        result, _ = case.family.per_class(
+        result, _ = case.loss.per_class(
             logits, inputs.targets, inputs.state, case.config(), temperature=inputs.temperature
         )
         assert result.valid.all()
@@ -115,7 +115,7 @@ def test_vmap_of_per_class(case: Case) -> None:
     """The dataclass and its dict of diagnostics come out stacked."""
 
     def per_class(logits: Tensor, targets: Tensor, state: QueueState, temperature: Tensor) -> Any:
-        return case.family.per_class(logits, targets, state, case.config(), temperature=temperature)
+        return case.loss.per_class(logits, targets, state, case.config(), temperature=temperature)
 
     loop, stacked = ensemble(case, (0, 0, 0, 0))
     assert_vmap_equals_loop(per_class, loop, stacked, (0, 0, 0, 0))
@@ -129,7 +129,7 @@ def test_vmap_over_masks_and_weights(case: Case, in_dims: tuple[int | None, ...]
     config = case.config()
 
     def weighted(logits: Tensor, state: QueueState, iid_mask: Tensor, sample_weight: Tensor) -> Any:
-        return case.family.function(
+        return case.loss.function(
             logits, inputs.targets, state, config, temperature=0.5, iid_mask=iid_mask, sample_weight=sample_weight
         )
 
@@ -222,7 +222,7 @@ def central_difference(function: Callable[[Tensor], Tensor], at: Tensor, along: 
     return (function(at + step * along) - function(at - step * along)) / (2 * step)
 
 
-@smooth_ap_cases
+@smooth_cases
 def test_jvp_is_the_finite_difference(case: Case) -> None:
     """Of the loss that detaches nothing; the others' thresholds are constants by definition."""
     logits, *rest = arguments_of(case.inputs())
@@ -252,7 +252,7 @@ def test_temperature_and_weights_carry_no_gradient(case: Case) -> None:
     temperature = inputs.temperature.clone().requires_grad_()
     weights = inputs.sample_weight.clone().requires_grad_()
     logits = inputs.logits.clone().requires_grad_()
-    loss, state = case.family.function(
+    loss, state = case.loss.function(
         logits, inputs.targets, inputs.state, case.config(), temperature=temperature, sample_weight=weights
     )
     loss.backward()
@@ -272,7 +272,7 @@ def second_derivatives(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor, 
     return lambda logits: grad(case.value)(logits, *rest), logits, direction
 
 
-@smooth_ap_cases
+@smooth_cases
 def test_hessian_vector_product_in_every_mode(case: Case) -> None:
     gradient, logits, direction = second_derivatives(case)
     reverse_over_reverse = grad(lambda logits: (gradient(logits) * direction).sum())(logits)
@@ -286,7 +286,7 @@ def test_hessian_vector_product_in_every_mode(case: Case) -> None:
     assert_close(transposed, reverse_over_reverse)
 
 
-@smooth_ap_cases
+@smooth_cases
 def test_double_backward_equals_grad_of_grad(case: Case) -> None:
     gradient, logits, direction = second_derivatives(case)
     _, *rest = arguments_of(case.inputs())
@@ -296,7 +296,7 @@ def test_double_backward_equals_grad_of_grad(case: Case) -> None:
     assert_close(second, grad(lambda logits: (gradient(logits) * direction).sum())(logits))
 
 
-@smooth_ap_cases
+@smooth_cases
 def test_hessian_is_symmetric_and_made_of_products(case: Case) -> None:
     gradient, logits, direction = second_derivatives(case)
     _, *rest = arguments_of(case.inputs())
@@ -305,7 +305,7 @@ def test_hessian_is_symmetric_and_made_of_products(case: Case) -> None:
     assert_close(matrix @ direction.flatten(), jvp(gradient, (logits,), (direction,))[1].flatten())
 
 
-@smooth_ap_cases
+@smooth_cases
 def test_vmap_of_hessian_vector_product_equals_loop(case: Case) -> None:
     def product(logits: Tensor, *rest: Any) -> Tensor:
         return grad(lambda logits: grad(case.value)(logits, *rest).square().sum())(logits)

@@ -15,18 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from imbalanced_losses import (
-    PAUCAtBudgetConfig,
-    PAUCAtBudgetLoss,
-    RecallAtQuantileConfig,
-    RecallAtQuantileLoss,
-    SmoothAPConfig,
-    SmoothAPLoss,
     init_queue,
-    pauc_at_budget,
-    recall_at_quantile,
-    smooth_ap,
 )
 from imbalanced_losses.kernels.ranks import exponential_sums, soft_counts
+from tests.registry import MAIN, RANKING
 
 NAMES = ("missed_precision", "discordant_pairs", "pair_sums", "masked_quantile")
 SHAPES = [(1, 5), (1, 200), (3, 40), (2, 1500)]
@@ -93,10 +85,8 @@ def test_on_meta(name: str) -> None:
 
 
 LOSSES: dict[str, tuple[Any, Any]] = {
-    "smooth_ap": (smooth_ap, SmoothAPConfig(num_classes=1, temperature=0.3)),
-    "recall": (recall_at_quantile, RecallAtQuantileConfig(num_classes=1, quantile=0.2, temperature=0.3)),
-    "trapezoid": (pauc_at_budget, PAUCAtBudgetConfig(num_classes=1, beta=0.5)),
-    "pairwise": (pauc_at_budget, PAUCAtBudgetConfig(num_classes=1, beta=0.5, surrogate="pairwise")),
+    name: (loss.function, loss.config(num_classes=1, **{"temperature": 0.3, **variant.options}))
+    for name, (loss, variant) in MAIN.items()
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -217,7 +207,7 @@ def test_fake_tensors_leave_nothing_behind(name: str) -> None:
         assert gradient(logits).isfinite().all()
 
 
-@pytest.mark.parametrize("make", [SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss])
+@pytest.mark.parametrize("make", [loss.shell for loss in RANKING.values()])
 def test_the_loss_is_memory_of_its_own(make: Any) -> None:
     """Scaling it in place, as for gradient accumulation, changes neither the class losses nor the diagnostics."""
     loss_fn = make(num_classes=1)
@@ -245,7 +235,7 @@ def test_large_pools_meet_no_hooks_on_saved_tensors(name: str) -> None:
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("make", [SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss])
+@pytest.mark.parametrize("make", [loss.shell for loss in RANKING.values()])
 def test_a_copy_of_a_compiled_module_is_its_own(make: Any) -> None:
     logits, targets = torch.randn(7), torch.tensor([1, 0, 0, 1, 0, 0, 0])
     loss_fn = make(num_classes=1, queue_size=20)

@@ -21,7 +21,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def forward(case: Case, inputs: Inputs, *, per_class: bool = False, **changes: Any) -> tuple[Any, Any]:
-    function = case.family.per_class if per_class else case.family.function
+    function = case.loss.per_class if per_class else case.loss.function
     return function(
         inputs.logits,
         inputs.targets,
@@ -73,7 +73,7 @@ def test_meta_with_defaults(case: Case, n_rows: int) -> None:
     targets = torch.empty(shape if case.multilabel else (n_rows,), dtype=torch.int64, device="meta")
     for queue_size in (0, QUEUE_SIZE):
         state = init_queue(queue_size, case.num_classes, multilabel=case.multilabel, device="meta")
-        result, new_state = case.family.per_class(logits, targets, state, case.config())
+        result, new_state = case.loss.per_class(logits, targets, state, case.config())
         assert all(leaf.is_meta for leaf in _pytree.tree_leaves((result, new_state, reset_queue(new_state))))
         torch.autograd.grad(result.loss.sum(), logits)
 
@@ -267,7 +267,7 @@ def test_subsampling_draws_from_the_generator_alone(case: Case) -> None:
 
     def subsampled(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        loss: Tensor = case.family.function(
+        loss: Tensor = case.loss.function(
             inputs.logits, inputs.targets, inputs.state, config, temperature=0.5, generator=generator
         )[0]
         return loss
@@ -299,6 +299,6 @@ def test_config_temperature_and_argument_agree(case: Case) -> None:
     """A temperature in the config, as a float and as a 0-dim tensor of any float dtype."""
     inputs = case.inputs()
     arguments = (inputs.logits, inputs.targets, inputs.state)
-    expected = case.family.function(*arguments, case.config(temperature=0.25))[0]
+    expected = case.loss.function(*arguments, case.config(temperature=0.25))[0]
     for temperature in (0.25, torch.tensor(0.25), torch.tensor(0.25, dtype=torch.float64), torch.tensor(0.25).half()):
-        assert torch.equal(case.family.function(*arguments, case.config(), temperature=temperature)[0], expected)
+        assert torch.equal(case.loss.function(*arguments, case.config(), temperature=temperature)[0], expected)

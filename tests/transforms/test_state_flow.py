@@ -30,7 +30,7 @@ def test_new_state_conforms_to_the_old_one(case: Case, dtype: torch.dtype) -> No
 def test_losses_push_the_live_rows(case: Case) -> None:
     inputs = case.inputs()
     flags = {"iid_mask": inputs.iid_mask, "sample_weight": inputs.sample_weight}
-    _, new = case.family.function(inputs.logits, inputs.targets, inputs.state, case.config(), **flags)
+    _, new = case.loss.function(inputs.logits, inputs.targets, inputs.state, case.config(), **flags)
     assert_same_state(new, push(inputs.state, inputs.logits, inputs.targets, inputs.iid_mask, inputs.sample_weight))
     plain = case.call(inputs.logits, inputs.targets, inputs.state, inputs.temperature)[1]
     ones = torch.ones(len(inputs.logits))
@@ -40,9 +40,9 @@ def test_losses_push_the_live_rows(case: Case) -> None:
 @every_case
 def test_update_queue_false_leaves_the_queue(case: Case) -> None:
     inputs = case.inputs()
-    loss, state = case.family.function(inputs.logits, inputs.targets, inputs.state, case.config(), update_queue=False)
+    loss, state = case.loss.function(inputs.logits, inputs.targets, inputs.state, case.config(), update_queue=False)
     assert_same_state(state, inputs.state)
-    assert torch.equal(loss, case.family.function(inputs.logits, inputs.targets, inputs.state, case.config())[0])
+    assert torch.equal(loss, case.loss.function(inputs.logits, inputs.targets, inputs.state, case.config())[0])
 
 
 @pytest.mark.parametrize("case", ONE_PER_LOSS, ids=str)
