@@ -117,11 +117,9 @@ class Study:
         An ensemble has the setting of the single model, so that only the number of members differs.
         """
         if cell.model == "ensemble":
-            _, chosen = self.tuned(Cell(cell.problem, "MLP", cell.contender))
-            tried = [] if chosen is None else [self.run(cell, chosen, 0)]
-            return (
-                (tried, chosen) if tried and "skipped" not in tried[0] else (tried or [{"skipped": OUT_OF_TIME}], None)
-            )
+            scores, chosen = self.tuned(Cell(cell.problem, "MLP", cell.contender))
+            first = scores[0] if chosen is None else self.run(cell, chosen, 0)
+            return [first], None if "skipped" in first else chosen
         tried = [self.run(cell, i, 0) for i in range(min(self.protocol.settings, len(cell.settings)))]
         if failed := [run for run in tried if "skipped" in run]:
             return failed, None
