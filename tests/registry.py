@@ -288,6 +288,7 @@ RANKING: dict[str, RankingLoss] = {
             ("budget_basis", "tpr", ValueError),
         ),
         silent=frozenset({"quantile_interpolation", "threshold_gradient", "budget_basis"}),
+        wide={"temperature": 0.5},
         reported=frozenset({"threshold"}),
         needs_negatives=False,
         away_from_switches=away_from_the_threshold,
