@@ -236,7 +236,7 @@ RANKING: dict[str, RankingLoss] = {
         limit={"temperature": 1e-3},
         variants={
             "smooth_ap": Variant(main=True, traced=True, processes=tuple(KINDS), compiled=("function C=2 16+40",)),
-            "smooth_ap_std": Variant({"tau_scale": "std"}),
+            "smooth_ap_std": Variant({"tau_scale": "std"}, traced=True, compiled=("function C=1 32+200",)),
         },
         other={},
         bad=(),
@@ -288,6 +288,7 @@ RANKING: dict[str, RankingLoss] = {
             ("budget_basis", "tpr", ValueError),
         ),
         silent=frozenset({"quantile_interpolation", "threshold_gradient", "budget_basis"}),
+        wide={"temperature": 0.5},
         reported=frozenset({"threshold"}),
         needs_negatives=False,
         away_from_switches=away_from_the_threshold,
@@ -778,7 +779,9 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
                 {"ignore_index": -100}, (3,), labels=True, processes=True, compiled=("function C=3m 600+0",)
             ),
             "asymmetric_roots": Elements(
-                {"margin": 0.1, "gamma_pos": 0.5, "gamma_neg": 0.3, "ignore_index": -100}, (), labels=True
+                {"margin": 0.1, "gamma_pos": 0.5, "gamma_neg": 0.3, "ignore_index": -100},
+                labels=True,
+                compiled=("function C=1 16+0",),
             ),
             "asymmetric_soft": Elements({"margin": 0.0, "gamma_pos": 2.0}, (2, 3), labels=True, soft=True),
         },

@@ -47,6 +47,11 @@ class Case:
         return self.options.get("pos_numerator") == "live"
 
     @property
+    def is_smooth(self) -> bool:
+        """Whether it has no threshold, and no scale that is held."""
+        return self.loss.smooth and "tau_scale" not in self.options
+
+    @property
     def needs_negatives(self) -> bool:
         """Whether a class without negatives is invalid."""
         return self.loss.needs_negatives or self.options.get("budget_basis") == "fpr"

@@ -78,7 +78,7 @@ def test_ignored_rows_take_no_place(seed: int) -> None:
 @over["cases"]
 @over["kinds"]
 def test_gradient_reaches_a_bounded_number_of_rows(case: Case, kind: str) -> None:
-    problem = example(kind, with_queue=False, n=60)
+    problem = example(kind, with_queue=False, n=100)
     reached = case.run(problem, generator(), max_pool_size=20).gradient.ne(0).any(1).sum()
     assert 2 <= reached <= 20
     assert case.run(problem).gradient.ne(0).any(1).sum() > 20

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from imbalanced_losses import (
 from imbalanced_losses.kernels import robust_hinge as module
 from imbalanced_losses.kernels.robust_hinge import robust_hinge
 from tests.losses.dro_cases import (
-    IGNORE,
     KINDS,
     Rows,
     dro_reference,
@@ -55,34 +52,6 @@ def binary(scores: Any, targets: Any, **options: Any) -> Tensor:
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
-@over_options
-@over_kinds
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_definition(kind: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    problem = make_problem(kind, dtype=dtype)
-    cfg = problem.config(reduction="none", **options)
-    expected = [dro_reference(rows_of(problem, label), cfg) for label in range(problem.num_classes)]
-    np.testing.assert_allclose(problem.loss(problem.logits, cfg).numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
-@over_options
-def test_gradient_by_finite_differences_of_the_definition(options: dict[str, Any]) -> None:
-    """The scale is a constant of the step, so it stays as it is."""
-    problem = make_problem()
-    cfg, rows = problem.config(**options), rows_of(problem, 0)
-    logits = problem.logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(problem.loss(logits, cfg), logits)
-    kept = [i for i in range(len(logits)) if problem.targets[i] != IGNORE]
-    scale, step = scale_of(rows, cfg), 1e-6
-    for place, i in enumerate(kept):
-        sides = []
-        for sign in (1, -1):
-            moved = rows.scores.copy()
-            moved[place] += sign * step
-            sides.append(dro_reference(Rows(moved, rows.positive, rows.iid, rows.weight), cfg, scale))
-        assert gradient[i].item() == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -308,50 +277,6 @@ def test_weights_of_a_positive_are_repetitions() -> None:
     torch.testing.assert_close(weighted, pauc_at_budget(scores[index], targets[index], init_queue(0, 1), cfg)[0])
 
 
-# --- edge cases -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "targets", [[], [1, 1], [0, 0], [IGNORE, IGNORE]], ids=["empty", "no negatives", "no positives", "ignored"]
-)
-def test_nothing_to_rank(targets: list[int]) -> None:
-    logits = torch.randn(len(targets), requires_grad=True)
-    loss = binary(logits, torch.tensor(targets, dtype=torch.long))
-    assert loss == 0
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert not gradient.any()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@over_options
-def test_non_finite_logits(value: float, options: dict[str, Any]) -> None:
-    """An ignored one changes nothing; a live one makes loss and gradient non-finite."""
-    problem = make_problem()
-    cfg = problem.config(**options)
-    expected = problem.loss(problem.logits, cfg)
-    logits = problem.logits.clone()
-    logits[5] = value
-    logits.requires_grad_()
-    loss = problem.loss(logits, cfg)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss == expected
-    assert gradient.isfinite().all()
-    assert gradient[5] == 0
-    logits = problem.logits.clone()
-    logits[6] = value
-    logits.requires_grad_()
-    loss = problem.loss(logits, cfg)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert not loss.isfinite()
-    assert not gradient.isfinite().all()
-
-
-def test_only_live_positives_count() -> None:
-    problem = make_problem()
-    live = problem.loss(problem.logits, problem.config(pos_numerator="live"))
-    assert live != problem.loss(problem.logits, problem.config())
-
-
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -378,41 +303,3 @@ def test_settings_are_checked(options: dict[str, Any], error: type[Exception], m
         PAUCAtBudgetConfig(num_classes=1, **options)
     with pytest.raises(error, match=message):
         PAUCAtBudgetLoss(num_classes=1, **options)
-
-
-# --- the module -------------------------------------------------------------------------------------------------------
-
-
-@over_options
-@over_kinds
-def test_the_module_is_the_function(kind: str, options: dict[str, Any]) -> None:
-    problem = make_problem(kind, dtype=torch.float32)
-    cfg = problem.config(**options)
-    loss_fn = PAUCAtBudgetLoss(
-        problem.num_classes, surrogate="dro", multilabel=problem.multilabel, queue_size=16, **options
-    )
-    state = init_queue(16, problem.num_classes, multilabel=problem.multilabel)
-    for step in range(3):
-        batch = make_problem(kind, dtype=torch.float32, seed=step)
-        loss, state = pauc_at_budget(batch.logits, batch.targets, state, cfg, **batch.extras)
-        own = loss_fn(batch.logits, batch.targets, batch.iid_mask, sample_weight=batch.sample_weight)
-        assert torch.equal(own, loss)
-        loss_fn = pickle.loads(pickle.dumps(copy.deepcopy(loss_fn)))
-    assert torch.equal(loss_fn.queue_logits, state.logits)
-
-
-def test_diagnostics_of_the_module() -> None:
-    problem = make_problem("multiclass", dtype=torch.float32)
-    loss_fn = PAUCAtBudgetLoss(3, surrogate="dro", temperature=0.4, queue_size=0)
-    loss, stats = loss_fn(problem.logits, problem.targets, return_diagnostics=True)
-    assert torch.equal(loss_fn.diagnostics()["loss"].mean(), loss)
-    assert torch.equal(loss_fn.diagnostics()["effective_beta"], stats["effective_beta"])
-    loss_fn(problem.logits, torch.zeros_like(problem.targets))
-    assert loss_fn.diagnostics()["effective_beta"].isnan().all()
-
-
-def test_the_temperature_of_a_schedule_is_lambda() -> None:
-    problem = make_problem()
-    cfg = problem.config(temperature=0.5)
-    other = pauc_at_budget(problem.logits, problem.targets, problem.state, cfg, temperature=0.07, **problem.extras)[0]
-    assert torch.equal(other, problem.loss(problem.logits, problem.config(temperature=0.07)))

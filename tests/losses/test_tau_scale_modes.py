@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
-import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import grad, jvp, vmap
 from torch.testing import assert_close
 
-from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss, init_queue, stack_states
-from tests.compiled.matrix import THREADS
-from tests.compiled.processes import last_words, run_python
-from tests.losses import tau_scale_compiled
-from tests.losses.tau_scale_cases import CASES, SPREADS, Case, batch_of, scaled, scores_of_unit, unit
+from imbalanced_losses import LossWarmupWrapper, SigmoidFocalLoss
+from tests.losses.tau_scale_cases import CASES, SPREADS, Case, batch_of, scores_of_unit, unit
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 every_spread = pytest.mark.parametrize("tau_scale", SPREADS)
@@ -28,40 +19,6 @@ of_two_losses = pytest.mark.parametrize("case", [CASES["smooth_ap"], CASES["reca
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------
-
-
-@every_case
-@every_spread
-def test_vmap_of_grad_is_a_loop(case: Case, tau_scale: str) -> None:
-    batches = [scaled(batch_of(30, 3, queue_size=12, seed=seed), 10.0**seed) for seed in range(3)]
-    cfg = case.configured(num_classes=3, reduction="sum", tau_scale=tau_scale)
-
-    def loss_of(logits: Tensor, targets: Tensor, state: Any, temperature: Tensor) -> Tensor:
-        return case.function(logits, targets, state, cfg, temperature=temperature)[0]
-
-    logits, targets = (torch.stack([getattr(batch, name) for batch in batches]) for name in ("logits", "targets"))
-    states = stack_states([batch.queue_state for batch in batches])
-    temperatures = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
-    gradients = vmap(grad(loss_of))(logits, targets, states, temperatures)
-    for batch, temperature, gradient in zip(batches, temperatures, gradients, strict=True):
-        _, expected = case.run(batch, tau_scale=tau_scale, temperature=float(temperature))
-        assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
-
-
-@every_case
-@every_spread
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own forward mode
-def test_jvp_is_the_gradient_along_a_direction(case: Case, tau_scale: str) -> None:
-    """The spread is a constant of the step in forward mode, too."""
-    batch = batch_of(30, 2, queue_size=12)
-    cfg = case.configured(num_classes=2, reduction="sum", tau_scale=tau_scale)
-    direction = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    value, slope = jvp(
-        lambda logits: case.function(logits, batch.targets, batch.queue_state, cfg)[0], (batch.logits,), (direction,)
-    )
-    loss, gradient = case.run(batch, tau_scale=tau_scale)
-    assert_close(value, loss.sum())
-    assert_close(slope, (gradient * direction).sum(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["smooth_ap", "recall", "pairwise", "trapezoid"])
@@ -83,82 +40,7 @@ def test_second_derivatives_hold_the_spread(name: str, tau_scale: str) -> None:
     assert_close(second(cfg), second(of_scores), rtol=1e-8, atol=1e-10)
 
 
-@every_case
-@every_spread
-def test_meta_and_fake_tensors(case: Case, tau_scale: str) -> None:
-    cfg = case.configured(num_classes=3, tau_scale=tau_scale)
-    for mode, device in ((FakeTensorMode(), "cpu"), (torch.device("meta"), "meta")):
-        with mode:
-            logits = torch.zeros(12, 3, device=device, requires_grad=True)
-            state = init_queue(8, 3, device=device)
-            loss, _ = case.function(logits, torch.zeros(12, device=device, dtype=torch.long), state, cfg)
-            (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        assert (loss.shape, gradient.shape) == ((3,), (12, 3))
-
-
-@every_case
-def test_one_graph_serves_every_temperature_and_scale(case: Case) -> None:
-    graphs: list[Any] = []
-
-    def count(graph: Any, _: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    cfg = case.configured(num_classes=2, reduction="mean", tau_scale="iqr")
-    compiled = torch.compile(case.function, backend=count, fullgraph=True)
-    for seed in range(3):
-        batch = scaled(batch_of(30, 2, queue_size=12, seed=seed), 100.0**seed)
-        temperature = torch.tensor(0.1 * (seed + 1))
-        arguments = (batch.logits, batch.targets, batch.queue_state, cfg)
-        loss, state = compiled(*arguments, temperature=temperature)
-        expected, expected_state = case.function(*arguments, temperature=temperature)
-        assert_close(loss, expected)
-        assert torch.equal(state.logits, expected_state.logits)
-    assert len(graphs) == 1
-
-
-@pytest.mark.parametrize("name", tau_scale_compiled.CASES)
-def test_the_default_backend_on_one_two_and_four_threads(name: str, tmp_path: Path) -> None:
-    """Loss, gradient and queue as in eager mode, over several steps and repeated calls."""
-    report, output = tmp_path / "report", tmp_path / "output"
-    end = run_python([tau_scale_compiled.__file__, str(report), name], output, timeout=600)
-    assert not end, f"the process {end}: {last_words(output)}"
-    findings = [json.loads(line) for line in report.read_text().splitlines()]
-    assert findings == [[name, threads, []] for threads in THREADS]
-
-
 # --- the modules ------------------------------------------------------------------------------------------------------
-
-
-@every_case
-@every_spread
-def test_the_module_is_the_function(case: Case, tau_scale: str) -> None:
-    module = case.module(num_classes=2, tau_scale=tau_scale)
-    state = init_queue(8, 2)
-    assert f"tau_scale={tau_scale!r}" in repr(module)
-    assert module.tau_scale == tau_scale
-    for seed in range(3):
-        batch = batch_of(12, 2, torch.float32, seed=seed)
-        expected, state = case.function(batch.logits, batch.targets, state, module.config)
-        assert torch.equal(module(batch.logits, batch.targets), expected)
-    assert torch.equal(module.queue_logits, state.logits)
-
-
-@every_case
-def test_an_assignment_takes_effect_and_a_wrong_one_changes_nothing(case: Case) -> None:
-    batch = batch_of(20, dtype=torch.float32)
-    module = case.module(tau_scale="none", queue_size=0)
-    for tau_scale in SPREADS:
-        before = module(batch.logits * 3, batch.targets)
-        module.tau_scale = tau_scale
-        assert module.config.tau_scale == tau_scale
-        expected = case.module(tau_scale=tau_scale, queue_size=0)(batch.logits, batch.targets)
-        assert_close(module(batch.logits * 3, batch.targets), expected)
-        assert not torch.equal(before, expected)
-    config = module.config
-    with pytest.raises(ValueError, match=r"expected tau_scale to be one of 'none', 'std', 'iqr'.*, got 'mad'"):
-        module.tau_scale = "mad"
-    assert module.config == config
 
 
 @of_two_losses
@@ -166,21 +48,6 @@ def test_these_losses_have_no_band(case: Case) -> None:
     for make in (case.configured, case.module):
         with pytest.raises(ValueError, match="expected tau_scale to be one of 'none', 'std', 'iqr', got 'band'"):
             make(tau_scale="band")
-
-
-@every_case
-@every_spread
-def test_copies_and_a_resumed_run_go_on_as_the_first(case: Case, tau_scale: str) -> None:
-    module = case.module(tau_scale=tau_scale)
-    first, then = (batch_of(12, dtype=torch.float32, seed=seed) for seed in (0, 1))
-    module(first.logits, first.targets)
-    module.temperature = 0.7
-    resumed = case.module(tau_scale=tau_scale)
-    resumed.load_state_dict(module.state_dict())
-    others = [resumed, copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
-    expected = module(then.logits, then.targets)
-    for other in others:
-        assert torch.equal(other(then.logits, then.targets), expected)
 
 
 @every_case

@@ -115,7 +115,7 @@ ONE_PER_LOSS = [
 ]
 """Every loss once, in its last traced variant, the kinds in turn."""
 
-SMOOTH_CASES = [case for case in CASES if case.loss.smooth]
+SMOOTH_CASES = [case for case in CASES if case.loss.smooth and "tau_scale" not in case.options]
 """Those that can be differentiated any number of times, at every score."""
 
 
