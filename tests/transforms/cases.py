@@ -43,6 +43,7 @@ class Case:
     num_classes: int
     multilabel: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    bounded: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -100,7 +101,7 @@ class Case:
 
 def _case(variant: str, kind: str) -> Case:
     loss, own = TRACED[variant]
-    return Case(f"{variant}-{kind}", loss, *KINDS[kind], own.options)
+    return Case(f"{variant}-{kind}", loss, *KINDS[kind], own.options, own.bounded)
 
 
 CASES = [_case(variant, kind) for variant in TRACED for kind in KINDS]
