@@ -1,6 +1,7 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
 # make check        lint and a quick part of the suite, for use between edits; about a minute
-# make test         lint, then the whole suite against the installed package, with its coverage gate
+# make test         lint, then the suite against the installed package, with its coverage gate
+# make test-exhaustive  further variants of the losses and slow combinations; a few minutes
 # make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; about 50 minutes
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
@@ -42,17 +43,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo check test test-compiled lint suite bench bench-paths bench-distributed notebooks outcome study test-oldest clean docs \
+.PHONY: demo check test test-compiled test-exhaustive lint suite bench bench-paths bench-distributed notebooks outcome study test-oldest clean docs \
 	docs-serve docs-test figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/toy_demo.py --plot toy_demo.png
 
 check: lint
-	$(BIN)/pytest -q -n $(PYTEST_WORKERS) --dist worksteal -k 'not compil' $(PYTEST_FLAGS) $(CHECK)
+	$(BIN)/pytest -q -n $(PYTEST_WORKERS) --dist worksteal -m 'not exhaustive' -k 'not compil' $(PYTEST_FLAGS) $(CHECK)
 
 test: lint
-	$(MAKE) --no-print-directory suite PYTEST_FLAGS='--cov --cov-report=term-missing $(PYTEST_FLAGS)'
+	$(MAKE) --no-print-directory suite PYTEST_FLAGS='-m "not exhaustive" --cov --cov-report=term-missing $(PYTEST_FLAGS)'
+
+test-exhaustive:
+	$(MAKE) --no-print-directory suite PYTEST_FLAGS='-m exhaustive $(PYTEST_FLAGS)'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

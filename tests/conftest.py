@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 # The suite runs one process per core (see the Makefile), so more threads, here or in processes that tests start, would
@@ -22,6 +23,16 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of further variants of a loss, which ``make test-exhaustive`` runs."""
+    from tests.registry import FURTHER
+
+    for item in items:
+        _, _, parameters = item.nodeid.partition("[")
+        if not FURTHER.isdisjoint(re.split(r"[-. \]]", parameters)):
+            item.add_marker(pytest.mark.exhaustive)
 
 
 def pytest_report_header() -> str:

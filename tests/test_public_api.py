@@ -308,6 +308,7 @@ def test_docstrings_have_an_example(name: str) -> None:
     assert ">>>" in lookup(name).__doc__
 
 
+@pytest.mark.exhaustive
 def test_every_module_can_be_imported_alone() -> None:
     """Each in its own process and without the package's ``__init__``, so that none relies on what that has imported."""
     script = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,14 @@ RANKING = {"num_classes": 3, "temperature": 0.25, "ignore_index": -1, "max_pool_
 SCHEDULE = {"temp_start": 0.5, "temp_end": 0.25, "temp_decay_steps": 100, "final_main_weight": 0.5}
 
 
-def numbers(other: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in other.items() if type(value) in (bool, int, float)}
+def numbers(other: Mapping[str, Any], needs_others: Container[str] = ()) -> dict[str, Any]:
+    return {
+        name: value for name, value in other.items() if type(value) in (bool, int, float) and name not in needs_others
+    }
 
 
 OF_LOSSES: list[tuple[type, type, dict[str, Any]]] = [
-    *((loss.config, loss.shell, {**RANKING, **numbers(loss.other)}) for loss in registry.RANKING.values()),
+    *((loss.config, loss.shell, {**RANKING, **numbers(loss.other, loss.needed)}) for loss in registry.RANKING.values()),
     *((loss.config, loss.shell, numbers(loss.other)) for loss in registry.ELEMENTWISE.values() if not loss.required),
 ]
 CONFIGS: list[tuple[type, dict[str, Any]]] = [

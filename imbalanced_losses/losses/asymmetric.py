@@ -109,6 +109,7 @@ def asymmetric(
 
     Examples
     --------
+    >>> import torch
     >>> from imbalanced_losses import AsymmetricConfig, asymmetric
     >>> logits, targets = torch.tensor([0.0, 0.0, -3.0]), torch.tensor([1.0, 0.0, 0.0])
     >>> cfg = AsymmetricConfig(reduction="none")

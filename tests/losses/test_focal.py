@@ -264,7 +264,7 @@ def test_only_logits_carry_gradient(case: Case) -> None:
     targets = targets if (not case.own.labels) else targets.requires_grad_()
     assert not case.call(logits, targets, sample_weight=weights).requires_grad
     if not case.own.labels:
-        alpha = torch.rand(N_CLASSES, requires_grad=True)
+        alpha = torch.rand(logits.shape[1], requires_grad=True)
         assert not softmax_focal(logits, targets, case.config(), alpha=alpha).requires_grad
 
 

@@ -23,6 +23,7 @@ from imbalanced_losses import (
 from imbalanced_losses.queue import push
 from tests.contracts.cases import Case, example, over
 from tests.parity.reference import soft_quantile_gradient
+from tests.registry import RANKING
 from tests.strategies import INTERPOLATIONS, few_examples, problems
 
 FPR = Case("recall-fpr", "recall", {"temperature": 0.5, "quantile": 0.3, "budget_basis": "fpr"})
@@ -85,7 +86,7 @@ def test_the_threshold_follows_the_negatives(data: st.DataObject) -> None:
     """Against finite differences of the loss with the soft quantile of the negatives solved again."""
     problem = data.draw(problems(min_rows=1, extremes=False))
     case = FPR.with_options(threshold_gradient="implicit")
-    expected = soft_quantile_gradient("recall", problem, case.config(problem, reduction="sum"))
+    expected = soft_quantile_gradient(RANKING["recall"].reference, problem, case.config(problem, reduction="sum"))
     gradient = case.run(problem, reduction="sum").gradient
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 

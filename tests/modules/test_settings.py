@@ -87,7 +87,7 @@ def test_an_argument_is_an_attribute(loss: type[nn.Module], name: str) -> None:
 
 
 @pytest.mark.parametrize(("loss", "name"), SETTINGS)
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compiled: bool) -> None:
     """As if the loss had been made with it, also where a call was compiled before."""
     others = needed(loss, name)
