@@ -27,11 +27,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of further variants of a loss, which ``make test-exhaustive`` runs."""
-    from tests.registry import FURTHER
+    from tests.registry import FURTHER, LATER
 
     for item in items:
-        _, _, parameters = item.nodeid.partition("[")
-        if not FURTHER.isdisjoint(re.split(r"[-. \]]", parameters)):
+        path, _, parameters = item.nodeid.partition("[")
+        is_slow = path.startswith(("tests/distributed/", "tests/modules/", "tests/transforms/"))
+        if not (FURTHER | LATER if is_slow else FURTHER).isdisjoint(re.split(r"[-. \]]", parameters)):
             item.add_marker(pytest.mark.exhaustive)
 
 

@@ -872,3 +872,6 @@ FURTHER = frozenset(
     ]
 )
 """Names of variants whose tests are marked ``exhaustive``."""
+
+LATER = frozenset({"dro", "precision_at_recall", "fpr_at_recall", "soft_fbeta"})
+"""First variants whose tests in slow folders (modules, transforms, processes) are marked ``exhaustive``, too."""
