@@ -41,26 +41,32 @@ def describe_temperature(pool: Pool, tau_scale: TauScale, interpolation: Interpo
     return {} if tau_scale == "none" else {"tau_eff": scaled_temperature(pool, tau_scale, interpolation)}
 
 
-def spread(pool: Pool, rows: Tensor, size: Tensor | None = None, smallest: float = 0.0) -> Tensor:
+def spread(
+    pool: Pool, rows: Tensor, size: Tensor | None = None, smallest: float = 0.0, origin: Tensor | None = None
+) -> Tensor:
     """``size [C]``; where it is at most ``smallest`` the standard deviation, and where that is at most it, too, 1.
 
     The standard deviation is that of the scores in ``rows [C, M]`` (bool). Without ``size`` it comes first. A head that
-    starts at zero, or scores that are mostly equal, must get a gradient; an empty class has a spread of 1.
+    starts at zero, or scores that are mostly equal, must get a gradient; an empty class has a spread of 1. ``origin
+    [C, 1]`` is a quantile of the scores, if one is at hand: it saves the search for one of them.
     """
     if size is not None and may_branch_on_values(size) and float(size.amin()) > smallest:
         return size
-    deviation = _standard_deviation(pool, rows)
+    deviation = _standard_deviation(pool, rows, origin)
     fallback = deviation.masked_fill(deviation <= smallest, 1)
     return fallback if size is None else torch.where(size > smallest, size, fallback)
 
 
-def _standard_deviation(pool: Pool, rows: Tensor) -> Tensor:
+def _standard_deviation(pool: Pool, rows: Tensor, origin: Tensor | None) -> Tensor:
     """``[C]``: that of the population of which ``rows`` are the sample; 0 if there are none."""
     scores = pool.scores.detach().to(accumulation_dtype(pool.scores.device))  # no square overflows or vanishes
     # from one of the scores: that of equal scores is 0 then, also where their mean is rounded
-    origin = torch.where(rows, scores, -torch.inf).amax(-1, keepdim=True)
-    offset = torch.where(rows, scores - origin, 0)
-    counts = pool.count(rows).to(scores.dtype)
+    if origin is None:
+        highest = torch.where(rows, scores, -torch.inf).amax(-1, keepdim=True)
+        offset = torch.where(rows, scores - highest, 0)  # an empty class has none
+    else:
+        offset = scores - origin
+    counts = pool.count(rows)
     share = counts / counts.sum(-1, keepdim=True).clamp_min(1)  # no count is below 1
     deviation = offset - (offset * share).sum(-1, keepdim=True)
     return (deviation * deviation * share).sum(-1).sqrt().to(pool.scores.dtype)

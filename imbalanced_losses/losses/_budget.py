@@ -75,9 +75,8 @@ def measure_budget(pool: Pool, cfg: PAUCAtBudgetConfig) -> Budget:
     if cfg.tau_scale == "none":
         scale = torch.ones_like(thresholds[:, 0])
     else:
-        scale = spread(pool, reference, _size(quantiles, thresholds, cfg), SMALLEST_SCALE)
-    limits = torch.finfo(scale.dtype)
-    scale = scale.clamp_max(limits.max)  # of finite scores it may be too large for their dtype
+        scale = spread(pool, reference, _size(quantiles, thresholds, cfg), SMALLEST_SCALE, thresholds[:, -1:])
+    limits = torch.finfo(scale.dtype)  # the scale of finite scores may be too large for their dtype
     return Budget(
         reference=reference,
         thresholds=thresholds,

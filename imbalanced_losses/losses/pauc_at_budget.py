@@ -309,7 +309,7 @@ def _measure_dro(pool: Pool, cfg: PAUCAtBudgetConfig, numerator: Tensor, weight:
         numerator,
         pool.negative,
         weight,
-        budget.scale,
+        budget.scale.clamp_max(torch.finfo(budget.scale.dtype).max),
         pool.temperature.expand_as(budget.scale),
         per_class(cfg.margin),
         None if cfg.positive_temperature is None else per_class(cfg.positive_temperature),
