@@ -8,7 +8,8 @@ from torch import Tensor
 from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values
 from imbalanced_losses.kernels.operators import make_operator
 from imbalanced_losses.pytree import state_dataclass
-from imbalanced_losses.validation import check_flag, check_integer, check_tensor
+from imbalanced_losses.settings import check_flag, check_integer
+from imbalanced_losses.validation import check_tensor
 
 __all__ = ["ClassCounts", "class_priors", "count_classes", "init_class_counts", "update_class_counts"]
 

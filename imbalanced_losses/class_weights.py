@@ -12,8 +12,15 @@ from torch.nn.parameter import is_lazy
 from imbalanced_losses.dispatch import can_read_values
 from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.label_values import check_weight_values
-from imbalanced_losses.settings import described, plain
-from imbalanced_losses.validation import check_choice, check_flag, check_module, check_number, check_prior_sequence
+from imbalanced_losses.settings import (
+    check_choice,
+    check_flag,
+    check_module,
+    check_number,
+    check_prior_sequence,
+    described,
+    plain,
+)
 
 __all__ = ["Scheme", "class_weights", "pos_weight", "prior_bias_", "relative_weights"]
 

@@ -16,7 +16,8 @@ from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.queue import QueueState, init_queue
 from imbalanced_losses.rows import Rows, Task, parse_rows
-from imbalanced_losses.validation import check_flag, check_temperature, check_tensor
+from imbalanced_losses.settings import check_flag
+from imbalanced_losses.validation import check_temperature, check_tensor
 
 __all__ = ["Pool", "check_queue", "join_rows", "pool_of_scores"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from imbalanced_losses.dispatch import may_branch_on_values, without_autocast
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.rows import Rows
-from imbalanced_losses.validation import check_flag, check_integer
+from imbalanced_losses.settings import check_flag, check_integer
 
 __all__ = [
     "QueueState",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imbalanced_losses.embeddings import SIMILARITIES, Similarity, similarities, take_labelled
 from imbalanced_losses.reductions import mean_over_weight
-from imbalanced_losses.validation import check_choice, check_integer
+from imbalanced_losses.settings import check_choice, check_integer
 
 __all__ = ["map_at_r", "mean_average_precision", "recall_at_k"]
 

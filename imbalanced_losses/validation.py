@@ -1,53 +1,30 @@
-"""Argument checks: every error says what was expected and what came.
+"""Checks of tensor arguments: every error says what was expected and what came.
 
-They look at shapes, dtypes, devices and Python values only, so they cost nothing, never synchronise with a device, and
-run in the pure functions. Checks that read tensor data are in :mod:`imbalanced_losses.label_values`.
+They look at shapes, dtypes and devices only, so they cost nothing, never synchronise with a device, and run in the pure
+functions. Checks that read tensor data are in :mod:`imbalanced_losses.label_values`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import TypeVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imbalanced_losses import remedies
-from imbalanced_losses.settings import described, plain
+from imbalanced_losses.settings import check_temperature_number
 
 __all__ = [
-    "check_callable",
-    "check_choice",
     "check_class_ids",
     "check_class_priors",
     "check_class_weights",
-    "check_config",
-    "check_counter",
     "check_element_targets",
     "check_element_weights",
-    "check_finite_number",
-    "check_flag",
-    "check_fraction",
-    "check_integer",
     "check_logits",
-    "check_module",
-    "check_nonnegative",
-    "check_number",
-    "check_open_fraction",
-    "check_positive",
-    "check_prior_sequence",
     "check_row_flags",
     "check_row_weights",
     "check_targets",
     "check_temperature",
-    "check_temperature_number",
     "check_tensor",
-    "check_weight_sequence",
 ]
-
-
-T = TypeVar("T")
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -56,142 +33,6 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"expected {name} to be a Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"expected {name} to be a dense Tensor, got one of layout {value.layout}")
-
-
-def check_config(cfg: object, expected: type) -> None:
-    """Check that ``cfg`` is of the loss's configuration class."""
-    if not isinstance(cfg, expected):
-        raise TypeError(f"expected cfg to be a {expected.__name__}, got {type(cfg).__name__}")
-
-
-def check_choice(name: str, value: T, choices: Sequence[object]) -> T:
-    """Return ``value`` if it is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"expected {name} to be one of {', '.join(map(repr, choices))}, got {described(value)}")
-    return value
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return a bool (Python's, NumPy's or a 0-dim tensor) as Python's."""
-    flag = plain(value)
-    if not isinstance(flag, bool):
-        raise TypeError(f"expected {name} to be True or False, got {described(value)}")
-    return flag
-
-
-def check_integer(name: str, value: object, minimum: int) -> int:
-    """Return an int >= ``minimum`` (Python's, NumPy's or a 0-dim tensor, but not a bool) as Python's."""
-    number = plain(value)
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"expected {name} to be an int, got {described(value)}")
-    if number < minimum:
-        raise ValueError(f"expected {name} to be at least {minimum}, got {number}")
-    return int(number)
-
-
-def check_counter(name: str, value: object) -> int | Tensor:
-    """Return an int >= 0 as Python's; a 0-dim integer tensor is returned as it is, and its value is not read."""
-    if not isinstance(value, Tensor):
-        return check_integer(name, value, minimum=0)
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"expected {name} of an integer dtype, got {value.dtype}")
-    if value.dim() != 0:
-        raise ValueError(f"expected {name} as an int or a 0-dim tensor, got shape {list(value.shape)}")
-    return value
-
-
-def check_module(name: str, value: object) -> None:
-    """Check that ``value`` is an ``nn.Module``."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"expected {name} to be an nn.Module, got {type(value).__name__}")
-
-
-def check_callable(name: str, value: object) -> None:
-    """Check that ``value`` is callable."""
-    if not callable(value):
-        raise TypeError(f"expected {name} to be an nn.Module or another callable, got {type(value).__name__}")
-
-
-def check_number(name: str, value: object) -> float:
-    """Return a number (Python's, NumPy's or a 0-dim tensor, but not a bool) as a Python float."""
-    number = plain(value)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"expected {name} to be a number, got {described(value)}")
-    return float(number)
-
-
-def check_finite_number(name: str, value: object) -> float:
-    """Return a finite number as a float."""
-    number = check_number(name, value)
-    if not math.isfinite(number):
-        raise ValueError(f"expected {name} to be a finite number, got {number}")
-    return number
-
-
-def check_positive(name: str, value: object) -> float:
-    """Return a finite number > 0 as a float."""
-    number = check_number(name, value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"expected {name} to be a finite number above 0, got {number}")
-    return number
-
-
-def check_nonnegative(name: str, value: object) -> float:
-    """Return a finite number >= 0 as a float."""
-    number = check_number(name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"expected {name} to be a finite number of at least 0, got {number}")
-    return number
-
-
-def check_fraction(name: str, value: object) -> float:
-    """Return a number in [0, 1] as a float."""
-    number = check_number(name, value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"expected {name} in [0, 1], got {number}")
-    return number
-
-
-def check_open_fraction(name: str, value: object, remedy: str) -> float:
-    """Return a number strictly between 0 and 1 as a float."""
-    number = check_number(name, value)
-    if not 0 < number < 1:
-        raise ValueError(f"expected {name} strictly between 0 and 1, got {number}: {remedy}")
-    return number
-
-
-def check_temperature_number(name: str, value: object) -> float:
-    """Return a number that is finite and > 0 also in float32, in which losses divide by it."""
-    number = check_positive(name, value)
-    float32 = torch.finfo(torch.float32)
-    if not float32.tiny <= number <= float32.max:
-        raise ValueError(
-            f"expected {name} in [{float32.tiny:.2e}, {float32.max:.2e}] (normal in float32), got {number}"
-        )
-    return number
-
-
-def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
-    """Return finite numbers >= 0, given as a sequence or a Tensor ``[C]``, as a tuple."""
-    if isinstance(weights, Tensor) and (weights.requires_grad or weights.is_meta):
-        raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}")
-    if isinstance(weights, Tensor) and weights.dim() != 1:
-        remedy = remedies.for_weight_sequence() if weights.dim() == 0 else ""
-        raise ValueError(f"expected {name} of shape [C], got {list(weights.shape)}{remedy}")
-    values = getattr(weights, "tolist", lambda: weights)()  # also turns NumPy numbers into Python's
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        remedy = remedies.for_weight_sequence() if isinstance(values, (int, float)) else ""
-        raise TypeError(f"expected {name} to be a sequence of numbers, got {described(weights)}{remedy}")
-    return tuple(check_nonnegative(f"every weight in {name}", weight) for weight in values)
-
-
-def check_prior_sequence(name: str, priors: object) -> tuple[float, ...]:
-    """Return finite numbers >= 0, not all 0, as a tuple; given as a number, a sequence or a Tensor ``[C]``."""
-    number = plain(priors)
-    values = check_weight_sequence(name, [number] if isinstance(number, (int, float)) else priors)
-    if not any(values):
-        raise ValueError(f"expected {name} with a class above 0, got {values}: pass class counts or shares")
-    return values
 
 
 def check_logits(logits: Tensor, num_classes: int) -> Tensor:

@@ -14,7 +14,8 @@ from imbalanced_losses.calibration._fitting import fit_platt, fit_temperature
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.label_values import check_class_id_values, check_weight_values
 from imbalanced_losses.pool import pool_of_scores
-from imbalanced_losses.validation import check_class_ids, check_element_weights, check_integer, check_logits
+from imbalanced_losses.settings import check_integer
+from imbalanced_losses.validation import check_class_ids, check_element_weights, check_logits
 
 __all__ = ["PlattScaling", "TemperatureScaling"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
-from imbalanced_losses.validation import check_class_priors, check_flag, check_prior_sequence, check_tensor
+from imbalanced_losses.settings import check_flag, check_prior_sequence
+from imbalanced_losses.validation import check_class_priors, check_tensor
 
 __all__ = ["prior_shift"]
 

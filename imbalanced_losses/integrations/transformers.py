@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from imbalanced_losses.integrations._model_outputs import IGNORED, as_rows, find_logits, is_shifted
 from imbalanced_losses.integrations._wrappers import find_wrappers, read_schedules, start_new_run
 from imbalanced_losses.modules._runs import warn_of_invalid_epoch
-from imbalanced_losses.validation import check_module
+from imbalanced_losses.settings import check_module
 
 try:
     from transformers import Trainer, TrainerCallback

@@ -17,7 +17,7 @@ from imbalanced_losses.kernels.operators import batch_of_rows, in_graph, make_op
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.packing import pack
 from imbalanced_losses.kernels.tuning import QUANTILE_CHUNK
-from imbalanced_losses.validation import check_number
+from imbalanced_losses.settings import check_number
 
 __all__ = ["check_recall", "recall_threshold"]
 

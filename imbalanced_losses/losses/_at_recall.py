@@ -13,9 +13,8 @@ from imbalanced_losses.kernels.missed_recall import missed_recall
 from imbalanced_losses.kernels.recall_threshold import check_recall, recall_threshold
 from imbalanced_losses.losses._ranking import RankingConfig
 from imbalanced_losses.pool import Pool
-from imbalanced_losses.settings import check_fields
+from imbalanced_losses.settings import check_choice, check_fields
 from imbalanced_losses.spread import describe_temperature, scaled_temperature
-from imbalanced_losses.validation import check_choice
 
 __all__ = ["AtRecall", "AtRecallConfig", "describe_at_recall", "measure_at_recall"]
 

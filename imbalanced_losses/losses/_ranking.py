@@ -18,9 +18,16 @@ from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, reduce_classes
 from imbalanced_losses.rows import Rows, parse_rows
 from imbalanced_losses.sampling import subsample
-from imbalanced_losses.settings import check_fields, optional
+from imbalanced_losses.settings import (
+    check_choice,
+    check_config,
+    check_fields,
+    check_flag,
+    check_integer,
+    check_temperature_number,
+    optional,
+)
 from imbalanced_losses.spread import TAU_SCALES, TauScale
-from imbalanced_losses.validation import check_choice, check_config, check_flag, check_integer, check_temperature_number
 
 __all__ = ["PerClass", "RankingConfig", "RankingStep", "evaluate", "mark_invalid", "ranking_step", "reduced"]
 

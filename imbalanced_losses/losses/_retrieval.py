@@ -21,8 +21,7 @@ from imbalanced_losses.embeddings import (
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, mean_over_weight
 from imbalanced_losses.rows import Rows
-from imbalanced_losses.settings import check_fields
-from imbalanced_losses.validation import check_choice, check_config, check_integer, check_temperature_number
+from imbalanced_losses.settings import check_choice, check_config, check_fields, check_integer, check_temperature_number
 
 __all__ = ["RetrievalConfig", "RetrievalStep", "evaluate", "retrieval_step"]
 

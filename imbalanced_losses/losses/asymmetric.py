@@ -10,16 +10,16 @@ from torch import Tensor
 
 from imbalanced_losses.kernels.asymmetric import Asymmetric
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
-from imbalanced_losses.settings import check_fields, optional
-from imbalanced_losses.validation import (
+from imbalanced_losses.settings import (
     check_choice,
     check_config,
-    check_element_targets,
-    check_element_weights,
+    check_fields,
     check_fraction,
     check_integer,
     check_nonnegative,
+    optional,
 )
+from imbalanced_losses.validation import check_element_targets, check_element_weights
 
 __all__ = ["AsymmetricConfig", "asymmetric", "asymmetric_elements"]
 

@@ -13,19 +13,22 @@ from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.kernels.sigmoid_focal import SigmoidFocal
 from imbalanced_losses.kernels.softmax_focal import SoftmaxFocal
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
-from imbalanced_losses.settings import check_fields, optional
-from imbalanced_losses.validation import (
+from imbalanced_losses.settings import (
     check_choice,
-    check_class_ids,
-    check_class_weights,
     check_config,
-    check_element_targets,
-    check_element_weights,
+    check_fields,
     check_fraction,
     check_integer,
     check_nonnegative,
     check_number,
     check_weight_sequence,
+    optional,
+)
+from imbalanced_losses.validation import (
+    check_class_ids,
+    check_class_weights,
+    check_element_targets,
+    check_element_weights,
 )
 
 __all__ = [

@@ -15,19 +15,19 @@ from imbalanced_losses.dispatch import holds_values
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.losses._cross_entropy import ChangedLogits, ParsedTargets, compare, parse_label_targets
 from imbalanced_losses.reductions import Reduction
-from imbalanced_losses.settings import check_fields, optional
-from imbalanced_losses.validation import (
+from imbalanced_losses.settings import (
     check_choice,
-    check_class_priors,
     check_config,
+    check_fields,
     check_integer,
     check_nonnegative,
     check_number,
     check_positive,
     check_prior_sequence,
-    check_tensor,
     check_weight_sequence,
+    optional,
 )
+from imbalanced_losses.validation import check_class_priors, check_tensor
 
 __all__ = ["LDAMConfig", "deferred_weights", "enforce_margins", "ldam"]
 

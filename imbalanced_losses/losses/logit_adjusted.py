@@ -12,17 +12,18 @@ from torch import Tensor
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.losses._cross_entropy import ChangedLogits, ParsedTargets, compare, parse_label_targets
 from imbalanced_losses.reductions import Reduction
-from imbalanced_losses.settings import check_fields, optional
-from imbalanced_losses.validation import (
+from imbalanced_losses.settings import (
     check_choice,
-    check_class_priors,
     check_config,
+    check_fields,
     check_flag,
     check_fraction,
     check_integer,
     check_nonnegative,
     check_prior_sequence,
+    optional,
 )
+from imbalanced_losses.validation import check_class_priors
 
 __all__ = ["LogitAdjustedConfig", "adjust", "logit_adjusted"]
 

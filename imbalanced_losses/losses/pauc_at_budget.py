@@ -26,15 +26,16 @@ from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate,
 from imbalanced_losses.metrics._functions import partial_auc_of
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.settings import check_fields, optional
-from imbalanced_losses.spread import TAU_SCALES
-from imbalanced_losses.validation import (
+from imbalanced_losses.settings import (
     check_choice,
+    check_fields,
     check_fraction,
     check_integer,
     check_positive,
     check_temperature_number,
+    optional,
 )
+from imbalanced_losses.spread import TAU_SCALES
 
 __all__ = ["PAUCAtBudgetConfig", "pauc_at_budget", "pauc_at_budget_per_class"]
 

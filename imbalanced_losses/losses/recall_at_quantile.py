@@ -15,9 +15,8 @@ from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate,
 from imbalanced_losses.metrics._functions import share_of_positives
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.settings import check_fields
+from imbalanced_losses.settings import check_choice, check_fields, check_open_fraction
 from imbalanced_losses.spread import describe_temperature, scaled_temperature
-from imbalanced_losses.validation import check_choice, check_open_fraction
 
 __all__ = ["RecallAtQuantileConfig", "recall_at_quantile", "recall_at_quantile_per_class"]
 

@@ -14,8 +14,13 @@ from imbalanced_losses.kernels.ranks import bounded_missed_precision, missed_pre
 from imbalanced_losses.losses._retrieval import RetrievalConfig, evaluate
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_weight
-from imbalanced_losses.settings import check_fields
-from imbalanced_losses.validation import check_choice, check_finite_number, check_fraction, check_nonnegative
+from imbalanced_losses.settings import (
+    check_choice,
+    check_fields,
+    check_finite_number,
+    check_fraction,
+    check_nonnegative,
+)
 
 __all__ = ["RetrievalAPConfig", "measure_retrieval_ap", "retrieval_ap"]
 

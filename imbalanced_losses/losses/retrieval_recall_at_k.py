@@ -15,8 +15,7 @@ from imbalanced_losses.kernels.ranks import soft_counts
 from imbalanced_losses.losses._retrieval import RetrievalConfig, evaluate
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_weight
-from imbalanced_losses.settings import check_fields, described, plain
-from imbalanced_losses.validation import check_integer, check_temperature_number
+from imbalanced_losses.settings import check_fields, check_integer, check_temperature_number, described, plain
 
 __all__ = ["RecallAtKConfig", "measure_recall_at_k", "retrieval_recall_at_k"]
 

@@ -13,9 +13,8 @@ from imbalanced_losses.kernels.operators import with_nonfinite
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.settings import check_fields
+from imbalanced_losses.settings import check_fields, check_finite_number, check_positive
 from imbalanced_losses.spread import describe_temperature, scaled_temperature
-from imbalanced_losses.validation import check_number, check_positive
 
 __all__ = ["SoftFBetaConfig", "soft_fbeta", "soft_fbeta_per_class"]
 
@@ -43,9 +42,9 @@ class SoftFBetaConfig(RankingConfig):
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
-        check_fields(self, beta=check_positive, eta=check_number)
-        if not abs(self.eta) < torch.finfo(torch.float32).max:
-            raise ValueError(f"expected eta to be a finite number, got {self.eta}")
+        check_fields(self, beta=check_positive, eta=check_finite_number)
+        if abs(self.eta) > torch.finfo(torch.float32).max:
+            raise ValueError(f"expected eta to be finite in float32, got {self.eta}")
 
 
 def soft_fbeta(

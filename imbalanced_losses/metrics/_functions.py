@@ -12,7 +12,7 @@ from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.quantile import INTERPOLATIONS, Interpolation, masked_quantile
 from imbalanced_losses.pool import Pool, pool_of_scores
 from imbalanced_losses.reductions import weighted_mean
-from imbalanced_losses.validation import check_choice, check_fraction, check_number
+from imbalanced_losses.settings import check_choice, check_fraction, check_number
 
 __all__ = ["average_precision", "coverage_at_budget", "partial_auc", "recall_at_quantile"]
 

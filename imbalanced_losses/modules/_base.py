@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
 from imbalanced_losses.modules._lifecycle import StatefulModule
-from imbalanced_losses.validation import check_choice, check_flag
+from imbalanced_losses.settings import check_choice, check_flag
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

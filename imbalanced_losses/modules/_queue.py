@@ -16,7 +16,8 @@ from imbalanced_losses.modules._base import LossModule, fixed_setting, flag_prop
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.queue import QueueState, push, push_in_place
 from imbalanced_losses.rows import Rows
-from imbalanced_losses.validation import check_integer, check_temperature, check_temperature_number
+from imbalanced_losses.settings import check_integer, check_temperature_number
+from imbalanced_losses.validation import check_temperature
 
 __all__ = ["QueueLoss"]
 

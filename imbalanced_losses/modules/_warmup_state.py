@@ -26,8 +26,7 @@ from imbalanced_losses.modules._callables import (
 from imbalanced_losses.modules._lifecycle import StatefulModule, refuse_second_pass
 from imbalanced_losses.modules._runs import empty_queues
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
-from imbalanced_losses.settings import optional
-from imbalanced_losses.validation import check_callable, check_config, check_flag
+from imbalanced_losses.settings import check_callable, check_config, check_flag, optional
 
 __all__ = ["WarmupState"]
 

@@ -18,7 +18,7 @@ from imbalanced_losses.modules._elementwise import ChangedLogitsLoss, class_numb
 from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.reductions import Reduction
-from imbalanced_losses.validation import check_choice, check_prior_sequence
+from imbalanced_losses.settings import check_choice, check_prior_sequence
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

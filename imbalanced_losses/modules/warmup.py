@@ -21,7 +21,7 @@ from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 from imbalanced_losses.modules._warmup_state import WarmupState
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
-from imbalanced_losses.validation import check_counter
+from imbalanced_losses.settings import check_counter
 
 __all__ = ["LossWarmupWrapper"]
 

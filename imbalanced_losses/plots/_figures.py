@@ -12,7 +12,8 @@ from torch.nn import functional
 from imbalanced_losses.label_values import check_target_values
 from imbalanced_losses.metrics import average_precision
 from imbalanced_losses.schedule import PHASES, Preview
-from imbalanced_losses.validation import check_number, check_targets, check_tensor
+from imbalanced_losses.settings import check_number
+from imbalanced_losses.validation import check_targets, check_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -251,6 +252,7 @@ def _interval(name: str, ends: tuple[float | Tensor, float | Tensor]) -> tuple[f
 
 
 def check_or_make_axes(ax: Axes | None) -> Axes:
+    """Return ``ax``, or the axes of a new figure if it is None."""
     try:
         import matplotlib.axes
     except ImportError as error:

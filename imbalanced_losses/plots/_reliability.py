@@ -9,7 +9,8 @@ from torch import Tensor
 
 from imbalanced_losses.label_values import check_weight_values
 from imbalanced_losses.plots._figures import COLORS, binary_rows, check_or_make_axes
-from imbalanced_losses.validation import check_integer, check_row_weights
+from imbalanced_losses.settings import check_integer
+from imbalanced_losses.validation import check_row_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

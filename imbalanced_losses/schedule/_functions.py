@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.pytree import state_dataclass
-from imbalanced_losses.settings import check_fields, optional
-from imbalanced_losses.validation import (
+from imbalanced_losses.settings import (
     check_counter,
+    check_fields,
     check_fraction,
     check_integer,
     check_positive,
     check_temperature_number,
+    optional,
 )
 
 __all__ = [

@@ -17,7 +17,7 @@ from imbalanced_losses.schedule._functions import (
     phase,
     temperature,
 )
-from imbalanced_losses.validation import check_integer
+from imbalanced_losses.settings import check_integer
 
 __all__ = ["Preview", "preview"]
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from imbalanced_losses.settings import check_choice, check_fraction
 from imbalanced_losses.thresholds._operating_point import OperatingPoint, Resampling, operating_point
 from imbalanced_losses.thresholds._ranking import Costs, Curves, first, last, rank_rows
-from imbalanced_losses.validation import check_choice, check_fraction
 
 __all__ = ["for_alert_budget", "for_expected_cost", "for_precision_floor", "for_recall_floor"]
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from imbalanced_losses.settings import check_fields
+from imbalanced_losses.settings import check_fields, check_integer, check_open_fraction
 from imbalanced_losses.thresholds._ranking import Curves, Ranking
-from imbalanced_losses.validation import check_integer, check_open_fraction
 
 __all__ = ["MIN_POSITIVES", "Goal", "OperatingPoint", "Resampling", "operating_point"]
 

@@ -16,7 +16,8 @@ from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.label_values import check_weight_values
 from imbalanced_losses.pool import Pool, pool_of_scores
 from imbalanced_losses.reductions import mean_over_weight
-from imbalanced_losses.validation import check_element_weights, check_nonnegative
+from imbalanced_losses.settings import check_nonnegative
+from imbalanced_losses.validation import check_element_weights
 
 __all__ = ["Costs", "Curves", "Ranking", "first", "last", "rank_rows"]
 
