@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 # The suite runs one process per core (see the Makefile), so more threads, here or in processes that tests start, would
@@ -26,14 +25,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of further variants of a loss, which ``make test-exhaustive`` runs."""
-    from tests.registry import FURTHER, LATER
+    from tests.exhaustive import mark_exhaustive
 
-    for item in items:
-        path, _, parameters = item.nodeid.partition("[")
-        is_slow = path.startswith(("tests/distributed/", "tests/modules/", "tests/transforms/"))
-        if not (FURTHER | LATER if is_slow else FURTHER).isdisjoint(re.split(r"[-. \]]", parameters)):
-            item.add_marker(pytest.mark.exhaustive)
+    mark_exhaustive(items)
 
 
 def pytest_report_header() -> str:

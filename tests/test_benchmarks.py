@@ -76,6 +76,7 @@ def run_smallest(folder: Path, *flags: str) -> dict[str, Any]:
     return cells
 
 
+@pytest.mark.exhaustive
 def test_smallest_run_marks_what_it_did_not_reach_and_resumes(tmp_path: Path) -> None:
     cells = run_smallest(tmp_path, "--minutes", "0")
     assert list(cells) == [f"{loss}, pool 1056, classes 1, rate {rate}" for loss in LOSSES for rate in ("0.005", "0.1")]

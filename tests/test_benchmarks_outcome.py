@@ -574,6 +574,7 @@ def run_study(folder: Path, *flags: str) -> dict[str, Any]:
     return cells
 
 
+@pytest.mark.exhaustive
 def test_a_run_writes_a_page_and_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late = run_study(tmp_path, "--minutes", "0")
     assert late["Smooth-AP"] == {"skipped": "the run's time was spent"}

@@ -26,7 +26,7 @@ def value_and_grad(function: Any, logits: Tensor, targets: Tensor, gamma: float)
     return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
 
 
-@pytest.mark.parametrize("threads", [pytest.param(n, marks=[pytest.mark.exhaustive] * (n != 2)) for n in THREADS])
+@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
 def test_the_default_backend_is_eager(gamma: float, threads: int) -> None:
     """With targets that are ruled out, positions that are broken, and ignored ones."""

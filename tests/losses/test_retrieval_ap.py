@@ -374,10 +374,11 @@ def test_on_meta_tensors(case: Case) -> None:
     assert (gradient.shape, gradient.dtype) == (embeddings.shape, embeddings.dtype)
 
 
-def test_compiled_is_eager_on_1_2_and_4_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_compiled_is_eager(tmp_path: Path, threads: int) -> None:
     """With the default backend, in a process of its own: wrong code may corrupt its memory."""
     output = tmp_path / "output"
-    end = run_python([str(Path(__file__).with_name("retrieval_compiled.py"))], output, timeout=600)
+    end = run_python([str(Path(__file__).with_name("retrieval_compiled.py")), str(threads)], output, timeout=600)
     assert not end, output.read_text()[-3000:]
     assert "right" in output.read_text()
 

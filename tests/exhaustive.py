@@ -1,0 +1,136 @@
+"""What ``make test`` leaves to ``make test-exhaustive``, beside the tests that are marked ``exhaustive`` themselves.
+
+A test over many cases that takes seconds for each, because it compiles or starts processes, keeps a few of them in
+``make test``. The table says which. Everything that is fast runs in full.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import pytest
+
+from tests.registry import FURTHER, LATER
+
+FAMILIES = r"smooth_ap|recall_implicit|trapezoid|pairwise_live_implicit"
+
+KEPT: dict[str, dict[str, str]] = {
+    "compiled/test_compiled.py": {
+        "test_compiled_equals_eager": r"-2$|^smooth_ap-",
+    },
+    "compiled/test_ruled_out_classes.py": {
+        "test_the_default_backend_is_eager": r"^0.3-2$",
+    },
+    "contracts/test_elements_transforms.py": {
+        "test_compiled_is_eager": r"^[a-z]+(_adjusted|_focal)?-",
+        "test_compiled_transforms_are_eager": r"^[a-z]+(_adjusted|_focal)?$",
+    },
+    "distributed/test_at_recall.py": {
+        "test_five_steps_equal_those_of_one_process": r"-even-2$|-uneven-3$",
+    },
+    "distributed/test_compile.py": {
+        "test_one_break_where_the_ranks_talk": r"smooth_ap|sigmoid_focal",
+    },
+    "distributed/test_exact.py": {
+        "test_five_steps_equal_those_of_one_process": r"-(even-2|uneven-3|empty-3|no positives-2)$",
+    },
+    "distributed/test_resume.py": {
+        "test_a_rank_that_dies": r"^2-",
+        "test_goes_on_with_another_number_of_ranks": r"smooth_ap",
+    },
+    "distributed/test_traffic.py": {
+        "test_two_collectives_whatever_each_rank_was_given": r"smooth_ap",
+    },
+    "examples/test_comparison_demos.py": {
+        "test_command_prints_what_this_process_prints_and_draws_a_picture": r"focal_demo",
+    },
+    "examples/test_ddp_demo.py": {
+        "test_processes_train_what_one_trains": r"^2-",
+    },
+    "examples/test_retrieval_demo.py": {
+        "test_bad_flags": r"^flags0-",
+    },
+    "examples/test_toy_demo.py": {
+        "test_every_loss_trains_through_the_phases": r"^pauc$",
+    },
+    "integrations/test_transformers_ddp.py": {
+        "test_two_processes_train_as_one": r"^ranking-1-True$",
+    },
+    "losses/test_logit_adjusted.py": {
+        "test_the_default_backend_is_eager_mode": r"^2$",
+    },
+    "losses/test_retrieval_ap.py": {
+        "test_compiled_is_eager": r"^2$",
+    },
+    "losses/test_ruled_out_classes.py": {
+        "test_compiled_is_eager": r"-(0.0|2.0)$",
+    },
+    "modules/test_life.py": {
+        "test_a_weight_that_is_not_finite_spoils_one_step": r"^False-|recall$",
+        "test_what_is_no_label_never_counts": r"^False-|recall$",
+    },
+    "modules/test_logit_adjusted.py": {
+        "test_a_compiled_stream_uses_the_counts_of_its_forward_in_the_backward": r"shape0|aot",
+    },
+    "modules/test_reported.py": {
+        "test_a_loss_compiled_in_place_is_refused_in_a_checkpoint": r"smooth_ap",
+    },
+    "modules/test_second_pass.py": {
+        "test_a_first_pass_can_leave_the_queue_as_it_is": r"^False-|smooth_ap|wrapper",
+    },
+    "parity/test_rank_accuracy.py": {
+        "test_a_positive_that_is_missed_by_far_keeps_its_gradient": r"False$|smooth_ap",
+        "test_loss_and_gradient": r"-(2|130|5000)-(0.01|10.0)$",
+    },
+    "test_figures.py": {
+        "test_numbers_are_those_of_the_library": r"^staleness$",
+    },
+    "test_metrics.py": {
+        "test_compiled_is_eager": r"^average_precision$",
+    },
+    "test_thresholds.py": {
+        "test_intervals_cover_what_the_threshold_reaches_on_new_rows": r"^cost$",
+    },
+    "testing/test_broken_losses.py": {
+        "test_broken_ranking_losses": r"-(result|state|ignored|weights|queue|vmap)$",
+    },
+    "testing/test_configurations.py": {
+        "test_every_option_is_drawn": r"^(?!PAUC)",
+    },
+    "testing/test_own_losses.py": {
+        "test_elementwise": r"^[a-z]+(_adjusted|_focal)?-",
+        "test_ranking_functions": rf"^({FAMILIES})-",
+        "test_ranking_modules": r"^(smooth_ap|recall)$",
+    },
+    "transforms/test_backward_alone.py": {
+        "test_compiled_autograd": rf"^({FAMILIES}|softmax_focal)",
+    },
+    "transforms/test_compile.py": {
+        "test_batches_of_other_sizes": r"^smooth_ap",
+        "test_compiled_reset": r"^smooth_ap",
+        "test_forward_alone": r"^(smooth_ap|trapezoid)-",
+        "test_grad": r"^(smooth_ap|recall_implicit|trapezoid)-",
+        "test_one_compilation_of_an_ensemble_step": r"^(smooth_ap|recall_implicit)-",
+        "test_one_compilation_of_the_shell_over_a_schedule": r"^smooth_ap",
+        "test_one_compilation_serves_a_schedule_and_a_ring_that_wraps": r"-binary$",
+        "test_subsampling_compiles": r"^smooth_ap",
+        "test_vmap_over_temperatures": r"^(smooth_ap|trapezoid)-",
+    },
+    "transforms/test_operators.py": {
+        "test_generated_code_shows_a_logit_that_is_not_finite": r"^recall$",
+    },
+}
+"""By file and test: ``make test`` runs the cases in whose parameters the expression is found."""
+
+
+def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
+    """Mark what ``make test`` leaves out."""
+    for item in items:
+        path, _, parameters = item.nodeid.removeprefix("tests/").partition("[")
+        is_slow = path.startswith(("distributed/", "modules/", "transforms/"))
+        words = re.split(r"[-. \]]", parameters)
+        further = not (FURTHER | LATER if is_slow else FURTHER).isdisjoint(words)
+        file, _, test = path.partition("::")
+        if further or not re.search(KEPT.get(file, {}).get(test, ""), parameters.removesuffix("]")):
+            item.add_marker(pytest.mark.exhaustive)
