@@ -25,7 +25,7 @@ from cells import (
     small_without_peer,
     sweep,
 )
-from pages import table
+from pages import as_megabytes, as_milliseconds, as_multiple, as_seconds, counted, table
 
 Data = dict[str, Any]
 
@@ -149,7 +149,7 @@ def _ratio_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
     shortfall = None if ratio is None else promise.bound / ratio if from_below else ratio / promise.bound
     words = "not slower" if promise.measure == "faster" and promise.bound == 1 else words.format(promise.bound)
     ours, against = (_shown(results, cell, series, name) for series in (promise.series, promise.against))
-    return ours, against, _times(ratio), words, _verdict(shortfall)
+    return ours, against, as_multiple(ratio), words, _verdict(shortfall)
 
 
 def _limit_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
@@ -169,7 +169,7 @@ def _compilation_row(results: Results, promise: Promise, cell: Cell) -> Sequence
 
 def _compilations(results: Results, cell: Cell, series: str) -> str:
     count, breaks = (results.get(cell, series, name) for name in ("compilations", "graph_breaks"))
-    return "-" if count is None else f"{count:g}, {_number(breaks, 'graph break')}"
+    return "-" if count is None else f"{count:g}, {counted(breaks, 'graph break')}"
 
 
 def _operator_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
@@ -178,7 +178,7 @@ def _operator_row(results: Results, promise: Promise, cell: Cell) -> Sequence[st
     met = None if ours is None or peer is None else ours < peer
     if shown[0] != "-" and results.get(cell, promise.series, "host_reads") != 0:
         met = False
-    ratio = _times(results.ratio(cell, promise.against, promise.series, "operators"))
+    ratio = as_multiple(results.ratio(cell, promise.against, promise.series, "operators"))
     return shown[0], f"peer: {shown[1]}", ratio, "fewer, no host read", _verdict_of_count(met)
 
 
@@ -187,7 +187,7 @@ def _operators(results: Results, cell: Cell, series: str) -> str:
     if results.fails(cell, series):
         return "fails on `meta`"
     operators, reads = (results.get(cell, series, name) for name in ("operators", "host_reads"))
-    return "-" if operators is None else f"{operators:g}, {_number(reads, 'host read')}"
+    return "-" if operators is None else f"{operators:g}, {counted(reads, 'host read')}"
 
 
 def _where(cell: Cell) -> str:
@@ -198,14 +198,14 @@ def _shown(results: Results, cell: Cell, series: str, name: str) -> str:
     """A number with its unit; in eager mode ours needs no label."""
     value, label = results.get(cell, series, name), "" if series == "ours" else f"{series}: "
     if name == "peak_bytes":
-        return label + _megabytes(value)
-    return label + (_seconds(value) if name == "first_call_seconds" else _milliseconds(value))
+        return label + as_megabytes(value)
+    return label + (as_seconds(value) if name == "first_call_seconds" else as_milliseconds(value))
 
 
 def _verdict(shortfall: float | None) -> str:
     """Met, or by what factor it falls short; two digits are all that a measurement has."""
     if shortfall is not None and round(shortfall, 2) > 1:
-        return f"**falls short {_times(shortfall)}**"
+        return f"**falls short {as_multiple(shortfall)}**"
     return _verdict_of_count(None if shortfall is None else True)
 
 
@@ -222,7 +222,7 @@ def _shortfalls(results: Results) -> str:
         for loss in dict.fromkeys(cell.loss for cell in cells):
             worse = {cell: _worse(results, cell, name, floor) for cell in cells if cell.loss == loss}
             ordered = sorted((cell for cell in worse if worse[cell]), key=worse.__getitem__, reverse=True)
-            listed = "; ".join(f"{_inputs(cell)} ({_times(worse[cell])})" for cell in ordered)
+            listed = "; ".join(f"{_inputs(cell)} ({as_multiple(worse[cell])})" for cell in ordered)
             lines += [f"- {loss}, {what}: {listed}."] if listed else []
     compared = any(results.ratio(cell, "ours", "peer") for cell in cells)
     return "\n".join(lines) or ("Nowhere in this run." if compared else "The peer was not run.")
@@ -260,9 +260,9 @@ def _compiled_table(
     header = ("loss", "inputs", first, compiled, "first call", other, *map(" / ".join, pairs))
     rows = []
     for cell in filter(results.has, cells):
-        times = [_milliseconds(results.get(cell, one)) for one in series]
-        times.insert(2, _seconds(results.get(cell, compiled, "first_call_seconds")))
-        rows.append((cell.loss, _inputs(cell), *times, *(_times(results.ratio(cell, *pair)) for pair in pairs)))
+        times = [as_milliseconds(results.get(cell, one)) for one in series]
+        times.insert(2, as_seconds(results.get(cell, compiled, "first_call_seconds")))
+        rows.append((cell.loss, _inputs(cell), *times, *(as_multiple(results.ratio(cell, *pair)) for pair in pairs)))
     return [title, table(header, rows)] if rows else []
 
 
@@ -278,9 +278,9 @@ def _sweep(results: Results) -> list[str]:
 
 
 def _sweep_row(results: Results, cell: Cell) -> Sequence[str]:
-    times = (_milliseconds(results.get(cell, series)) for series in ("ours", "compiled", "peer", "sort"))
-    ratios = (_times(results.ratio(cell, *pair)) for pair in (("peer", "ours"), ("ours", "sort")))
-    memory = (_megabytes(results.get(cell, series, "peak_bytes"), "") for series in ("ours", "compiled", "peer"))
+    times = (as_milliseconds(results.get(cell, series)) for series in ("ours", "compiled", "peer", "sort"))
+    ratios = (as_multiple(results.ratio(cell, *pair)) for pair in (("peer", "ours"), ("ours", "sort")))
+    memory = (as_megabytes(results.get(cell, series, "peak_bytes"), "") for series in ("ours", "compiled", "peer"))
     return str(cell.classes), _percent(cell), f"{cell.pool:,}", *times, *ratios, *memory
 
 
@@ -301,31 +301,6 @@ def _inputs(cell: Cell) -> str:
 
 def _percent(cell: Cell) -> str:
     return f"{100 * min(cell.rate, 1 / cell.classes):g} %"
-
-
-def _short(value: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _number(count: float | None, noun: str) -> str:
-    return f"{count:g} {noun}{'s' * (count != 1)}" if count else f"no {noun}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.2g} s"
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{_short(1e3 * seconds)} ms"
-
-
-def _megabytes(size: float | None, unit: str = " MB") -> str:
-    return "-" if size is None else f"{_short(size / 1e6)}{unit}"
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{_short(ratio)}x"
 
 
 def plot(data: Data, path: Path) -> None:
