@@ -19,6 +19,7 @@ from cells import (
     Promise,
     ensembles,
     for_information,
+    growing,
     promises,
     small_focal,
     small_pools,
@@ -39,11 +40,16 @@ it: [benchmarks/README.md](../benchmarks/README.md)."""
 PROMISES = """\
 One step's loss, forward and backward, in eager mode unless the row names another series. The result of "x faster" and
 of a share such as 1/40 is how many times ours the other takes: above 1, ours is better. The result of "at most" is ours
-in multiples of the other. Operators are counted, ours on `meta` tensors and the peer's on the CPU."""
+in multiples of the other, or of its own time on a smaller pool. Operators are counted, ours on `meta` tensors and the
+peer's on the CPU."""
 
 SMALL = """\
 A batch of 32 and a full queue of 1,024 rows (focal losses: the batch alone). Compiling happens in the first call, here
 with an empty cache in a process that has compiled something else before."""
+
+WITHOUT_PEER = """\
+The queue of a retrieval loss is its memory. `sort` is `torch.sort` of the same scores, `plain` the retrieval loss in
+plain torch, which compares all pairs of keys for each row of the batch."""
 
 ENSEMBLES = """\
 Every state has its own queue and its own batch of 32; the pure functions take one step of each. `vmap` is
@@ -111,6 +117,7 @@ def page(data: Data) -> str:
         "## Where ours is slower or takes more memory",
         _shortfalls(results),
         *_small(results),
+        *_without_peer(results),
         *_ensembles(results),
         *_sweep(results),
         *_missing(results),
@@ -132,10 +139,10 @@ def _machine(data: Data) -> str:
 
 def _promise_table(results: Results) -> str:
     header = ("promise", "measured on", "ours", "against", "result", "promised", "")
+    special = {"growth": _growth_row, "compilations": _compilation_row, "operators": _operator_row}
     rows = []
     for promise in promises():
-        row_of = {"compilations": _compilation_row, "operators": _operator_row}.get(promise.measure)
-        row_of = row_of or (_ratio_row if promise.measure in RATIOS else _limit_row)
+        row_of = special.get(promise.measure) or (_ratio_row if promise.measure in RATIOS else _limit_row)
         of_promise = [(_where(cell), *row_of(results, promise, cell)) for cell in promise.cells]
         rows += [(promise.work if not i else "", *row) for i, row in enumerate(of_promise)]
     return table(header, rows)
@@ -159,6 +166,15 @@ def _limit_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
     shortfall = None if measured is None else measured / unit / promise.bound
     shown = _shown(results, cell, promise.series, name)
     return shown, "", "", words.format(promise.bound), _verdict(shortfall)
+
+
+def _growth_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
+    """Ours beside itself on the smaller pool."""
+    smaller = promise.smaller[promise.cells.index(cell)]
+    seconds, before = (results.get(one, promise.series) for one in (cell, smaller))
+    ratio, bound = seconds / before if seconds and before else None, promise.bound * cell.pool / smaller.pool
+    against, words = f"{_size(smaller)}: {as_milliseconds(before)}", f"at most {as_multiple(bound)}"
+    return as_milliseconds(seconds), against, as_multiple(ratio), words, _verdict(ratio and ratio / bound)
 
 
 def _compilation_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
@@ -237,9 +253,16 @@ def _worse(results: Results, cell: Cell, name: str, floor: float) -> float:
 
 
 def _small(results: Results) -> list[str]:
-    cells = (*small_pools(1), *small_focal(), *small_pools(10), *small_without_peer())
+    cells = (*small_pools(1), *small_focal(), *small_pools(10))
     pairs = (("peer", "ours"), ("peer", "compiled"), ("ours", "compiled"))
     return _compiled_table(results, f"## Small pools\n\n{SMALL}", cells, ("ours", "compiled", "peer"), pairs)
+
+
+def _without_peer(results: Results) -> list[str]:
+    cells = dict.fromkeys((*small_without_peer(), *(cell for pair in growing() for cell in pair)))
+    series, pairs = ("ours", "compiled", "sort", "plain"), (("ours", "compiled"), ("ours", "sort"), ("plain", "ours"))
+    title = f"## Losses that the peer does not have\n\n{WITHOUT_PEER}"
+    return _compiled_table(results, title, list(cells), series, pairs, memory=("ours", "plain"))
 
 
 def _ensembles(results: Results) -> list[str]:
@@ -252,18 +275,21 @@ def _compiled_table(
     results: Results,
     title: str,
     cells: Sequence[Cell],
-    series: tuple[str, str, str],
+    series: tuple[str, ...],
     pairs: Sequence[tuple[str, str]],
+    memory: Sequence[str] = (),
 ) -> list[str]:
-    """Times of ours, ours compiled and another series, and their ratios; nothing if no cell was measured."""
-    first, compiled, other = series
-    header = ("loss", "inputs", first, compiled, "first call", other, *map(" / ".join, pairs))
+    """Times of ours, ours compiled and others, their ratios, and peaks of memory; nothing if no cell was measured."""
+    first, compiled, *others = series
+    header = ("loss", "inputs", first, compiled, "first call", *others, *map(" / ".join, pairs))
     rows = []
     for cell in filter(results.has, cells):
         times = [as_milliseconds(results.get(cell, one)) for one in series]
         times.insert(2, as_seconds(results.get(cell, compiled, "first_call_seconds")))
-        rows.append((cell.loss, _inputs(cell), *times, *(as_multiple(results.ratio(cell, *pair)) for pair in pairs)))
-    return [title, table(header, rows)] if rows else []
+        ratios = (as_multiple(results.ratio(cell, *pair)) for pair in pairs)
+        peaks = (as_megabytes(results.get(cell, one, "peak_bytes"), "") for one in memory)
+        rows.append((cell.loss, _inputs(cell), *times, *ratios, *peaks))
+    return [title, table((*header, *(f"{one} MB" for one in memory)), rows)] if rows else []
 
 
 def _sweep(results: Results) -> list[str]:
@@ -294,9 +320,13 @@ def _missing(results: Results) -> list[str]:
 def _inputs(cell: Cell) -> str:
     if cell.shape:
         return "logits " + "x".join(str(size) for size in cell.shape)
-    pool = f"batch {cell.batch:,} + queue {cell.queue:,}" if cell.queue else f"pool {cell.pool:,}"
     states = f", {cell.states} states" if cell.states else ""
-    return f"{pool}, {cell.classes} class{'es' * (cell.classes > 1)}, {_percent(cell)}{states}"
+    embeddings = f", embedding size {cell.embedding_size}" if cell.embedding_size else ""
+    return f"{_size(cell)}, {cell.classes} class{'es' * (cell.classes > 1)}, {_percent(cell)}{states}{embeddings}"
+
+
+def _size(cell: Cell) -> str:
+    return f"batch {cell.batch:,} + queue {cell.queue:,}" if cell.queue else f"pool {cell.pool:,}"
 
 
 def _percent(cell: Cell) -> str:
