@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 Options = tuple[tuple[str, str], ...]
@@ -19,6 +20,12 @@ RANKING: dict[str, tuple[str, Options]] = {
 WITHOUT_PEER: dict[str, tuple[str, Options]] = {
     "precision at a recall": ("PrecisionAtRecallLoss", ()),
     "FPR at a recall": ("FPRAtRecallLoss", ()),
+    "pAUC, dro": ("PAUCAtBudgetLoss", (("surrogate", "dro"),)),
+    "soft F-beta": ("SoftFBetaLoss", ()),
+}
+RETRIEVAL: dict[str, tuple[str, Options]] = {
+    "retrieval AP": ("RetrievalAPLoss", ()),
+    "retrieval recall@k": ("RecallAtKLoss", ()),
 }
 FOCAL: dict[str, tuple[str, Options]] = {
     "sigmoid focal": ("SigmoidFocalLoss", ()),
@@ -52,6 +59,7 @@ class Cell:
     rate: float = 0.1
     shape: tuple[int, ...] = ()  # of a focal loss's logits
     states: int = 0  # more than 0: an ensemble of so many queues, each with its own batch
+    embedding_size: int = 0  # more than 0: a retrieval loss, whose memory is the queue
     task: Task = "time"
     series: tuple[str, ...] = field(default=("ours", "peer"), compare=False)
 
@@ -66,8 +74,9 @@ class Cell:
         size = f"batch {self.batch} + queue {self.queue}" if self.queue else f"pool {self.pool}"
         inputs = f"logits {self.shape}" if self.shape else f"{size}, classes {self.classes}, rate {self.rate:g}"
         states = f", {self.states} states" if self.states else ""
+        embeddings = f", embedding size {self.embedding_size}" if self.embedding_size else ""
         task = {"time": "", "compilations": f", {STEPS} temperatures", "operators": ", operators"}[self.task]
-        return f"{self.loss}, {inputs}{states}{task}"
+        return f"{self.loss}, {inputs}{states}{embeddings}{task}"
 
     @property
     def family(self) -> tuple[object, ...]:
@@ -76,14 +85,15 @@ class Cell:
 
     def work(self, series: str) -> dict[str, object]:
         """What a worker needs to know."""
-        name, options = {**RANKING, **WITHOUT_PEER, **ELEMENTWISE}[self.loss]
+        name, options = {**RANKING, **WITHOUT_PEER, **RETRIEVAL, **ELEMENTWISE}[self.loss]
         sizes = {"batch": self.batch, "queue": self.queue, "classes": self.classes, "rate": self.rate}
+        sizes["embedding_size"] = self.embedding_size
         more = {"shape": self.shape, "states": self.states, "steps": STEPS, "options": dict(options)}
         return {"loss": name, **sizes, **more, "series": series, "compiled": series in COMPILED}
 
 
 Measure = Literal[
-    "faster", "leaner", "time ratio", "memory ratio", "megabytes", "first call", "compilations", "operators"
+    "faster", "leaner", "time ratio", "memory ratio", "megabytes", "first call", "growth", "compilations", "operators"
 ]
 
 
@@ -94,7 +104,8 @@ class Promise:
     ``measure`` is what the bound is about. From below: ``faster`` and ``leaner`` are how many times the time and memory
     of ``series`` the series ``against`` takes. From above: ``time ratio`` and ``memory ratio`` are those of ``series``
     in multiples of ``against``, ``megabytes`` its peak, ``first call`` the seconds of its first call, ``compilations``
-    their number. ``operators`` are to be fewer than those of ``against``, and none may read the device.
+    their number. ``growth`` is that of the time of ``series``, in multiples of the pool's, from the cell at the same
+    place in ``smaller``. ``operators`` are to be fewer than those of ``against``, and none may read the device.
     """
 
     work: str
@@ -103,6 +114,7 @@ class Promise:
     cells: tuple[Cell, ...]
     series: str = "ours"
     against: str = "peer"
+    smaller: tuple[Cell, ...] = ()  # of ``growth``, one for each of ``cells``
 
 
 def small_pools(classes: int) -> tuple[Cell, ...]:
@@ -112,9 +124,25 @@ def small_pools(classes: int) -> tuple[Cell, ...]:
 
 
 def small_without_peer() -> tuple[Cell, ...]:
-    """Ranking losses that the peer does not have, on a batch and a queue."""
+    """Losses that the peer does not have, on a batch and a queue."""
     series, classes = ("ours", "compiled", "sort"), CLASSES[:2]
-    return tuple(Cell(loss, batch=32, queue=1024, classes=c, series=series) for c in classes for loss in WITHOUT_PEER)
+    ranking = (Cell(loss, batch=32, queue=1024, classes=c, series=series) for c in classes for loss in WITHOUT_PEER)
+    return (*ranking, *(retrieval(loss, 1024, ("ours", "compiled", "plain")) for loss in RETRIEVAL))
+
+
+def retrieval(loss: str, memory: int, series: tuple[str, ...] = ("ours",)) -> Cell:
+    """A retrieval loss on a batch and a memory."""
+    return Cell(loss, batch=32, queue=memory, classes=16, embedding_size=64, series=series)
+
+
+def growing() -> tuple[tuple[Cell, Cell], ...]:
+    """Pairs of a smaller and a larger pool or memory, of losses that the peer does not have."""
+    small, large = (
+        [Cell(loss, batch=pool, series=("ours", "sort")) for loss in ("pAUC, dro", "soft F-beta")]
+        for pool in (16_384, 262_144)
+    )
+    memories = [retrieval("retrieval AP", memory) for memory in (1_024, 8_192, 65_536)]
+    return (*zip(small, large, strict=True), *pairwise(memories))
 
 
 def small_focal() -> tuple[Cell, ...]:
@@ -150,6 +178,7 @@ def promises() -> tuple[Promise, ...]:
         for classes in CLASSES
     )
     large_of_many = tuple(cell for cells in many for cell in cells)
+    smaller, larger = zip(*growing(), strict=True)
     small_work, binary_work = "batch 32 + queue 1,024", "SmoothAP, binary, pool 16,384, 10 % positives"
     million_work, large_work = "SmoothAP, binary, pool 1,048,576", "recall and pAUC, pool 262,144"
     return (
@@ -174,6 +203,7 @@ def promises() -> tuple[Promise, ...]:
         Promise(
             "elementwise losses, and their formula in plain torch", "time ratio", 1.5, elementwise(), against="plain"
         ),
+        Promise("time near-linear in the pool or the memory", "growth", 1.5, larger, smaller=smaller),
         Promise("1,000 steps with a new temperature each", "compilations", 1, steps),
         Promise(f"an accelerator's step, {small_work}", "operators", 0, operators),
     )
@@ -208,7 +238,7 @@ def select(rows: str, max_rows: int, *, quick: bool) -> list[Cell]:
     """The cells of a run, each once, with the series of all that ask for it; ``quick``: less, and nothing compiled."""
     asked: list[Cell] = []
     if rows != "sweep":
-        asked += [cell for promise in promises() for cell in promise.cells]
+        asked += [cell for promise in promises() for cell in (*promise.smaller, *promise.cells)]
         asked += (*for_information(), *small_without_peer())
     if rows != "promises":
         asked += [cell for cell in sweep() if not quick or cell.classes == 1]

@@ -19,13 +19,14 @@ from cells import (
     Promise,
     ensembles,
     for_information,
+    growing,
     promises,
     small_focal,
     small_pools,
     small_without_peer,
     sweep,
 )
-from pages import table
+from pages import as_megabytes, as_milliseconds, as_multiple, as_seconds, counted, table
 
 Data = dict[str, Any]
 
@@ -39,11 +40,16 @@ it: [benchmarks/README.md](../benchmarks/README.md)."""
 PROMISES = """\
 One step's loss, forward and backward, in eager mode unless the row names another series. The result of "x faster" and
 of a share such as 1/40 is how many times ours the other takes: above 1, ours is better. The result of "at most" is ours
-in multiples of the other. Operators are counted, ours on `meta` tensors and the peer's on the CPU."""
+in multiples of the other, or of its own time on a smaller pool. Operators are counted, ours on `meta` tensors and the
+peer's on the CPU."""
 
 SMALL = """\
 A batch of 32 and a full queue of 1,024 rows (focal losses: the batch alone). Compiling happens in the first call, here
 with an empty cache in a process that has compiled something else before."""
+
+WITHOUT_PEER = """\
+The queue of a retrieval loss is its memory. `sort` is `torch.sort` of the same scores, `plain` the retrieval loss in
+plain torch, which compares all pairs of keys for each row of the batch."""
 
 ENSEMBLES = """\
 Every state has its own queue and its own batch of 32; the pure functions take one step of each. `vmap` is
@@ -111,6 +117,7 @@ def page(data: Data) -> str:
         "## Where ours is slower or takes more memory",
         _shortfalls(results),
         *_small(results),
+        *_without_peer(results),
         *_ensembles(results),
         *_sweep(results),
         *_missing(results),
@@ -132,10 +139,10 @@ def _machine(data: Data) -> str:
 
 def _promise_table(results: Results) -> str:
     header = ("promise", "measured on", "ours", "against", "result", "promised", "")
+    special = {"growth": _growth_row, "compilations": _compilation_row, "operators": _operator_row}
     rows = []
     for promise in promises():
-        row_of = {"compilations": _compilation_row, "operators": _operator_row}.get(promise.measure)
-        row_of = row_of or (_ratio_row if promise.measure in RATIOS else _limit_row)
+        row_of = special.get(promise.measure) or (_ratio_row if promise.measure in RATIOS else _limit_row)
         of_promise = [(_where(cell), *row_of(results, promise, cell)) for cell in promise.cells]
         rows += [(promise.work if not i else "", *row) for i, row in enumerate(of_promise)]
     return table(header, rows)
@@ -149,7 +156,7 @@ def _ratio_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
     shortfall = None if ratio is None else promise.bound / ratio if from_below else ratio / promise.bound
     words = "not slower" if promise.measure == "faster" and promise.bound == 1 else words.format(promise.bound)
     ours, against = (_shown(results, cell, series, name) for series in (promise.series, promise.against))
-    return ours, against, _times(ratio), words, _verdict(shortfall)
+    return ours, against, as_multiple(ratio), words, _verdict(shortfall)
 
 
 def _limit_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
@@ -161,6 +168,15 @@ def _limit_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
     return shown, "", "", words.format(promise.bound), _verdict(shortfall)
 
 
+def _growth_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
+    """Ours beside itself on the smaller pool."""
+    smaller = promise.smaller[promise.cells.index(cell)]
+    seconds, before = (results.get(one, promise.series) for one in (cell, smaller))
+    ratio, bound = seconds / before if seconds and before else None, promise.bound * cell.pool / smaller.pool
+    against, words = f"{_size(smaller)}: {as_milliseconds(before)}", f"at most {as_multiple(bound)}"
+    return as_milliseconds(seconds), against, as_multiple(ratio), words, _verdict(ratio and ratio / bound)
+
+
 def _compilation_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
     promised = "1, no graph break"
     ours, peer = (_compilations(results, cell, series) for series in (promise.series, promise.against))
@@ -169,7 +185,7 @@ def _compilation_row(results: Results, promise: Promise, cell: Cell) -> Sequence
 
 def _compilations(results: Results, cell: Cell, series: str) -> str:
     count, breaks = (results.get(cell, series, name) for name in ("compilations", "graph_breaks"))
-    return "-" if count is None else f"{count:g}, {_number(breaks, 'graph break')}"
+    return "-" if count is None else f"{count:g}, {counted(breaks, 'graph break')}"
 
 
 def _operator_row(results: Results, promise: Promise, cell: Cell) -> Sequence[str]:
@@ -178,7 +194,7 @@ def _operator_row(results: Results, promise: Promise, cell: Cell) -> Sequence[st
     met = None if ours is None or peer is None else ours < peer
     if shown[0] != "-" and results.get(cell, promise.series, "host_reads") != 0:
         met = False
-    ratio = _times(results.ratio(cell, promise.against, promise.series, "operators"))
+    ratio = as_multiple(results.ratio(cell, promise.against, promise.series, "operators"))
     return shown[0], f"peer: {shown[1]}", ratio, "fewer, no host read", _verdict_of_count(met)
 
 
@@ -187,7 +203,7 @@ def _operators(results: Results, cell: Cell, series: str) -> str:
     if results.fails(cell, series):
         return "fails on `meta`"
     operators, reads = (results.get(cell, series, name) for name in ("operators", "host_reads"))
-    return "-" if operators is None else f"{operators:g}, {_number(reads, 'host read')}"
+    return "-" if operators is None else f"{operators:g}, {counted(reads, 'host read')}"
 
 
 def _where(cell: Cell) -> str:
@@ -198,14 +214,14 @@ def _shown(results: Results, cell: Cell, series: str, name: str) -> str:
     """A number with its unit; in eager mode ours needs no label."""
     value, label = results.get(cell, series, name), "" if series == "ours" else f"{series}: "
     if name == "peak_bytes":
-        return label + _megabytes(value)
-    return label + (_seconds(value) if name == "first_call_seconds" else _milliseconds(value))
+        return label + as_megabytes(value)
+    return label + (as_seconds(value) if name == "first_call_seconds" else as_milliseconds(value))
 
 
 def _verdict(shortfall: float | None) -> str:
     """Met, or by what factor it falls short; two digits are all that a measurement has."""
     if shortfall is not None and round(shortfall, 2) > 1:
-        return f"**falls short {_times(shortfall)}**"
+        return f"**falls short {as_multiple(shortfall)}**"
     return _verdict_of_count(None if shortfall is None else True)
 
 
@@ -222,7 +238,7 @@ def _shortfalls(results: Results) -> str:
         for loss in dict.fromkeys(cell.loss for cell in cells):
             worse = {cell: _worse(results, cell, name, floor) for cell in cells if cell.loss == loss}
             ordered = sorted((cell for cell in worse if worse[cell]), key=worse.__getitem__, reverse=True)
-            listed = "; ".join(f"{_inputs(cell)} ({_times(worse[cell])})" for cell in ordered)
+            listed = "; ".join(f"{_inputs(cell)} ({as_multiple(worse[cell])})" for cell in ordered)
             lines += [f"- {loss}, {what}: {listed}."] if listed else []
     compared = any(results.ratio(cell, "ours", "peer") for cell in cells)
     return "\n".join(lines) or ("Nowhere in this run." if compared else "The peer was not run.")
@@ -237,9 +253,16 @@ def _worse(results: Results, cell: Cell, name: str, floor: float) -> float:
 
 
 def _small(results: Results) -> list[str]:
-    cells = (*small_pools(1), *small_focal(), *small_pools(10), *small_without_peer())
+    cells = (*small_pools(1), *small_focal(), *small_pools(10))
     pairs = (("peer", "ours"), ("peer", "compiled"), ("ours", "compiled"))
     return _compiled_table(results, f"## Small pools\n\n{SMALL}", cells, ("ours", "compiled", "peer"), pairs)
+
+
+def _without_peer(results: Results) -> list[str]:
+    cells = dict.fromkeys((*small_without_peer(), *(cell for pair in growing() for cell in pair)))
+    series, pairs = ("ours", "compiled", "sort", "plain"), (("ours", "compiled"), ("ours", "sort"), ("plain", "ours"))
+    title = f"## Losses that the peer does not have\n\n{WITHOUT_PEER}"
+    return _compiled_table(results, title, list(cells), series, pairs, memory=("ours", "plain"))
 
 
 def _ensembles(results: Results) -> list[str]:
@@ -252,18 +275,21 @@ def _compiled_table(
     results: Results,
     title: str,
     cells: Sequence[Cell],
-    series: tuple[str, str, str],
+    series: tuple[str, ...],
     pairs: Sequence[tuple[str, str]],
+    memory: Sequence[str] = (),
 ) -> list[str]:
-    """Times of ours, ours compiled and another series, and their ratios; nothing if no cell was measured."""
-    first, compiled, other = series
-    header = ("loss", "inputs", first, compiled, "first call", other, *map(" / ".join, pairs))
+    """Times of ours, ours compiled and others, their ratios, and peaks of memory; nothing if no cell was measured."""
+    first, compiled, *others = series
+    header = ("loss", "inputs", first, compiled, "first call", *others, *map(" / ".join, pairs))
     rows = []
     for cell in filter(results.has, cells):
-        times = [_milliseconds(results.get(cell, one)) for one in series]
-        times.insert(2, _seconds(results.get(cell, compiled, "first_call_seconds")))
-        rows.append((cell.loss, _inputs(cell), *times, *(_times(results.ratio(cell, *pair)) for pair in pairs)))
-    return [title, table(header, rows)] if rows else []
+        times = [as_milliseconds(results.get(cell, one)) for one in series]
+        times.insert(2, as_seconds(results.get(cell, compiled, "first_call_seconds")))
+        ratios = (as_multiple(results.ratio(cell, *pair)) for pair in pairs)
+        peaks = (as_megabytes(results.get(cell, one, "peak_bytes"), "") for one in memory)
+        rows.append((cell.loss, _inputs(cell), *times, *ratios, *peaks))
+    return [title, table((*header, *(f"{one} MB" for one in memory)), rows)] if rows else []
 
 
 def _sweep(results: Results) -> list[str]:
@@ -278,9 +304,9 @@ def _sweep(results: Results) -> list[str]:
 
 
 def _sweep_row(results: Results, cell: Cell) -> Sequence[str]:
-    times = (_milliseconds(results.get(cell, series)) for series in ("ours", "compiled", "peer", "sort"))
-    ratios = (_times(results.ratio(cell, *pair)) for pair in (("peer", "ours"), ("ours", "sort")))
-    memory = (_megabytes(results.get(cell, series, "peak_bytes"), "") for series in ("ours", "compiled", "peer"))
+    times = (as_milliseconds(results.get(cell, series)) for series in ("ours", "compiled", "peer", "sort"))
+    ratios = (as_multiple(results.ratio(cell, *pair)) for pair in (("peer", "ours"), ("ours", "sort")))
+    memory = (as_megabytes(results.get(cell, series, "peak_bytes"), "") for series in ("ours", "compiled", "peer"))
     return str(cell.classes), _percent(cell), f"{cell.pool:,}", *times, *ratios, *memory
 
 
@@ -294,38 +320,17 @@ def _missing(results: Results) -> list[str]:
 def _inputs(cell: Cell) -> str:
     if cell.shape:
         return "logits " + "x".join(str(size) for size in cell.shape)
-    pool = f"batch {cell.batch:,} + queue {cell.queue:,}" if cell.queue else f"pool {cell.pool:,}"
     states = f", {cell.states} states" if cell.states else ""
-    return f"{pool}, {cell.classes} class{'es' * (cell.classes > 1)}, {_percent(cell)}{states}"
+    embeddings = f", embedding size {cell.embedding_size}" if cell.embedding_size else ""
+    return f"{_size(cell)}, {cell.classes} class{'es' * (cell.classes > 1)}, {_percent(cell)}{states}{embeddings}"
+
+
+def _size(cell: Cell) -> str:
+    return f"batch {cell.batch:,} + queue {cell.queue:,}" if cell.queue else f"pool {cell.pool:,}"
 
 
 def _percent(cell: Cell) -> str:
     return f"{100 * min(cell.rate, 1 / cell.classes):g} %"
-
-
-def _short(value: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _number(count: float | None, noun: str) -> str:
-    return f"{count:g} {noun}{'s' * (count != 1)}" if count else f"no {noun}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.2g} s"
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{_short(1e3 * seconds)} ms"
-
-
-def _megabytes(size: float | None, unit: str = " MB") -> str:
-    return "-" if size is None else f"{_short(size / 1e6)}{unit}"
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{_short(ratio)}x"
 
 
 def plot(data: Data, path: Path) -> None:

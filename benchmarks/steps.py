@@ -35,12 +35,23 @@ def build(work: dict[str, Any], device: str) -> Call:
     if work["series"] == "sort":
         scores = (logits.flatten() if work["shape"] else logits.T).contiguous()
         return lambda: torch.sort(scores)
-    loss_fn: Callable[..., Tensor] = (plain_formula if work["series"] == "plain" else loss_module)(work, device)
-    if work["queue"]:
-        with torch.no_grad():
-            loss_fn(logits[work["batch"] :], targets[work["batch"] :])
+    loss_fn = loss_with_queue(work, device, logits[work["batch"] :], targets[work["batch"] :])
     called: Callable[..., Tensor] = torch.compile(loss_fn, fullgraph=True) if work["compiled"] else loss_fn
     return training_step(called, logits, targets, work["batch"] or len(logits))
+
+
+def loss_with_queue(work: dict[str, Any], device: str, past: Tensor, past_targets: Tensor) -> Callable[..., Tensor]:
+    """The loss, ours, the peer's or the plain formula; its queue, if it has one, holds the given rows."""
+    if work["series"] == "plain":
+        return plain_retrieval(work, past, past_targets) if work["embedding_size"] else plain_formula(work, device)
+    loss_fn = loss_module(work, device)
+    if work["embedding_size"]:  # a step of all rows of a large memory takes too long
+        loss_fn.get_buffer("queue_logits").copy_(past)
+        loss_fn.get_buffer("queue_targets").copy_(past_targets)
+    elif work["queue"]:
+        with torch.no_grad():
+            loss_fn(past, past_targets)
+    return loss_fn
 
 
 def labels(rows: int, classes: int, rate: float, generator: torch.Generator) -> Tensor:
@@ -54,12 +65,16 @@ def labels(rows: int, classes: int, rate: float, generator: torch.Generator) -> 
 
 
 def ranking_inputs(work: dict[str, Any], device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits ``[M, C]``, a standard deviation higher where the row is positive, and targets ``[M]``."""
+    """Logits ``[M, C]``, a standard deviation higher where the row is positive, and targets ``[M]``.
+
+    Embeddings ``[M, D]`` have a higher entry in the column of their class.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows, classes = work["batch"] + work["queue"], work["classes"]
+    columns = work["embedding_size"] or classes
     targets = labels(rows, classes, work["rate"], generator)
-    logits = torch.randn(rows, classes, generator=generator)
-    hot = targets.unsqueeze(1) if classes == 1 else nn.functional.one_hot(targets, classes)
+    logits = torch.randn(rows, columns, generator=generator)
+    hot = targets.unsqueeze(1) if classes == 1 else nn.functional.one_hot(targets, columns)
     return logits.add_(hot).to(device), targets.to(device)
 
 
@@ -80,6 +95,8 @@ def loss_module(work: dict[str, Any], device: str) -> nn.Module:
     import imbalanced_losses
 
     sizes = {} if work["shape"] else {"num_classes": work["classes"], "queue_size": work["queue"]}
+    if work["embedding_size"]:
+        sizes = {"embedding_size": work["embedding_size"], "queue_size": work["queue"]}
     counts = {COUNTS[work["loss"]]: class_counts(work)} if work["loss"] in COUNTS else {}
     module: nn.Module = getattr(imbalanced_losses, work["loss"])(**sizes, **counts, **work["options"])
     return module.to(device)
@@ -113,6 +130,31 @@ def plain_formula(work: dict[str, Any], device: str) -> Callable[..., Tensor]:
         if kind == "LogitAdjustedLoss":
             return cross_entropy(z + log_priors, y)
         return cross_entropy(30 * (z - nn.functional.one_hot(y, z.shape[1]) * margins), y)
+
+    return formula
+
+
+def plain_retrieval(work: dict[str, Any], memory: Tensor, memory_labels: Tensor) -> Callable[..., Tensor]:
+    """The retrieval loss at its defaults as one would write it in a training script, with all pairs of keys in a block.
+
+    Every row must have a positive.
+    """
+    is_ap, size = work["loss"] == "RetrievalAPLoss", len(memory)
+
+    def formula(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal memory, memory_labels
+        keys, key_labels = torch.cat([x, memory]), torch.cat([y, memory_labels])
+        scores = nn.functional.normalize(x) @ nn.functional.normalize(keys).T
+        is_other = ~torch.eye(*scores.shape, dtype=torch.bool, device=x.device)
+        positive = (y[:, None] == key_labels) & is_other
+        above = ((scores[:, None] - scores[:, :, None]) / 0.01).sigmoid() * is_other[:, None]  # [N, M, M]
+        ranks = above.sum(-1) + 0.5  # a key's comparison with itself is the other half
+        if is_ap:
+            found = ((above * positive[:, None]).sum(-1) + 0.5) / ranks
+        else:
+            found = torch.stack([(k - ranks).sigmoid() for k in (1, 2, 4, 8, 16)]).mean(0)
+        memory, memory_labels = torch.cat([memory, x.detach()])[-size:], torch.cat([memory_labels, y])[-size:]
+        return 1 - ((found * positive).sum(-1) / positive.sum(-1)).mean()
 
     return formula
 

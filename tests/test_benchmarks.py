@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -166,6 +167,41 @@ def test_bounds_from_above_and_compilations(report: ModuleType) -> None:
     assert hungry == ["30 MB", "peer: 10 MB", "3x", "at most 2x", "**falls short 1.5x**"]
 
 
+def test_growth_is_judged_beside_the_smaller_pool(report: ModuleType) -> None:
+    def judged(small: float, large: float) -> list[str]:
+        key, numbers = "pAUC, dro, pool {}, classes 1, rate 0.1", ({"ours": {"seconds": s}} for s in (small, large))
+        cells = dict(zip((key.format(pool) for pool in (16_384, 262_144)), numbers, strict=True))
+        return promise_of(page(report, cells), "pAUC, dro, pool 262,144, 1 class, 10 %", "at most 24x")
+
+    assert judged(0.001, 0.024) == ["24 ms", "pool 16,384: 1 ms", "24x", "at most 24x", "met"]
+    assert judged(0.001, 0.048)[-1] == "**falls short 2x**"
+
+    key = "retrieval AP, batch 32 + queue 65536, classes 16, rate 0.1, embedding size 64"
+    where = "retrieval AP, batch 32 + queue 65,536, 16 classes, 6.25 %, embedding size 64"
+    alone = promise_of(page(report, {key: {"ours": {"seconds": 0.5}}}), where, "at most 12x")
+    assert alone == ["500 ms", "batch 32 + queue 8,192: -", "-", "at most 12x", "not measured"]
+
+
+def test_losses_that_the_peer_lacks_have_a_table(report: ModuleType) -> None:
+    numbers = {
+        "ours": {"seconds": 0.004, "peak_bytes": 2e6},
+        "compiled": {"seconds": 0.002, "first_call_seconds": 3},
+        "plain": {"seconds": 0.4, "peak_bytes": 800e6},
+    }
+    key = "retrieval AP, batch 32 + queue 1024, classes 16, rate 0.1, embedding size 64"
+    sorted_too = {"ours": {"seconds": 0.001, "peak_bytes": 1e6}, "sort": {"seconds": 0.002, "peak_bytes": 1e6}}
+    text = page(report, {key: numbers, "soft F-beta, pool 262144, classes 1, rate 0.1": sorted_too})
+    rows = [line for line in text.partition("## Losses that the peer does not have")[2].splitlines() if "|" in line]
+    assert rows == [
+        "| loss | inputs | ours | compiled | first call | sort | plain "
+        "| ours / compiled | ours / sort | plain / ours | ours MB | plain MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| retrieval AP | batch 32 + queue 1,024, 16 classes, 6.25 %, embedding size 64 "
+        "| 4 ms | 2 ms | 3 s | - | 400 ms | 2x | - | 100x | 2 | 800 |",
+        "| soft F-beta | pool 262,144, 1 class, 10 % | 1 ms | - | - | 2 ms | - | - | 0.5x | - | 1 | - |",
+    ]
+
+
 def test_ensembles_are_judged_beside_a_loop(report: ModuleType) -> None:
     times = {"vmap": {"seconds": 0.004}, "loop": {"seconds": 0.008}, "compiled vmap": {"seconds": 0.001}}
     text = page(report, {f"recall, batch 32 + queue 1024, classes {c}, rate 0.1, 8 states": times for c in (1, 10)})
@@ -263,6 +299,40 @@ def test_ensemble_takes_the_same_steps_mapped_and_looped(monkeypatch: pytest.Mon
     looped, mapped = (steps.build(cell.work(series), "cpu") for series in ("loop", "vmap"))
     for _ in range(5):  # round the queue and beyond
         torch.testing.assert_close(torch.stack([gradient for (gradient,) in looped()]), mapped())
+
+
+@pytest.mark.parametrize("loss", ["retrieval AP", "retrieval recall@k"])
+def test_plain_retrieval_takes_the_same_steps(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cells
+    import steps
+
+    cell = cells.Cell(loss, batch=4, queue=20, classes=3, rate=1 / 3, embedding_size=8)
+    ours, plain = (steps.build(cell.work(series), "cpu") for series in ("ours", "plain"))
+    for _ in range(7):  # round the memory and beyond
+        torch.testing.assert_close(ours(), plain())
+
+
+def test_workers_measure_every_loss_that_the_peer_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The cells of ``make bench`` with a small queue, in eager mode, and beside them the sort or the plain formula."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cells
+    import processes
+
+    losses = {*cells.WITHOUT_PEER, *cells.RETRIEVAL}
+    rows = {c: c.series for c in cells.select("promises", 1056, quick=False) if c.loss in losses}
+    assert {cell.loss for cell in rows} == losses
+    worker = processes.Worker(sys.executable, "time", "cpu", "1", str(1 << 32))
+    try:
+        for cell, series in rows.items():
+            assert set(series) == {"ours", "compiled", "plain" if cell.embedding_size else "sort"}
+            for one in set(series) - {"compiled"}:
+                work = dataclasses.replace(cell, queue=64).work(one)
+                assert worker.ask(120, do="prepare", work=work, cache=str(tmp_path))["seconds"] > 0
+                assert worker.ask(120, do="time", seconds=1e-6)["seconds"] > 0
+                assert "bytes" in worker.ask(120, do="memory", work=work, cache=str(tmp_path))
+    finally:
+        worker.stop()
 
 
 def test_page_says_where_ours_is_worse_and_what_is_missing(report: ModuleType) -> None:
