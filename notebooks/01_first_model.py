@@ -12,12 +12,12 @@
 # ---
 
 # %% [markdown]
-# # A first model with few positives
+# # A first model with few positives, and eight seeds at once
 #
-# We train a small classifier to find one rare class, first with binary cross-entropy (BCE) alone, then with the
-# recipe that this library is made for: BCE as a warm-up, a blend, and a ranking loss in the end. Then we look at what
-# came out: a precision-recall curve, the scores around an alert threshold, and the same training for eight seeds in
-# one `vmap`.
+# We train a small classifier to find one rare class, first with binary cross-entropy (BCE) alone, then with a
+# schedule: BCE as a warm-up, a blend, and a ranking loss in the end. Then we look at the results: a precision-recall
+# curve, the scores around an alert threshold, and the same training for eight seeds in one `torch.func.vmap`, which
+# runs a function for all of them in one computation.
 #
 # It needs the extra `demo` (`pip install '.[demo]'` in a clone), no GPU, no download, and well under a minute.
 
@@ -49,8 +49,8 @@ from imbalanced_losses.plots import plot_precision_recall, plot_schedule, plot_s
 # ## Data: one digit against the rest, and rare
 #
 # scikit-learn's handwritten digits are small and real. We look for the eights, and keep so few of them that 3 % of
-# all rows are positive, in the training half as in the test half. The seed decides which rows are drawn and where
-# they go.
+# all rows are positive, in the training half and in the test half. The seed decides which rows are drawn, and which
+# half they are in.
 
 # %%
 RARE_DIGIT = 8
@@ -85,17 +85,18 @@ for name, labels in (("training", split.train_labels), ("test", split.test_label
 # %% [markdown]
 # ## Two losses
 #
-# **BCE** asks each row for the right probability. **Smooth-AP** asks for the right *order*: it is one minus the
-# average precision, with a sigmoid of width `temperature` in place of each "is this row above that one?".
+# **BCE** trains the probability of each row. **Smooth-AP** trains the *order* of the rows: it is one minus the average
+# precision, with a sigmoid of width `temperature` in place of each comparison of two scores.
 #
-# An order can only be refined once there is one. Hence `LossWarmupWrapper`: BCE alone for some steps, then a blend,
-# then Smooth-AP alone with a temperature that falls. Two things to know about Smooth-AP:
+# `LossWarmupWrapper` is the schedule: BCE alone for some steps, so that the scores get a rough order. Then a blend,
+# then Smooth-AP alone, with a temperature that falls. Two things to know about Smooth-AP:
 #
 # * The temperature is in units of the scores. Positives and negatives of a trained model are several units apart
-#   here, so 2 to 1 is soft enough that most pairs still push. The default, 0.01, is meant for scores such as cosines.
-# * With 3 % positives a batch of 32 has one, or none. The **queue** lets each batch rank itself among past rows, too.
+#   here. With a temperature of 2 to 1 most pairs still have a gradient. The default, 0.01, suits cosines.
+# * With 3 % positives, a batch of 32 has one on average. The loss ranks the batch together with a **queue** of past
+#   rows.
 #
-# `auto_step=True` lets the wrapper count its own steps, so that the training loop need not know about it.
+# With `auto_step=True` the wrapper counts its own steps, so the training loop stays as it is.
 
 # %%
 BATCH_SIZE, EPOCHS = 32, 20
@@ -104,7 +105,7 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 WARMUP_EPOCHS, BLEND_EPOCHS = 5, 4
 QUEUE_SIZE = 256
 
-recipe = {
+phases = {
     "warmup_steps": WARMUP_EPOCHS * STEPS_PER_EPOCH,
     "blend_steps": BLEND_EPOCHS * STEPS_PER_EPOCH,
     "temp_start": 2.0,
@@ -112,10 +113,10 @@ recipe = {
     "temp_decay_steps": (EPOCHS - WARMUP_EPOCHS) * STEPS_PER_EPOCH,
 }
 bce = nn.BCEWithLogitsLoss()
-ranking = LossWarmupWrapper(bce, SmoothAPLoss(num_classes=1, queue_size=QUEUE_SIZE), **recipe, auto_step=True)
+ranking = LossWarmupWrapper(bce, SmoothAPLoss(num_classes=1, queue_size=QUEUE_SIZE), **phases, auto_step=True)
 
 # %% [markdown]
-# What the schedule will do can be seen before anything runs:
+# `preview` lists what the schedule will do, before anything runs:
 
 # %%
 plan = schedule.preview(ranking.config, STEPS, steps_per_epoch=STEPS_PER_EPOCH)
@@ -126,7 +127,7 @@ ax = plot_schedule(plan)
 # ## Training
 #
 # A plain loop, the same for both losses. The seed decides the first weights and the order of the batches, so both
-# losses start from the same model and see the same rows at the same time. After each epoch we score the test rows.
+# losses start from the same model and see the same batches. After each epoch we score the test rows.
 
 # %%
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
@@ -166,9 +167,9 @@ ranking_model, ranking_scores = train(ranking, seed=0)
 # %% [markdown]
 # ## Before and after
 #
-# The precision-recall curve when the warm-up ends, at the end of the recipe, and for BCE that went on for as many
-# steps. With as few positives as the test half has, each one is a visible step: a difference of one or two steps
-# means nothing.
+# The precision-recall curves when the warm-up ends, at the end of the schedule, and of BCE alone after as many steps.
+# The test half has few positives, and each is a visible step of a curve: a difference of one or two steps means
+# nothing.
 
 # %%
 ax = plot_precision_recall(ranking_scores[WARMUP_EPOCHS - 1], split.test_labels, label="after the warm-up")
@@ -178,11 +179,11 @@ ax = plot_precision_recall(bce_scores[-1], split.test_labels, label="BCE alone",
 # %% [markdown]
 # ## Scores and an alert threshold
 #
-# Say that 3 % of all cases can be looked at. That budget is a threshold on the scores: the quantile that 3 % of the
-# rows reach. Recall at that threshold is what the budget buys.
+# Say that 3 % of all cases can be reviewed. This budget gives a threshold on the scores: 3 % of the rows are at or
+# above it. The recall at that threshold is the share of the positives that the review finds.
 #
-# A ranking loss knows no zero point and no scale: its scores can be sorted, but a sigmoid does not make probabilities
-# of them. Where you need those, calibrate the scores on held-out rows afterwards.
+# A ranking loss trains the order of the scores only. Their sigmoid is not a probability. If you need probabilities,
+# [calibrate](../docs/calibration.md) the scores on held-out rows.
 
 # %%
 BUDGET = 0.03
@@ -198,9 +199,10 @@ for ax, name, scores in zip(
 # %% [markdown]
 # ## What the loss saw
 #
-# `diagnostics()` tells about the last step, without a cost until it is read: the schedule, whether each class had
-# what its loss needs, how many positives were in the batch, how full the queue is and how many steps ago its oldest
-# row came, and by how much the smooth loss differs from the exact one on the same rows.
+# `diagnostics()` describes the last step: the weight and the temperature of the schedule; the loss of each class, and
+# whether the class was valid, that is whether it had a positive and a negative; the gap between the smooth loss and the
+# exact one on the same rows; the number of positives in the batch; how full the queue is, and how many steps ago its
+# oldest row came.
 
 # %%
 for name, value in ranking.diagnostics().items():
@@ -209,11 +211,11 @@ for name, value in ranking.diagnostics().items():
 # %% [markdown]
 # ## Eight seeds at once
 #
-# One run is an anecdote. The functional core makes eight of them one computation: `smooth_ap` takes the queue as an
-# argument and returns a new one, so models, queues and optimizer states are just tensors with one more axis, and
-# `vmap` does the rest. Each member has its own seed: its own rows, its own first weights, its own batches.
+# One run says little. The pure function `smooth_ap` takes the queue as an argument and returns a new one. So models,
+# queues and optimizer states of eight runs are tensors with one more axis, and `vmap` maps the training step over it.
+# Each member of this ensemble has its own seed: its own rows, first weights and batches.
 #
-# The preview from above is all the schedule that we need: a weight and a temperature for each step.
+# The preview from above has the weight and the temperature of each step. We need no more of the schedule.
 
 # %%
 SEEDS = range(8)
@@ -245,7 +247,7 @@ def score(parameters, pixels):
 
 
 # %% [markdown]
-# The optimizer is two lines: SGD with momentum is a `tree_map` over the parameters.
+# SGD with momentum takes two lines: `tree_map` applies a function to each parameter.
 
 # %%
 splits = Split(*map(torch.stack, zip(*map(load_split, SEEDS), strict=True)))  # [8, N, ...]
@@ -321,15 +323,14 @@ print("{:>18}{:>10.3f}{:>10.3f}{:>12.3f}".format("standard deviation", *final.st
 print(f"standard error of the mean difference: {final[2].std() / len(SEEDS) ** 0.5:.3f}")
 
 # %% [markdown]
-# How to read it: a mean difference within two standard errors of zero is none that these seeds can show. A larger one
-# is about these data, this model, this learning rate and this number of epochs: a handful of settings was tried, on
-# other seeds, and neither loss is tuned with care, which may close a gap or open one. Nor do the seeds exhaust the
-# doubt, as they draw their test rows from the same few digits.
+# How to read it: if the mean difference is within two standard errors of zero, these seeds show no difference. A larger
+# one holds for these data, this model, this learning rate and this number of epochs. Neither loss is tuned with care:
+# a few settings were tried, on other seeds. And all seeds draw their test rows from the same few digits.
 #
-# Where the order is nearly right already, a ranking loss has little left to gain. Whether it gains something on your
-# data is for you to find out in the same way: a tuned BCE beside it, the same splits and seeds, the difference within
-# each pair.
+# If the order is nearly right already, a ranking loss can gain little. To find out whether it gains something on your
+# data, compare in the same way: with a tuned BCE, the same splits and seeds, and the difference within each pair.
+# [The study](../docs/outcome.md) does so for 15 tasks.
 #
-# **To try next:** `RecallAtQuantileLoss(threshold_gradient="implicit")` aims at the alert budget itself,
-# `PAUCAtBudgetLoss(surrogate="pairwise")` at a budget of false alerts; both drop in where `SmoothAPLoss` stands. A
-# smaller `N_POSITIVE` makes the task harder.
+# **To try next:** `RecallAtQuantileLoss(threshold_gradient="implicit")` optimises recall at the alert budget,
+# `PAUCAtBudgetLoss(surrogate="pairwise")` at a budget of false alerts. Each can replace `SmoothAPLoss`. A smaller
+# `N_POSITIVE` makes the task harder.
