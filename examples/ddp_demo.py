@@ -5,6 +5,7 @@
 
 Every process computes its share of a batch. The losses gather the other shares by themselves, so the training loop does
 not change. ``--compare`` trains again in one process, on whole batches, and prints the distance between the two models.
+The model is in float64: in float32 the distance would be the rounding of sums in another order, amplified by training.
 The processes use gloo on the CPU, or NCCL if there is a GPU for each.
 """
 
@@ -57,7 +58,7 @@ def train(data: Split, args: argparse.Namespace, device: torch.device) -> tuple[
     rank, size = rank_and_size()
     n_train, n_features = data.train_features.shape
     torch.manual_seed(args.seed)
-    model = nn.Sequential(nn.Linear(n_features, 64), nn.ReLU(), nn.Linear(64, 1)).to(device)
+    model = nn.Sequential(nn.Linear(n_features, 64), nn.ReLU(), nn.Linear(64, 1)).to(device, torch.float64)
     replica = DistributedDataParallel(model) if size > 1 else model
     n_steps = -(-n_train // args.batch_size)
     loss_fn = build_loss(args, n_steps).to(device)
@@ -70,13 +71,13 @@ def train(data: Split, args: argparse.Namespace, device: torch.device) -> tuple[
         total = 0.0
         for step, (features, labels) in enumerate(own_batches(data, args.batch_size, args.seed + epoch)):
             loss_fn.on_train_batch_start(epoch * n_steps + step)
-            loss = loss_fn(replica(features.to(device)), labels[:, None].to(device))
+            loss = loss_fn(replica(features.to(device, torch.float64)), labels[:, None].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item()  # the loss of all processes' rows, the same on each
         phase = phase_name(loss_fn)
-        aucpr = test_aucpr(deepcopy(model).cpu(), data)
+        aucpr = test_aucpr(deepcopy(model).float().cpu(), data)
         history.append(Epoch(phase, loss_fn.main_weight, loss_fn.current_temperature, total / n_steps, aucpr))
     return model.cpu(), history
 

@@ -25,9 +25,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from tests.exhaustive import mark_exhaustive
+    from tests.exhaustive import mark_items
 
-    mark_exhaustive(items)
+    mark_items(items)
 
 
 def pytest_report_header() -> str:

@@ -124,9 +124,11 @@ KEPT: dict[str, dict[str, str]] = {
 """By file and test: ``make test`` runs the cases in whose parameters the expression is found."""
 
 
-def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
-    """Mark what ``make test`` leaves out."""
+def mark_items(items: Iterable[pytest.Item]) -> None:
+    """Mark what ``make test`` leaves out, and tests that compile: tracing slows the compiler down by 40 %."""
     for item in items:
+        if re.search(r"compil|backend", item.nodeid):
+            item.add_marker(pytest.mark.no_cover)
         path, _, parameters = item.nodeid.removeprefix("tests/").partition("[")
         is_slow = path.startswith(("distributed/", "modules/", "transforms/"))
         words = re.split(r"[-. \]]", parameters)
