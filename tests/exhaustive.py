@@ -25,15 +25,17 @@ KEPT: dict[str, dict[str, str]] = {
     "contracts/test_elements_transforms.py": {
         "test_compiled_is_eager": r"^[a-z]+(_adjusted|_focal)?-",
         "test_compiled_transforms_are_eager": r"^[a-z]+(_adjusted|_focal)?$",
+        "test_the_default_backend_compiles": r"focal$",
     },
     "distributed/test_at_recall.py": {
         "test_five_steps_equal_those_of_one_process": r"-even-2$|-uneven-3$",
     },
     "distributed/test_compile.py": {
+        "test_no_break_without_gathering": r"^smooth_ap$",
         "test_one_break_where_the_ranks_talk": r"smooth_ap|sigmoid_focal",
     },
     "distributed/test_exact.py": {
-        "test_five_steps_equal_those_of_one_process": r"-(even-2|uneven-3|empty-3|no positives-2)$",
+        "test_five_steps_equal_those_of_one_process": r"-(even-2|uneven-3|empty-3)$",
     },
     "distributed/test_resume.py": {
         "test_a_rank_that_dies": r"^2-",
@@ -54,8 +56,14 @@ KEPT: dict[str, dict[str, str]] = {
     "examples/test_toy_demo.py": {
         "test_every_loss_trains_through_the_phases": r"^pauc$",
     },
+    "integrations/test_transformers.py": {
+        "test_a_run_that_was_stopped_goes_on": r"-10$",
+    },
     "integrations/test_transformers_ddp.py": {
         "test_two_processes_train_as_one": r"^ranking-1-True$",
+    },
+    "integrations/test_transformers_loss.py": {
+        "test_shares_of_a_step_add_up_to_one": r"-3$",
     },
     "losses/test_logit_adjusted.py": {
         "test_the_default_backend_is_eager_mode": r"^2$",
@@ -64,7 +72,12 @@ KEPT: dict[str, dict[str, str]] = {
         "test_compiled_is_eager": r"^2$",
     },
     "losses/test_ruled_out_classes.py": {
+        "test_a_target_that_is_ruled_out_has_an_infinite_loss": r"-(0.0|2.0)$",
         "test_compiled_is_eager": r"-(0.0|2.0)$",
+    },
+    "losses/test_tau_scale.py": {
+        "test_it_is_the_loss_at_the_temperature_times_the_spread": r"^3-",
+        "test_scaling_and_shifting_all_scores_changes_nothing": r"^3-",
     },
     "modules/test_life.py": {
         "test_a_weight_that_is_not_finite_spoils_one_step": r"^False-|recall$",
@@ -72,6 +85,12 @@ KEPT: dict[str, dict[str, str]] = {
     },
     "modules/test_logit_adjusted.py": {
         "test_a_compiled_stream_uses_the_counts_of_its_forward_in_the_backward": r"shape0|aot",
+    },
+    "modules/test_new_runs.py": {
+        "test_one_valid_step_is_enough": r"^False-|smooth_ap$",
+    },
+    "modules/test_ranking_shell_inputs.py": {
+        "test_subsampling_does_not_warn_under_compile": r"^SmoothAPLoss$",
     },
     "modules/test_reported.py": {
         "test_a_loss_compiled_in_place_is_refused_in_a_checkpoint": r"smooth_ap",
@@ -91,33 +110,39 @@ KEPT: dict[str, dict[str, str]] = {
     },
     "test_thresholds.py": {
         "test_intervals_cover_what_the_threshold_reaches_on_new_rows": r"^cost$",
+        "test_the_threshold_lies_midway_between_two_scores": r"^(budget|cost)$",
     },
     "testing/test_broken_losses.py": {
+        "test_broken_elementwise_losses": r"-(result|finite|weights|compile)$",
         "test_broken_ranking_losses": r"-(result|state|ignored|weights|queue|vmap)$",
     },
     "testing/test_configurations.py": {
         "test_every_option_is_drawn": r"^(?!PAUC)",
     },
     "testing/test_own_losses.py": {
-        "test_elementwise": r"^[a-z]+(_adjusted|_focal)?-",
-        "test_ranking_functions": rf"^({FAMILIES})-",
-        "test_ranking_modules": r"^(smooth_ap|recall)$",
+        "test_elementwise": r"^(softmax_focal|logit_adjusted|asymmetric)-",
+        "test_ranking_functions": r"^(smooth_ap|recall_implicit)-",
+        "test_ranking_modules": r"^recall$",
     },
     "transforms/test_backward_alone.py": {
-        "test_compiled_autograd": rf"^({FAMILIES}|softmax_focal)",
+        "test_compiled_autograd": rf"^({FAMILIES}|softmax_focal) of 20|focal of few",
     },
     "transforms/test_compile.py": {
         "test_batches_of_other_sizes": r"^smooth_ap",
         "test_compiled_reset": r"^smooth_ap",
+        "test_compiled_shell_equals_eager_shell": r"^(smooth_ap|pairwise_live_implicit)-",
+        "test_default_backend": r"^smooth_ap",
         "test_forward_alone": r"^(smooth_ap|trapezoid)-",
         "test_grad": r"^(smooth_ap|recall_implicit|trapezoid)-",
         "test_one_compilation_of_an_ensemble_step": r"^(smooth_ap|recall_implicit)-",
         "test_one_compilation_of_the_shell_over_a_schedule": r"^smooth_ap",
         "test_one_compilation_serves_a_schedule_and_a_ring_that_wraps": r"-binary$",
         "test_subsampling_compiles": r"^smooth_ap",
+        "test_vmap": r"-multilabel$",
         "test_vmap_over_temperatures": r"^(smooth_ap|trapezoid)-",
     },
     "transforms/test_operators.py": {
+        "test_a_copy_of_a_compiled_module_is_its_own": r"^SmoothAPLoss$",
         "test_generated_code_shows_a_logit_that_is_not_finite": r"^recall$",
     },
 }

@@ -51,6 +51,7 @@ def test_processes_train_what_one_trains(size: int, flags: tuple[str, ...]) -> N
     assert 0 < float(apart[1]) <= 1e-12  # 0 would be the model compared with itself
 
 
+@pytest.mark.exhaustive
 def test_one_process_has_the_same_table() -> None:
     alone = run(str(EXAMPLES / "ddp_demo.py"), *QUICK)
     tables = [table_of(output) for output in (alone, run_processes(2))]

@@ -24,6 +24,7 @@ def start_demo(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(DEMO), *flags], capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.exhaustive
 def test_every_loss_is_in_the_table(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
     finished = start_demo("--seeds", "1", "--epochs", "2", "--plot", str(picture))

@@ -68,6 +68,7 @@ def test_generated_data_with_a_ranking_loss() -> None:
     assert float(table[-1][-1]) > 0.1  # chance is 0.03
 
 
+@pytest.mark.exhaustive
 def test_same_seed_same_table_other_seed_another() -> None:
     tables = [table_of(run_demo("--loss", "focal", "--seed", seed)) for seed in ("1", "1", "2")]
     assert tables[0] == tables[1] != tables[2]

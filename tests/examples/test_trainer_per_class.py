@@ -42,6 +42,7 @@ def output() -> str:
     return finished.stdout
 
 
+@pytest.mark.exhaustive
 def test_epochs_tell_the_schedule_and_the_exact_metric(output: str) -> None:
     epochs = rows_of(output)[:4]
     assert [row[1] for row in epochs] == ["0.00", "0.00", "0.50", "1.00"]

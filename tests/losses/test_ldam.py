@@ -249,6 +249,7 @@ for epoch in (torch.tensor(9), torch.tensor(10)):
 """
 
 
+@pytest.mark.exhaustive
 def test_the_default_backend_with_weights_of_a_schedule(tmp_path: Any) -> None:
     """In a process of its own, as the registry's cases are on 1, 2 and 4 threads."""
     script, output = tmp_path / "step.py", tmp_path / "output"
