@@ -17,10 +17,13 @@ FAMILIES = r"smooth_ap|recall_implicit|trapezoid|pairwise_live_implicit"
 
 KEPT: dict[str, dict[str, str]] = {
     "compiled/test_compiled.py": {
-        "test_compiled_equals_eager": r"-2$|^smooth_ap-",
+        "test_compiled_equals_eager": r"-2$",
     },
     "compiled/test_ruled_out_classes.py": {
         "test_the_default_backend_is_eager": r"^0.3-2$",
+    },
+    "contracts/test_elements_modules.py": {
+        "test_compiled_without_a_break": r"^[a-z]+(_adjusted|_focal)?(-stream)?$",
     },
     "contracts/test_elements_transforms.py": {
         "test_compiled_is_eager": r"^[a-z]+(_adjusted|_focal)?-",
@@ -28,14 +31,14 @@ KEPT: dict[str, dict[str, str]] = {
         "test_the_default_backend_compiles": r"focal$",
     },
     "distributed/test_at_recall.py": {
-        "test_five_steps_equal_those_of_one_process": r"-even-2$|-uneven-3$",
+        "test_five_steps_equal_those_of_one_process": r"-even-2$",
     },
     "distributed/test_compile.py": {
         "test_no_break_without_gathering": r"^smooth_ap$",
         "test_one_break_where_the_ranks_talk": r"smooth_ap|sigmoid_focal",
     },
     "distributed/test_exact.py": {
-        "test_five_steps_equal_those_of_one_process": r"-(even-2|uneven-3|empty-3)$",
+        "test_five_steps_equal_those_of_one_process": r"-(even-2|uneven-3)$",
     },
     "distributed/test_resume.py": {
         "test_a_rank_that_dies": r"^2-",
@@ -58,26 +61,31 @@ KEPT: dict[str, dict[str, str]] = {
     },
     "integrations/test_transformers.py": {
         "test_a_run_that_was_stopped_goes_on": r"-10$",
+        "test_a_second_run_starts_with_an_empty_queue": r"^False-",
     },
     "integrations/test_transformers_ddp.py": {
         "test_two_processes_train_as_one": r"^ranking-1-True$",
     },
     "integrations/test_transformers_loss.py": {
-        "test_shares_of_a_step_add_up_to_one": r"-3$",
+        "test_shares_of_a_step_add_up_to_one": r"^(gpt2|plain).*-3$",
+    },
+    "losses/test_focal_transforms.py": {
+        "test_compiled_handles_every_number": r"focal-",
     },
     "losses/test_logit_adjusted.py": {
         "test_the_default_backend_is_eager_mode": r"^2$",
     },
     "losses/test_retrieval_ap.py": {
         "test_compiled_is_eager": r"^2$",
+        "test_traced_is_eager": r"^(ap|roadmap|recall)$",
     },
     "losses/test_ruled_out_classes.py": {
         "test_a_target_that_is_ruled_out_has_an_infinite_loss": r"-(0.0|2.0)$",
         "test_compiled_is_eager": r"-(0.0|2.0)$",
     },
     "losses/test_tau_scale.py": {
-        "test_it_is_the_loss_at_the_temperature_times_the_spread": r"^3-",
-        "test_scaling_and_shifting_all_scores_changes_nothing": r"^3-",
+        "test_it_is_the_loss_at_the_temperature_times_the_spread": r"^3-False-std-",
+        "test_scaling_and_shifting_all_scores_changes_nothing": r"^3-False-std-",
     },
     "modules/test_life.py": {
         "test_a_weight_that_is_not_finite_spoils_one_step": r"^False-|recall$",
@@ -114,13 +122,14 @@ KEPT: dict[str, dict[str, str]] = {
     },
     "testing/test_broken_losses.py": {
         "test_broken_elementwise_losses": r"-(result|finite|weights|compile)$",
-        "test_broken_ranking_losses": r"-(result|state|ignored|weights|queue|vmap)$",
+        "test_broken_ranking_losses": r"-(result|state|weights|vmap)$",
     },
     "testing/test_configurations.py": {
         "test_every_option_is_drawn": r"^(?!PAUC)",
     },
     "testing/test_own_losses.py": {
-        "test_elementwise": r"^(softmax_focal|logit_adjusted|asymmetric)-",
+        "test_elementwise": r"^softmax_focal-",
+        "test_other_reductions": r"^none",
         "test_ranking_functions": r"^(smooth_ap|recall_implicit)-",
         "test_ranking_modules": r"^recall$",
     },
@@ -136,9 +145,9 @@ KEPT: dict[str, dict[str, str]] = {
         "test_grad": r"^(smooth_ap|recall_implicit|trapezoid)-",
         "test_one_compilation_of_an_ensemble_step": r"^(smooth_ap|recall_implicit)-",
         "test_one_compilation_of_the_shell_over_a_schedule": r"^smooth_ap",
-        "test_one_compilation_serves_a_schedule_and_a_ring_that_wraps": r"-binary$",
+        "test_one_compilation_serves_a_schedule_and_a_ring_that_wraps": r"^(smooth_ap|recall_implicit)-binary$",
         "test_subsampling_compiles": r"^smooth_ap",
-        "test_vmap": r"-multilabel$",
+        "test_vmap": r"^trapezoid-",
         "test_vmap_over_temperatures": r"^(smooth_ap|trapezoid)-",
     },
     "transforms/test_operators.py": {

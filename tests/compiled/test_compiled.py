@@ -14,10 +14,10 @@ from tests.compiled.matrix import CASES, LOSSES, THREADS
 from tests.compiled.processes import Run, check
 from tests.compiled.worker import code_for
 
-# One process for each function: starting a process takes longer than a case.
-PROCESSES: dict[str, list[str]] = {loss.function.__name__: [] for loss in LOSSES.values()}
+# One process for each family: starting a process takes longer than a case.
+PROCESSES: dict[str, list[str]] = {"ranking": [], "elementwise": []}
 for _name, _loss in LOSSES.items():
-    PROCESSES[_loss.function.__name__] += [f"{_name} {case}" for case in _loss.in_suite]
+    PROCESSES["ranking" if _loss.has_queue else "elementwise"] += [f"{_name} {case}" for case in _loss.in_suite]
 
 
 def find(name: str) -> str:

@@ -72,6 +72,7 @@ def test_flags_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "expected --batch-size of at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_lightning_trains_through_the_phases() -> None:
     output = run(str(EXAMPLES / "lightning_ddp.py"), *QUICK)
     table = table_of(output)
