@@ -46,10 +46,12 @@ every_way = pytest.mark.parametrize("update", [update_class_counts, compiled, ma
         (256, torch.tensor([156, 255], dtype=torch.uint8), {}, [0] * 156 + [1] + [0] * 98 + [1], [2] * 256),
         (2, LABELS, {"multilabel": True}, [2, 2], [3, 4]),
         (2, LABELS[:, :, None].expand(5, 2, 3), {"multilabel": True}, [6, 6], [9, 12]),
+        (2, torch.tensor([[0.5, 0.75], [0.5, -100.0]]), {"multilabel": True}, [0, 1], [2, 1]),
         (2, torch.tensor([[1, 0], [1, 0]]), {"multilabel": True}, [2, 0], [2, 2]),
         (2, torch.tensor([[1, 0], [1, 0]]), {"multilabel": True, "ignore_index": 0}, [2, 0], [2, 0]),
         (2, LABELS[:0], {"multilabel": True}, [0, 0], [0, 0]),
         (1, torch.tensor([1, 0, 0, -100]), {}, [1], [3]),
+        (1, torch.tensor([0.5, 0.75]), {}, [1], [2]),
         (1, torch.tensor([[True], [False]]), {}, [1], [2]),
     ],
 )

@@ -263,6 +263,14 @@ def test_decay_counts_from_the_first_step_after_warmup() -> None:
     assert float(temperature(state, SHORT)) == pytest.approx(0.1 ** (1 / 7), rel=1e-6)
 
 
+def test_decay_counts_from_step_0_if_that_is_the_first_one_told() -> None:
+    state = start_epoch(init_schedule(SHORT), SHORT, 2)
+    for step in range(3):
+        state = start_step(state, SHORT, step)
+    assert int(state.switch_step) == 0
+    assert float(temperature(state, SHORT)) == pytest.approx(0.1 ** (2 / 7), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("lengths", "step", "elapsed"),
     [

@@ -112,6 +112,17 @@ def test_ignored_rows_may_hold_anything(case: Case, kind: str, bad: float) -> No
     assert after.loss.isfinite()
 
 
+@over["cases"]
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_a_row_that_is_left_out_of_the_sample_shows(case: Case, bad: float) -> None:
+    """Whichever 8 of the 25 rows ``max_pool_size`` keeps."""
+    problem = spoil(example("binary"), bad, "row")
+    for seed in range(6):
+        result = case.run(problem, {"generator": torch.Generator().manual_seed(seed)}, max_pool_size=8)
+        assert not result.loss.isfinite()
+        assert not result.gradient.isfinite().all()
+
+
 @over["losses"]
 def test_half_precision_overflow(case: Case) -> None:
     """The usual way to get there: a float16 logit that overflowed, for GradScaler to see."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from imbalanced_losses.losses._ranking import ranking_step
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import push
 from imbalanced_losses.rows import parse_rows
-from tests.contracts.cases import Case, assert_close, assert_same_state, case_named, example, over
+from tests.contracts.cases import CASES, Case, assert_close, assert_same_state, case_named, example, over
 from tests.strategies import IGNORE, Problem
 
 SMOOTH_AP = case_named("smooth_ap")
@@ -209,6 +210,32 @@ def test_the_expected_rank_beside_other_sampled_positives() -> None:
     estimates = torch.stack([others(sampled(problem, 16, seed)) for seed in range(draws)])
     error = (estimates.mean(0) - torch.tensor([149, 350])).abs()
     assert (error <= 4 * estimates.std(0) / draws**0.5 + 1e-9).all()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.loss_name != "smooth_ap"], ids=lambda case: case.name)
+@over["kinds"]
+def test_a_row_that_stands_for_several_is_as_many_rows(case: Case, kind: str) -> None:
+    """Not so in Smooth-AP, where a positive is not compared with itself, but would be with its copies."""
+    problem = example(kind)
+    cfg = case.config(problem)
+    rows = parse_rows(problem.logits, problem.targets, cfg, problem.iid_mask, problem.sample_weight)
+    pool = ranking_step(lambda pool, _: pool, rows, problem.state, cfg).pool
+    counts = 1 + torch.arange(pool.scores.shape[1]) % 3
+    index = torch.arange(len(counts)).repeat_interleave(counts)
+
+    def loss_and_gradient(copies: bool) -> tuple[Tensor, Tensor]:
+        leaf = pool.scores.clone().requires_grad_()
+        if copies:
+            names = ("valid", "positive", "iid", "sample_weight")
+            fields = {name: getattr(pool, name)[..., index] for name in names}
+            own = replace(pool, scores=leaf[:, index], n_live=int(counts[: pool.n_live].sum()), **fields)
+        else:
+            own = replace(pool, scores=leaf, inclusion_weight=counts.double())
+        loss = case.loss.shell._objective(own, cfg).loss
+        return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+    for actual, expected in zip(loss_and_gradient(copies=False), loss_and_gradient(copies=True), strict=True):
+        assert_close(actual, expected)
 
 
 def test_ties_make_the_estimate_exact() -> None:

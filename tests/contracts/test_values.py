@@ -96,6 +96,17 @@ def test_temperature_argument_overrides_the_config(case: Case) -> None:
 
 
 @over["cases"]
+def test_temperature_carries_no_gradient(case: Case) -> None:
+    problem = example("multiclass")
+    logits, temperature = problem.logits.clone().requires_grad_(), torch.tensor(0.5, requires_grad=True)
+    cfg = case.config(problem)
+    loss, _ = case.loss.function(logits, problem.targets, problem.state, cfg, temperature=temperature)
+    loss.backward()
+    assert logits.grad is not None
+    assert temperature.grad is None
+
+
+@over["cases"]
 def test_column_vectors_are_one_class(case: Case) -> None:
     """``[N]`` logits are ``[N, 1]``, ``[N, 1]`` targets are ``[N]``."""
     problem = example("binary")

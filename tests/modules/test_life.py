@@ -212,14 +212,14 @@ def test_what_is_no_label_never_counts(name: str, compiled: bool) -> None:
         torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_class_ids_out_of_range_never_count(multilabel: bool) -> None:
+@pytest.mark.parametrize(("multilabel", "label"), [(False, 3), (False, 5), (False, -1), (True, 2), (True, 5)])
+def test_class_ids_out_of_range_never_count(multilabel: bool, label: int) -> None:
     loss_fn = SmoothAPLoss(num_classes=3, queue_size=0, multilabel=multilabel, validate_targets=False)
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, 1, 2, 0, 1, 2])
     targets = torch.nn.functional.one_hot(targets) if multilabel else targets
     out_of_range, ignored = targets.clone(), targets.clone()
-    out_of_range[2], ignored[2] = 5, -100
+    out_of_range[2], ignored[2] = label, -100
     assert torch.equal(loss_fn(logits, out_of_range), loss_fn(logits, ignored))
 
 
