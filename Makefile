@@ -1,7 +1,7 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
 # make check        lint and a quick part of the suite, for use between edits; about a minute
 # make test         lint, then the suite against the installed package, with its coverage gate
-# make test-exhaustive  further variants of the losses and slow combinations; a few minutes
+# make test-exhaustive  further variants of the losses and slow combinations; longer than make test
 # make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; about 50 minutes
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes

@@ -94,9 +94,9 @@ def loss_module(work: dict[str, Any], device: str) -> nn.Module:
     """The loss at its defaults but for the options asked for."""
     import imbalanced_losses
 
-    sizes = {} if work["shape"] else {"num_classes": work["classes"], "queue_size": work["queue"]}
-    if work["embedding_size"]:
-        sizes = {"embedding_size": work["embedding_size"], "queue_size": work["queue"]}
+    width = "embedding_size" if work["embedding_size"] else "num_classes"
+    columns = work["embedding_size"] or work["classes"]
+    sizes = {} if work["shape"] else {width: columns, "queue_size": work["queue"]}
     counts = {COUNTS[work["loss"]]: class_counts(work)} if work["loss"] in COUNTS else {}
     module: nn.Module = getattr(imbalanced_losses, work["loss"])(**sizes, **counts, **work["options"])
     return module.to(device)

@@ -850,28 +850,3 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
         },
     ),
 }
-
-# --- what the quick suite leaves to the exhaustive one ----------------------------------------------------------------
-
-_FIRST = ("recall_implicit", "trapezoid_population_implicit", "pairwise_live_implicit")
-
-FURTHER = frozenset(
-    [
-        *(
-            name
-            for loss in RANKING.values()
-            for name, variant in loss.variants.items()
-            if not (variant.main or name in _FIRST)
-        ),
-        *(
-            name
-            for key, loss in ELEMENTWISE.items()
-            for name, variant in loss.variants.items()
-            if not (name == key or variant.processes or variant.compiled)
-        ),
-    ]
-)
-"""Names of variants whose tests are marked ``exhaustive``."""
-
-LATER = frozenset({"dro", "precision_at_recall", "fpr_at_recall", "soft_fbeta"})
-"""First variants whose tests in slow folders (modules, transforms, processes) are marked ``exhaustive``, too."""

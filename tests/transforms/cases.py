@@ -16,7 +16,8 @@ from torch.utils import _pytree
 
 from imbalanced_losses import QueueState, init_queue
 from imbalanced_losses.queue import push
-from tests.registry import FURTHER, RANKING, TRACED, RankingLoss
+from tests.exhaustive import FURTHER
+from tests.registry import RANKING, TRACED, RankingLoss
 from tests.strategies import IGNORE, KINDS
 
 N_ROWS, QUEUE_SIZE = 6, 8
