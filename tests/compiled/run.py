@@ -1,4 +1,4 @@
-"""Compiles the whole matrix and compares it with eager mode; takes about 50 minutes on two cores.
+"""Compiles the whole matrix and compares it with eager mode; takes about an hour on two cores.
 
     python tests/compiled/run.py --jobs 2 --only "pairwise C=1"
 
@@ -11,7 +11,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 from tqdm import tqdm
@@ -20,7 +22,7 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))  # for the tests; the package is the installed one
 
 from tests.compiled.matrix import CASES, LOSSES, POOLS, ROWS, THREADS, Case, Pool, kinds_of
-from tests.compiled.processes import Finding, Run, check
+from tests.compiled.processes import Finding, Run, Template, check
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -43,8 +45,23 @@ def chosen(only: Sequence[str] | None) -> list[Case]:
 
 def check_all(cases: Sequence[Case], threads: Sequence[int], jobs: int) -> list[Finding]:
     findings: list[Finding] = []
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), unit="case", smoothing=0.1) as progress:
-        running = [pool.submit(check, [Run(str(case), count) for count in threads]) for case in cases]
+    idle: SimpleQueue[Template] = SimpleQueue()
+
+    def check_one(case: Case) -> list[Finding]:
+        template = idle.get()
+        try:
+            return check([Run(str(case), count) for count in threads], template)
+        finally:
+            idle.put(template)
+
+    with (
+        ExitStack() as stack,
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=len(cases), unit="case", smoothing=0.1) as progress,
+    ):
+        for _ in range(jobs):
+            idle.put(stack.enter_context(Template()))
+        running = [pool.submit(check_one, case) for case in cases]
         for done in as_completed(running):
             findings += done.result()
             for finding in done.result():

@@ -11,7 +11,7 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from tests.compiled.matrix import CASES, LOSSES, THREADS
-from tests.compiled.processes import Run, check
+from tests.compiled.processes import Run, Template, check
 from tests.compiled.worker import code_for
 
 # One process for each family: starting a process takes longer than a case.
@@ -28,7 +28,8 @@ def find(name: str) -> str:
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("names", PROCESSES.values(), ids=list(PROCESSES))
 def test_compiled_equals_eager(names: list[str], threads: int) -> None:
-    findings = check([Run(find(name), threads) for name in names])
+    with Template() as template:
+        findings = check([Run(find(name), threads) for name in names], template)
     wrong = [str(finding) for finding in findings if finding.wrong]
     assert not wrong, "\n".join(["compiled code is wrong:", *wrong])
 

@@ -1,4 +1,4 @@
-"""Compiles cases of the matrix and compares them with eager mode. processes.py starts it and expects it to die.
+"""Compiles cases of the matrix and compares them with eager mode, in forks that processes.py expects to die.
 
 Eager mode takes all steps of a case before anything is compiled: code that writes out of bounds may change any number
 in the process.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,12 +206,40 @@ def check_safely(case: Case, threads: int) -> list[str]:
         return [f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"]
 
 
-def main(report: str, *runs: str) -> None:
-    """Write one line of JSON per run as soon as it is done. A run is a JSON list of case name and thread count."""
+# --- the process and its forks ----------------------------------------------------------------------------------------
+
+
+def warm_up() -> None:
+    """Do once what every fork needs: the compiler's imports and its search for the processor's instructions.
+
+    No gradient and one thread: a fork inherits neither autograd's nor OpenMP's threads.
+    """
+    with code_for(1), torch.no_grad():
+        compile_whole(lambda x: x + 1)(torch.zeros(64))
+
+
+def report_on(runs: list[tuple[str, int]], report: str) -> None:
+    """Write one line of JSON per run as soon as it is done. A run is the name of a case and a number of threads."""
     with Path(report).open("w", buffering=1) as lines:
-        for name, threads in map(json.loads, runs):
+        for name, threads in runs:
             lines.write(json.dumps(check_safely(CASES[name], threads)) + "\n")
 
 
+def main() -> None:
+    """For each line of input, execute its runs in a fork and print the exit status (less than 0: a signal)."""
+    warm_up()
+    for line in sys.stdin:
+        report, output, timeout, runs = json.loads(line)
+        fork = os.fork()
+        if fork == 0:
+            signal.alarm(timeout)
+            file = os.open(output, os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            report_on(runs, report)
+            return  # to end like any other process
+        print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
