@@ -492,6 +492,12 @@ def test_intervals_are_reproducible_and_ordered(choose, monkeypatch) -> None:
     assert choose(scores, targets).intervals == {}
 
 
+def test_an_interval_between_two_ranks_is_the_wider_one() -> None:
+    """Of 11 resamples, ranks 0.5 and 9.5 are the ends at 90 %: no interval covers less than it says."""
+    ends = _operating_point._percentiles(torch.arange(11.0)[None], 0.9)
+    assert ends.tolist() == [[0.0], [10.0]]
+
+
 @every_goal
 def test_intervals_of_few_rows_are_shares(choose) -> None:
     for seed in range(20):

@@ -230,6 +230,18 @@ def test_every_fit_of_a_new_trainer_starts_with_an_empty_queue(make: Any) -> Non
     assert torch.equal(of_one_run(model), first)
 
 
+def test_a_run_resumed_from_a_checkpoint_of_step_0_keeps_its_queue(tmp_path: Path) -> None:
+    """A queue may have been filled before the first training step."""
+    model, path = Bare(), tmp_path / "filled.ckpt"
+    model.loss_fn.load_state_dict(train(make_loss()).loss_fn.main_loss.state_dict())
+    trainer = make_trainer(max_steps=0)
+    trainer.fit(model, Batches())
+    trainer.save_checkpoint(path)
+    resumed = Bare()
+    make_trainer(max_steps=1).fit(resumed, Batches(), ckpt_path=path)
+    assert resumed.loss_fn.queue_state.valid.all()  # one batch alone does not fill it
+
+
 def test_an_epoch_without_a_valid_class_is_told_once() -> None:
     with pytest.warns(UserWarning, match="expected a class that SmoothAPLoss can rank in some step of the epoch"):
         make_trainer(max_epochs=1).fit(model := Bare(only_zeros=True), Batches())
