@@ -68,7 +68,7 @@ class QueueState:
 
     @property
     def valid(self) -> Tensor:
-        """Bool ``[Q]`` or ``[Q, C]``: labels that are not ignored."""
+        """Which labels are not ignored, bool ``[Q]`` or ``[Q, C]``."""
         return self.targets != self.ignore_index
 
 

@@ -126,8 +126,11 @@ def for_label(label: float, *, binary: bool) -> str:
     if label not in (-1, -100, 255):  # common markers in datasets
         return ""
     ignored = f"to ignore such labels use ignore_index={label:.0f}"
-    mapped = {-1.0: "map labels in {-1, 1} to (targets > 0).long(); ", 255.0: "map {0, 255} to targets / 255; "}
-    return f": {mapped.get(label, '') if binary else ''}{ignored}"
+    mapped = {
+        -1.0: "if the labels are -1 and 1, use (targets > 0).long(); if -1 marks rows to ignore, ignore_index=-1",
+        255.0: "if the labels are 0 and 255, use targets / 255; if 255 marks rows to ignore, ignore_index=255",
+    }
+    return f": {mapped.get(label, ignored) if binary else ignored}"
 
 
 def for_tensor_elsewhere(name: str, device: torch.device) -> str:

@@ -316,6 +316,10 @@ class TestPlatt:
         with pytest.raises(ValueError, match=r"expected logits of shape \[N, 1\], got \[2, 3\]"):
             PlattScaling()(torch.zeros(2, 3))
 
+    def test_class_ids_are_told_to_become_labels(self) -> None:
+        with pytest.raises(ValueError, match=r"\[5, 3\], got \[5\]: for class ids pass .*one_hot\(targets, 3\)"):
+            PlattScaling(num_classes=3).fit(torch.randn(5, 3), torch.arange(5) % 3)
+
 
 class TestTemperature:
     @pytest.mark.usefixtures("_float64_buffers")
@@ -382,7 +386,12 @@ class TestTemperature:
     @pytest.mark.parametrize(
         ("logits", "targets", "error", "message"),
         [
-            (torch.zeros(3), torch.zeros(3).long(), ValueError, "expected logits of shape .* with at least one class"),
+            (
+                torch.zeros(3),
+                torch.zeros(3).long(),
+                ValueError,
+                r"expected logits of several classes, got shape \[3\]: use PlattScaling",
+            ),
             (torch.zeros(3, 2), torch.zeros(3), TypeError, "expected integer class ids as targets, got torch.float32"),
             (torch.zeros(2, 2), torch.tensor([0, 2]), ValueError, r"expected class ids in \[0, 2\) or .*, got 2"),
             (

@@ -1,9 +1,10 @@
-"""The build fails if a public name has no entry in the reference."""
+"""The build fails if a public name has no entry in the reference, or if an entry would be garbled."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -49,7 +50,15 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
             LOGGER.warning("%s has no entry in the reference: add it to a page in docs/reference", " or ".join(names))
 
 
+def check_attribute(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Warn about a property whose first line napoleon would split at a colon into a type and a description."""
+    words = re.sub(r":\w+:`[^`]*`|``[^`]*``", "", lines[0]) if lines else ""
+    if what in ("property", "attribute") and ": " in words:
+        LOGGER.warning("%s: expected no colon in the first line, got %r: write it as a sentence", name, lines[0])
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the check."""
+    """Register the checks."""
     app.connect("env-check-consistency", check_reference)
+    app.connect("autodoc-process-docstring", check_attribute, priority=400)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -69,6 +69,18 @@ def test_an_object_with_two_names_needs_one_entry(monkeypatch: pytest.MonkeyPatc
     assert warnings_of(names - {"imbalanced_losses.ScheduleConfig"}, monkeypatch) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "is_reported"),
+    [("Bool: labels that count.", True), ("Of :attr:`~a.b`, ``{0: 1}``.", False), ("Labels that count.", False)],
+)
+def test_a_property_with_a_colon_is_reported(line: str, is_reported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(public_names.LOGGER, "warning", lambda text, *args: said.append(text % args))
+    app: Any = None
+    public_names.check_attribute(app, "property", "package.name", None, None, [line, "", "More: text."])
+    assert bool(said) == is_reported
+
+
 @pytest.mark.parametrize("project", write_inventories.NAMES)
 def test_inventories(project: str) -> None:
     """The committed files are those that the script writes, and Sphinx reads them."""

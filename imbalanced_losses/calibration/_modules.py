@@ -63,9 +63,10 @@ class PlattScaling(_Calibrator):
 
     Attributes
     ----------
-    scale, shift : Tensor [C]
-        :math:`a` and :math:`b`, 1 and 0 before the fit. Buffers in the default dtype, float32 or wider. A negative
-        scale says that the logits rank the wrong way round.
+    scale : Tensor [C]
+        :math:`a`, 1 before the fit. A negative scale says that the logits rank the wrong way round.
+    shift : Tensor [C]
+        :math:`b`, 0 before the fit. Both are buffers in the default dtype, float32 or wider.
     fitted : Tensor [C], bool
         Whether a class was fitted.
 
@@ -120,7 +121,8 @@ class PlattScaling(_Calibrator):
         targets : Tensor of the logits' shape, or [N] beside [N, 1]
             Labels in {0, 1}, or ``ignore_index``.
         sample_weight : Tensor [N], optional
-            Non-negative, finite: for how many rows each stands.
+            Non-negative, finite: for how many rows each stands. The smoothed labels count rows, so weights that sum to
+            1 would smooth nearly everything away.
 
         Returns
         -------
@@ -133,6 +135,7 @@ class PlattScaling(_Calibrator):
             If a shape, dtype, device or value does not fit. The module is unchanged then.
         """
         check_logits(logits, self.num_classes)
+        _check_labels(targets, logits)
         wide, multilabel = _check_fit_logits(logits, self.scale), self.num_classes > 1
         pool = pool_of_scores(wide, targets, multilabel, self.ignore_index, sample_weight, check_values=True)
         weight = torch.where(pool.valid, pool.row_weight.to(wide.dtype), 0)
@@ -233,6 +236,8 @@ class TemperatureScaling(_Calibrator):
         ValueError, TypeError
             If a shape, dtype, device or value does not fit. The module is unchanged then.
         """
+        if isinstance(logits, Tensor) and (logits.dim() == 1 or logits.shape[1:2] == (1,)):
+            raise ValueError(f"expected logits of several classes, got shape {list(logits.shape)}: use PlattScaling")
         check_class_ids(targets, logits)
         check_class_id_values(targets, logits.shape[1], self.ignore_index)
         wide = _check_fit_logits(logits, self.temperature)
@@ -277,6 +282,13 @@ def _check_fit_logits(logits: Tensor, buffer: Tensor) -> Tensor:
         device = str(logits.device)
         raise ValueError(f"expected logits on {buffer.device} like the module, got {device}: use .to({device!r}) on it")
     return logits.detach().to(accumulation_dtype(logits.device))
+
+
+def _check_labels(targets: Tensor, logits: Tensor) -> None:
+    """Refuse class ids beside one-vs-rest scores."""
+    if isinstance(targets, Tensor) and logits.dim() == 2 and logits.shape[1] > 1 and targets.dim() == 1:
+        expected = f"expected a label for each class, of shape {list(logits.shape)}, got {list(targets.shape)}"
+        raise ValueError(f"{expected}: for class ids pass torch.nn.functional.one_hot(targets, {logits.shape[1]})")
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -23,9 +23,9 @@ def prior_shift(
     *,
     multilabel: bool = False,
 ) -> Tensor:
-    r"""Logits for other class shares than those of training, if what a class looks like has not changed.
+    r"""Logits for other class shares, if the rows of each class look the same.
 
-    With the shares :math:`\pi` in training and :math:`\pi'` in deployment,
+    With the shares :math:`\pi` of the rows that the logits are calibrated for, and :math:`\pi'` in deployment,
 
     .. math::
         z'_c = z_c + \log \frac{\pi'_c}{\pi_c} \;\text{(exclusive classes)}, \qquad
@@ -53,7 +53,8 @@ def prior_shift(
     Raises
     ------
     ValueError, TypeError
-        If a shape, dtype or device does not fit, or a prior is out of range (values of tensors: where reading is free).
+        If a shape, dtype or device does not fit, or a prior is out of range. Values of tensors are checked in eager
+        mode on the CPU only.
 
     References
     ----------
@@ -70,9 +71,9 @@ def prior_shift(
     if not logits.is_floating_point() or logits.dim() == 0:
         raise ValueError(f"expected floating-point logits [N, C, ...] or [N], got {logits.dtype} {list(logits.shape)}")
     binary = check_flag("multilabel", multilabel) or logits.dim() == 1 or logits.shape[1] == 1
-    deployed, trained = (
+    trained, deployed = (
         _log_prior(name, prior, logits, binary)
-        for name, prior in (("deploy_prior", deploy_prior), ("train_prior", train_prior))
+        for name, prior in (("train_prior", train_prior), ("deploy_prior", deploy_prior))
     )
     wide = logits.to(compute_dtype(logits))
     return wide + (deployed - trained).to(wide.dtype).reshape(-1, *[1] * max(0, logits.dim() - 2))

@@ -141,7 +141,7 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     @property
     def grad_reduction(self) -> GradReduction:
-        """What happens to the ranks' gradients: ``"mean"`` or ``"sum"``."""
+        """What is done with the gradients of the ranks, ``"mean"`` or ``"sum"``."""
         return self._grad_reduction
 
     @grad_reduction.setter

@@ -137,7 +137,11 @@ class QueueLoss(LossModule[Config], ABC):
             self._validity.clamp_min_(valid)
 
     def warn_of_invalid_epoch(self) -> None:
-        """Warn, once, if training has called this since the last look and nothing was ever valid. Reads data."""
+        """Warn, once, if no step in training mode since the last call of this method was valid.
+
+        Call it at the end of each epoch of your own loop; the callbacks do it for theirs. It reads a value, so it waits
+        for the device.
+        """
         if not can_read_values(self._validity):
             return
         was_never_valid = int(self._validity.max()) == 0

@@ -115,7 +115,7 @@ class RankingLoss(QueueLoss[Config], ABC):
         (tensor([2]), tensor(0.5000), tensor(1))
         """
         if self._record is None:
-            raise RuntimeError("expected a call of the loss before its diagnostics, got none outside torch.func")
+            raise RuntimeError("expected a call of the loss (outside torch.func) before its diagnostics, got none")
         queue = self.queue_state
         with torch.no_grad():
             stats = self._record.settle(queue, self._exact).stats

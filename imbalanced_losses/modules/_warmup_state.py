@@ -211,7 +211,7 @@ class WarmupState(StatefulModule, ABC):
 
     @property
     def ap_weight(self) -> float:
-        """The same as :attr:`main_weight`: its name in the library's predecessor."""
+        """The name of :attr:`main_weight` in the library's predecessor."""
         return self.main_weight
 
     @property

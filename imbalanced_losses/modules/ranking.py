@@ -233,9 +233,10 @@ class PAUCAtBudgetLoss(RankingLoss[PAUCAtBudgetConfig], config=PAUCAtBudgetConfi
         As in ``torch.quantile``.
     threshold_gradient : {"stop", "implicit"}
         Whether the trapezoid's thresholds are constants of the step or follow the scores.
-    margin, positive_temperature : float
-        Of ``surrogate="dro"``: the hinge's margin in units of the scale, and, unless ``None``, the temperature of a
-        worst-case mean over the positives, too.
+    margin : float
+        Of the hinge of ``surrogate="dro"``, in units of the scale.
+    positive_temperature : float, optional
+        Of ``surrogate="dro"``: the temperature of a worst-case mean over the positives. ``None``: their plain mean.
     min_tpr : float
         Two-way partial AUC: floor on the true-positive rate, in [0, 1).
 

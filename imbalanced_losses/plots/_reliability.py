@@ -66,7 +66,7 @@ def plot_reliability(
         Non-negative, finite: for how many rows each stands.
     ax : matplotlib.axes.Axes, optional
         A new figure's if left out. One that has curves already gets one more, in another colour. With few positives all
-        points are near 0: logarithmic axes, ``ax.loglog()``, pull them apart.
+        points are near 0: logarithmic axes, ``ax.loglog()``, pull them apart, but leave out bins without positives.
 
     Returns
     -------

@@ -119,7 +119,7 @@ class ScheduleConfig:
 
     @property
     def known_switch_step(self) -> int | None:
-        """The first step after warm-up, if it is known in advance: with phases in steps, or without warm-up."""
+        """The first step after warm-up; ``None`` if a warm-up is counted in epochs."""
         return self.warmup_length if self.counts_steps or self.warmup_epochs == 0 else None
 
     @property

@@ -27,10 +27,16 @@ class Preview(NamedTuple):
 
     Attributes
     ----------
-    step, epoch : Tensor [S], int64
+    step : Tensor [S], int64
+        Counted from 0.
+    epoch : Tensor [S], int64
+        Counted from 0.
     phase : Tensor [S], int64
         Index into :data:`PHASES`.
-    main_weight, temperature : Tensor [S], float32
+    main_weight : Tensor [S], float32
+        Weight of the main loss.
+    temperature : Tensor [S], float32
+        Of the main loss.
 
     Examples
     --------
