@@ -103,7 +103,8 @@ class RankingLoss(QueueLoss[Config], ABC):
         Raises
         ------
         RuntimeError
-            If there was no pass, or the loss was copied or called inside a transform since.
+            If there was no pass, or the loss was moved, copied or called inside a transform since (Lightning moves it when
+            ``fit`` returns).
 
         Examples
         --------
@@ -115,7 +116,10 @@ class RankingLoss(QueueLoss[Config], ABC):
         (tensor([2]), tensor(0.5000), tensor(1))
         """
         if self._record is None:
-            raise RuntimeError("expected a call of the loss (outside torch.func) before its diagnostics, got none")
+            raise RuntimeError(
+                "expected a call of the loss before its diagnostics, got none since it was made, moved, copied or called "
+                "inside torch.func"
+            )
         queue = self.queue_state
         with torch.no_grad():
             stats = self._record.settle(queue, self._exact).stats
