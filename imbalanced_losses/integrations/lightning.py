@@ -32,7 +32,7 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     Wrappers are found at any depth, also inside each other. Each gets ``trainer.current_epoch`` when an epoch begins
     and ``trainer.global_step`` before each training batch. The callback logs ``main_weight`` and, if the main loss has
     one, ``temperature`` at each step. With several wrappers, their path in the module is a prefix, as in
-    ``heads.fraud/main_weight``.
+    ``heads.fraud/main_weight``. It takes no arguments.
 
     A run from step 0 without a checkpoint is a new run (another fold, a ``fit`` of a new Trainer): every schedule
     restarts, and the queue of every ranking loss, in a wrapper or not, is emptied. A run that continues, with

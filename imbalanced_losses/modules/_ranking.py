@@ -103,8 +103,8 @@ class RankingLoss(QueueLoss[Config], ABC):
         Raises
         ------
         RuntimeError
-            If there was no pass, or the loss was moved, copied or called inside a transform since (Lightning moves it when
-            ``fit`` returns).
+            If there was no pass, or the loss was moved, copied or called inside a transform since. Lightning moves it
+            when ``fit`` returns.
 
         Examples
         --------
@@ -117,8 +117,8 @@ class RankingLoss(QueueLoss[Config], ABC):
         """
         if self._record is None:
             raise RuntimeError(
-                "expected a call of the loss before its diagnostics, got none since it was made, moved, copied or called "
-                "inside torch.func"
+                "expected a call of the loss before its diagnostics, got none since it was made, moved, copied or "
+                "called inside torch.func"
             )
         queue = self.queue_state
         with torch.no_grad():

@@ -48,7 +48,8 @@ class SmoothAPLoss(RankingLoss[SmoothAPConfig], config=SmoothAPConfig):
         Gather the rows of all ranks, so that a step of W processes is that of one on all rows: ``None`` where a process
         group of several ranks is initialised, ``False`` never, ``True`` always (``RuntimeError`` without a group).
     max_pool_size : int, optional
-        Estimate the loss of larger pools from a sample of that many rows (warns once); no pool needs it.
+        Estimate the loss of larger pools from a sample of that many rows (warns once). For code that was written for
+        pools of limited size: this library ranks pools of any size.
     multilabel : bool
         Targets are ``[N, C]`` labels in {0, 1}.
     validate_targets : bool
