@@ -127,8 +127,8 @@ def for_label(label: float, *, binary: bool) -> str:
         return ""
     ignored = f"to ignore such labels use ignore_index={label:.0f}"
     mapped = {
-        -1.0: "if the labels are -1 and 1, use (targets > 0).long(); if -1 marks rows to ignore, ignore_index=-1",
-        255.0: "if the labels are 0 and 255, use targets / 255; if 255 marks rows to ignore, ignore_index=255",
+        -1.0: "if the labels are -1 and 1, use (targets > 0).long(); if -1 marks rows to ignore, use ignore_index=-1",
+        255.0: "if the labels are 0 and 255, use targets / 255; if 255 marks rows to ignore, use ignore_index=255",
     }
     return f": {mapped.get(label, ignored) if binary else ignored}"
 

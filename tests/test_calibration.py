@@ -386,12 +386,8 @@ class TestTemperature:
     @pytest.mark.parametrize(
         ("logits", "targets", "error", "message"),
         [
-            (
-                torch.zeros(3),
-                torch.zeros(3).long(),
-                ValueError,
-                r"expected logits of several classes, got shape \[3\]: use PlattScaling",
-            ),
+            (torch.zeros(3), torch.zeros(3).long(), ValueError, r"several classes, got shape \[3\]: use PlattScaling"),
+            (torch.zeros(3, 1), torch.zeros(3).long(), ValueError, r"several classes, got shape \[3, 1\]: use PlattSc"),
             (torch.zeros(3, 2), torch.zeros(3), TypeError, "expected integer class ids as targets, got torch.float32"),
             (torch.zeros(2, 2), torch.tensor([0, 2]), ValueError, r"expected class ids in \[0, 2\) or .*, got 2"),
             (

@@ -135,7 +135,9 @@ class PlattScaling(_Calibrator):
             If a shape, dtype, device or value does not fit. The module is unchanged then.
         """
         check_logits(logits, self.num_classes)
-        _check_labels(targets, logits)
+        if self.num_classes > 1 and isinstance(targets, Tensor) and targets.dim() == 1:
+            expected = f"expected a label for each class, of shape {list(logits.shape)}, got {list(targets.shape)}"
+            raise ValueError(f"{expected}: for class ids pass torch.nn.functional.one_hot(targets, {self.num_classes})")
         wide, multilabel = _check_fit_logits(logits, self.scale), self.num_classes > 1
         pool = pool_of_scores(wide, targets, multilabel, self.ignore_index, sample_weight, check_values=True)
         weight = torch.where(pool.valid, pool.row_weight.to(wide.dtype), 0)
@@ -282,13 +284,6 @@ def _check_fit_logits(logits: Tensor, buffer: Tensor) -> Tensor:
         device = str(logits.device)
         raise ValueError(f"expected logits on {buffer.device} like the module, got {device}: use .to({device!r}) on it")
     return logits.detach().to(accumulation_dtype(logits.device))
-
-
-def _check_labels(targets: Tensor, logits: Tensor) -> None:
-    """Refuse class ids beside one-vs-rest scores."""
-    if isinstance(targets, Tensor) and logits.dim() == 2 and logits.shape[1] > 1 and targets.dim() == 1:
-        expected = f"expected a label for each class, of shape {list(logits.shape)}, got {list(targets.shape)}"
-        raise ValueError(f"{expected}: for class ids pass torch.nn.functional.one_hot(targets, {logits.shape[1]})")
 
 
 def _check_finite(logits: Tensor) -> None:

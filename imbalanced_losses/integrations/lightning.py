@@ -50,8 +50,8 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     batches of a step share one objective. With several optimizers (manual optimization) each step of each counts.
     Lengths of the schedule are in this unit.
 
-    The callback has no state. The schedule's state is in the module's checkpoint, so a run resumed with ``ckpt_path=``
-    continues exactly, also mid-epoch; Lightning resumes the data at the same place only if the loader has a
+    The callback has no state. The schedule and the queue are in the module's checkpoint, so ``ckpt_path=`` restores
+    them exactly, also mid-epoch. It restores no random numbers, and the position in the data only if the loader has a
     ``state_dict``. The callback also works with the Trainer of ``pytorch_lightning``.
 
     Examples

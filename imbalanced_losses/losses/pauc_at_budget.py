@@ -160,7 +160,7 @@ def pauc_at_budget(
     interquartile range or standard deviation, or the width of the band, ``cfg.tau_scale``; where that is at most 1e-12
     the standard deviation of the reference, and where that is, too, 1. A class is invalid if the
     numerator has no positives (or no weight of them), or if there are no iid negatives. If the pairwise band has no
-    negatives, the loss and its gradient are 0, and the class is valid; ``band_neg_count`` shows it.
+    negatives, the loss and its gradient are 0, and the class is valid; ``band_neg_count`` is then 0.
 
     ``"dro"`` has no budget: the smaller :math:`\lambda`, the fewer of the highest negatives count
     (:func:`pauc_at_budget_per_class` says how many). For every share :math:`f`, :math:`\ell + \lambda \log(1/f)` is an

@@ -137,7 +137,7 @@ class QueueLoss(LossModule[Config], ABC):
             self._validity.clamp_min_(valid)
 
     def warn_of_invalid_epoch(self) -> None:
-        """Warn, once, if no step in training mode since the last call of this method was valid.
+        """Warn, once, if there were steps in training mode since the last call of this method, and none was valid.
 
         Call it at the end of each epoch of your own loop; the callbacks do it for theirs. It reads a value, so it waits
         for the device.

@@ -93,7 +93,7 @@ class RankingLoss(QueueLoss[Config], ABC):
         dict of str to Tensor
             Detached. Per class, ``[C]``: ``loss``, ``nan`` if invalid; ``valid``; ``gap``, the loss minus one minus
             the exact metric of the same pool (``nan`` if invalid or under ``max_pool_size``); ``live_positives`` in the
-            batch. Of the current queue, ``[]``: ``queue_fill``, the share of slots that hold a row;
+            batch. Of the current queue, ``[]``: ``queue_fill``, the share of slots that hold a row that is not ignored;
             ``queue_age``, steps since its oldest row was pushed, if batches were as large as the last.
             :class:`RecallAtQuantileLoss` adds ``threshold``, :class:`PrecisionAtRecallLoss` and
             :class:`FPRAtRecallLoss` ``threshold`` and the ``recall`` that it reaches, :class:`PAUCAtBudgetLoss` the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -61,19 +61,21 @@ class Template:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()  # the end of its input ends it
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # it ends at the end of its input, after the fork that is running
 
     def execute(self, runs: Sequence[Run], report: Path, output: Path, timeout: int) -> str:
         """One line of JSON per run in ``report``, the rest in ``output``. Return how the fork failed, or ""."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = [str(report), str(output), timeout, [[run.case, run.threads] for run in runs]]
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        status = int(self._process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer, either
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"expected an exit status, got the end of the template process: {self._process.wait()}")
+        status = int(answer)
         return f"did not end within {timeout} s" if status == -signal.SIGALRM else failure(status)
 
 
@@ -93,6 +95,7 @@ def _check_until_death(runs: Sequence[Run], template: Template, timeout: int) ->
     """At least one finding. If the process died, the last finding says so."""
     with tempfile.TemporaryDirectory() as folder:
         report, output = Path(folder) / "report", Path(folder) / "output"
+        output.touch()  # a fork may die before it opens it
         end = template.execute(runs, report, output, timeout)
         lines = report.read_text().splitlines() if report.exists() else []
         findings = [Finding(run, tuple(json.loads(line))) for run, line in zip(runs, lines, strict=False)]

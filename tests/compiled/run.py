@@ -59,7 +59,7 @@ def check_all(cases: Sequence[Case], threads: Sequence[int], jobs: int) -> list[
         ThreadPoolExecutor(jobs) as pool,
         tqdm(total=len(cases), unit="case", smoothing=0.1) as progress,
     ):
-        for _ in range(jobs):
+        for _ in range(min(jobs, len(cases))):
             idle.put(stack.enter_context(Template()))
         running = [pool.submit(check_one, case) for case in cases]
         for done in as_completed(running):

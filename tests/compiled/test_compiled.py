@@ -6,6 +6,8 @@ A small part of the matrix: every loss once, at sizes for which torch 2.13 gener
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
@@ -25,13 +27,28 @@ def find(name: str) -> str:
     return name if name in CASES else f"{name} weighted"
 
 
+@pytest.fixture(scope="module")
+def template() -> Iterator[Template]:
+    with Template() as process:
+        yield process
+
+
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("names", PROCESSES.values(), ids=list(PROCESSES))
-def test_compiled_equals_eager(names: list[str], threads: int) -> None:
-    with Template() as template:
-        findings = check([Run(find(name), threads) for name in names], template)
+def test_compiled_equals_eager(names: list[str], threads: int, template: Template) -> None:
+    findings = check([Run(find(name), threads) for name in names], template)
     wrong = [str(finding) for finding in findings if finding.wrong]
     assert not wrong, "\n".join(["compiled code is wrong:", *wrong])
+
+
+def test_a_run_that_dies_is_wrong_and_the_next_one_runs(template: Template) -> None:
+    right = Run(find("ldam function C=3 64+0"), 1)
+    findings = check([Run("no such case", 1), right], template)
+    assert "ended with exit status 1" in str(findings[0])
+    assert "KeyError" in str(findings[0])
+    assert findings[1].wrong == ()
+    several = check([right] * 8, template, timeout=1)  # one may be faster than that
+    assert "did not end within 1 s" in "\n".join(map(str, several))
 
 
 def test_every_loss_is_among_them() -> None:
