@@ -14,8 +14,9 @@ __all__ = ["BASELINE", "CONTENDERS", "ENSEMBLES", "MODELS", "Contender", "Settin
 
 Setting = dict[str, float]
 Series = Literal["ours", "peer", "libauc", "trees"]
-# how a loss gets the model: from the first step; half of it, half cross-entropy; from the tuned cross-entropy's weights
-Schedule = Literal["alone", "half", "tuned"]
+# how a loss gets the model: from the first step; half of it, half cross-entropy; both with gradients of one norm; from
+# four times the temperature down to it; from the tuned cross-entropy's weights
+Schedule = Literal["alone", "half", "balanced", "annealed", "tuned"]
 
 Row = tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]]]
 
@@ -30,7 +31,8 @@ class Contender:
     """A row of the study: a loss, its ``options``, the ``grid`` to tune over, and where it takes part.
 
     ``start`` says whether the last layer's bias starts at the log odds of the training set, which is what unweighted
-    cross-entropy ends at, or at zero. ``why_not`` says why it is not everywhere.
+    cross-entropy ends at, or at zero. ``why_not`` says why it is not everywhere. ``control`` is cross-entropy that is
+    trained in the same way; where there is one, only what beats it, too, can be recommended.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Contender:
     models: tuple[str, ...] = NETWORKS
     kinds: tuple[str, ...] = ("binary", "multiclass")
     why_not: str = ""
+    control: str = ""
     is_ranking: bool = False
     full_batch: bool = False
 
@@ -52,7 +55,7 @@ class Contender:
 
     def settings(self, model: str) -> tuple[Setting, ...]:
         """The grid; with Adam, a linear model takes three times the learning rates, as nothing lies below its layer."""
-        if model != "linear" or self.full_batch or self.series == "libauc":
+        if model != "linear" or self.full_batch or self.loss == "AUCMLoss":  # whose optimizer is no Adam
             return self.grid
         return tuple({**setting, "lr": LINEAR_FACTOR * setting["lr"]} for setting in self.grid)
 
@@ -63,7 +66,7 @@ class Contender:
 
     def link(self, kind: str) -> str:
         """How its logits compare across rows: by log odds of the classes where softmax is in the loss."""
-        of_classes = self.loss in SOFTMAX_LOSSES or self.schedule == "half"
+        of_classes = self.loss in SOFTMAX_LOSSES or self.schedule in ("half", "balanced")
         return "softmax" if kind == "multiclass" and of_classes else "sigmoid"
 
 
@@ -79,6 +82,7 @@ def grid(lr: Sequence[float] = (3e-3, 1e-2), **own: Sequence[float]) -> tuple[Se
 RATES = grid((1e-3, 3e-3, 1e-2, 3e-2))
 FINE_RATES = grid((3e-4, 1e-3, 3e-3, 1e-2))
 BINARY_ONLY = "of one label; with many classes it would take as long as all the rest"
+FINE_TUNED = "cross-entropy after cross-entropy"
 
 
 def _references() -> list[Contender]:
@@ -88,13 +92,29 @@ def _references() -> list[Contender]:
             Contender(f"class weights, {scheme}", "CrossEntropy", RATES, options={"weights": scheme}, start="zero")
             for scheme in ("balanced", "sqrt", "effective")
         ),
-        Contender("logit-adjusted", "LogitAdjustedLoss", grid(tau=(0.5, 1.0)), start="zero"),
+        Contender(
+            "logit-adjusted",
+            "LogitAdjustedLoss",
+            grid(tau=(0.5, 1.0)),
+            start="zero",
+            kinds=("multiclass",),
+            why_not="of one label it is cross-entropy that starts at the log odds, as the baseline does",
+        ),
         Contender("VS", "LogitAdjustedLoss", grid(gamma=(0.1, 0.3)), options={"tau": 1.0}, start="zero"),
         Contender("focal", "Focal", grid(gamma=(1.0, 2.0))),
         Contender("ASL", "AsymmetricLoss", grid(gamma_neg=(2.0, 4.0)), options={"gamma_pos": 0.0}),
         # the scale of the paper, 30, is for cosines; these are plain logits
         Contender("LDAM", "LDAMLoss", grid(max_margin=(0.5, 2.0)), options={"scale": 1.0}),
         Contender("soft F1", "SoftFBetaLoss", grid(temperature=(0.5, 1.0))),
+        Contender(
+            FINE_TUNED,
+            "CrossEntropy",
+            FINE_RATES,
+            schedule="tuned",
+            models=("linear", "MLP"),
+            kinds=("binary",),
+            why_not="the control of the losses that start from these weights",
+        ),
     ]
 
 
@@ -116,11 +136,23 @@ ALONE: tuple[Row, ...] = (
     ("Smooth-AP 0.1", "SmoothAPLoss", {"temperature": 0.1}, {}),
     ("Smooth-AP 1", "SmoothAPLoss", {"temperature": 1.0}, {}),
     ("FPR at recall", "FPRAtRecallLoss", {}, {"temperature": (0.5, 2.0)}),
+    (
+        "pAUC pairwise, hard band",
+        "PAUCAtBudgetLoss",
+        {"surrogate": "pairwise", "temperature": 1.0},
+        {"band": (0.5, 1.0)},
+    ),
 )
 # what is tried most widely: mixed with every model, from the weights of cross-entropy, with several classes
 MAIN = ("Smooth-AP 0.5", "Smooth-AP, scale-free", "pAUC pairwise, wide")
-OF_CLASSES = ("Smooth-AP 0.5", "Smooth-AP 0.5 + half", "pAUC pairwise, wide")
-SUFFIXES = {"alone": "", "half": " + half", "tuned": " after cross-entropy"}
+OF_CLASSES = ("Smooth-AP 0.5 + half", "pAUC pairwise, wide")
+SUFFIXES = {
+    "alone": "",
+    "half": " + half",
+    "balanced": " + balanced half",
+    "annealed": ", annealed",
+    "tuned": " after cross-entropy",
+}
 
 
 def _ranking() -> list[Contender]:
@@ -132,8 +164,18 @@ def _ranking() -> list[Contender]:
         elif row[0] == "recall":
             made.append(_one_ranking(row, "half", ("MLP",), "mixed with one model only, for want of time"))
     tuned = [row for row in RANKING if row[0] in MAIN]
-    made += [_one_ranking(row, "tuned", ("linear", "MLP"), "a head starts from these weights anyway") for row in tuned]
-    return made + [_one_ranking(row, "alone", ("linear",), "a variant, on the fastest model") for row in ALONE]
+    return made + [
+        _one_ranking(row, "tuned", ("linear", "MLP"), "a head starts from these weights anyway") for row in tuned
+    ]
+
+
+def _variants() -> list[Contender]:
+    """Of one choice each, on the fastest model."""
+    schedules: tuple[Schedule, ...] = ("annealed", "balanced")
+    return [
+        *(_one_ranking(row, "alone", ("linear",), "a variant, on the fastest model") for row in ALONE),
+        *(_one_ranking(RANKING[0], one, ("linear",), "a variant, on the fastest model") for one in schedules),
+    ]
 
 
 def _one_ranking(row: Row, schedule: Schedule, models: tuple[str, ...], why_not: str) -> Contender:
@@ -150,6 +192,7 @@ def _one_ranking(row: Row, schedule: Schedule, models: tuple[str, ...], why_not:
         models=models,
         kinds=("binary", "multiclass") if of_classes else ("binary",),
         why_not="; ".join(reason for reason in (why_not, "" if of_classes else BINARY_ONLY) if reason),
+        control=FINE_TUNED if tuned else "",
         is_ranking=True,
     )
 
@@ -171,6 +214,7 @@ def _full_batch() -> list[Contender]:
             "SmoothAPLoss",
             tuple({"decay": decay, "temperature": tau} for tau in (0.5, 1.0) for decay in (0.0, 1e-4)),
             options={"queue_size": 0},
+            control="cross-entropy, L-BFGS",
             is_ranking=True,
             **only,
         ),
@@ -190,7 +234,7 @@ def _packages() -> list[Contender]:
     only: dict[str, Any] = {"kinds": ("binary",), "start": "zero"}
     reason = "a loss of one label, with a sampler of its positives"
     of_libauc: dict[str, Any] = {**only, "series": "libauc", "models": ("linear", "MLP"), "why_not": reason}
-    reason = "ours is the same loss: one model shows the rest"
+    reason = "one model shows whether the package gets where ours does"
     of_peer: dict[str, Any] = {**only, "series": "peer", "models": ("MLP",), "why_not": reason}
     return [
         # PESG is a form of SGD, whose learning rates are larger than Adam's
@@ -203,7 +247,7 @@ def _packages() -> list[Contender]:
 
 
 # in the order in which they are trained: what time runs out for is at the end
-CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages())
+CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages(), *_variants())
 
 # beside the single MLP with its chosen setting: eight members by one vmap
 ENSEMBLES = (BASELINE, "Smooth-AP 0.5", "Smooth-AP 0.5 + half")

@@ -120,9 +120,11 @@ class Study:
             scores, chosen = self.tuned(Cell(cell.problem, "MLP", cell.contender))
             first = scores[0] if chosen is None else self.run(cell, chosen, 0)
             return [first], None if "skipped" in first else chosen
-        tried = [self.run(cell, i, 0) for i in range(min(self.protocol.settings, len(cell.settings)))]
-        if failed := [run for run in tried if "skipped" in run]:
-            return failed, None
+        tried: list[Result] = []
+        for i in range(min(self.protocol.settings, len(cell.settings))):
+            tried.append(self.run(cell, i, 0))
+            if "skipped" in tried[-1]:  # the others would fail, too, or come too late
+                return tried[-1:], None
         return tried, max(range(len(tried)), key=lambda i: tried[i]["best"])
 
     def run(self, cell: Cell, setting: int, split: int) -> Result:
@@ -134,7 +136,7 @@ class Study:
                 return {"skipped": OUT_OF_TIME}
             try:
                 self.journal.add(key, self._train(cell, setting, split))
-            except LostWorkerError as error:
+            except (LostWorkerError, RuntimeError, ValueError, OSError) as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
         with self.lock:
             is_new = key not in self.counted

@@ -12,7 +12,6 @@ from scipy import stats
 __all__ = ["Difference", "holm", "over_splits", "over_tables"]
 
 CONFIDENCE = 0.95
-TEST_TO_TRAINING = 0.2 / 0.6
 
 
 class Difference(NamedTuple):
@@ -33,9 +32,7 @@ class Difference(NamedTuple):
         return self.mean + self.half
 
 
-def over_splits(
-    ours: Sequence[float], theirs: Sequence[float], test_to_training: float = TEST_TO_TRAINING
-) -> Difference:
+def over_splits(ours: Sequence[float], theirs: Sequence[float], test_to_training: float) -> Difference:
     """Mean of ``ours - theirs`` over the splits of a table.
 
     The splits share rows, so that their differences vary less than those of new tables would: the variance of the mean

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Limits", "Stopper", "Watch", "average_precision", "epochs", "ranked", "train"]
+__all__ = ["Limits", "Stopper", "Watch", "average_precision", "epochs", "log_odds", "ranked", "train"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,16 @@ def ranked(logits: Tensor, link: str) -> Tensor:
     """Scores that compare across rows: of a softmax, log odds of each class against the rest."""
     if link != "softmax":
         return logits
-    own = torch.eye(logits.shape[1], dtype=torch.bool)
-    return logits.double() - logits.double().unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(2)
+    return log_odds(logits)
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """``[N, C]`` float64: of each class's softmax probability, exact also where that rounds to one."""
+    z = logits.double()
+    total, top = z.logsumexp(1, keepdim=True), z.argmax(1, keepdim=True)
+    without_top = z.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+    others = total + torch.log1p(-(z - total).exp().clamp_max(0.5))  # of all but the top, which is replaced
+    return z - others.scatter(1, top, without_top)
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> float:

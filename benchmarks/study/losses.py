@@ -18,6 +18,7 @@ __all__ = ["CrossEntropy", "Job", "Loss", "make_loss", "ranking_options", "set_b
 Loss = Callable[[Tensor, Tensor], Tensor]
 Job = dict[str, Any]
 
+ANNEALED_STEPS, MOST_SCALED = 1_000, 100.0
 RANKING = ("SmoothAPLoss", "RecallAtQuantileLoss", "PAUCAtBudgetLoss", "PrecisionAtRecallLoss", "FPRAtRecallLoss")
 
 
@@ -88,6 +89,36 @@ class Half(nn.Module):
         return mean
 
 
+class Balanced(nn.Module):
+    """A loss and cross-entropy, the loss scaled so that both have gradients of one norm at the logits."""
+
+    def __init__(self, main: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.main, self.other = main, other
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean of the two; a loss without a gradient counts as it is."""
+        losses = self.main(logits, targets), self.other(logits, targets)
+        norms = [torch.autograd.grad(one, logits, retain_graph=True)[0].norm() for one in losses]
+        mean: Tensor = (losses[0] * (norms[1] / norms[0].clamp_min(1e-12)).clamp_max(MOST_SCALED) + losses[1]) / 2
+        return mean
+
+
+class Annealed(nn.Module):
+    """A loss whose temperature falls from four times its own, geometrically, over the first steps."""
+
+    def __init__(self, main: nn.Module) -> None:
+        super().__init__()
+        self.main, self.end, self.steps = main, float(main.temperature), 0  # type: ignore[arg-type]
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Each call is a step."""
+        self.main.temperature = self.end * 4 ** (1 - min(1.0, self.steps / ANNEALED_STEPS))  # type: ignore[assignment]
+        self.steps += 1
+        loss: Tensor = self.main(logits, targets)
+        return loss
+
+
 def ranking_options(job: Job) -> dict[str, Any]:
     """Arguments of a ranking loss: the share of alerts is the problem's budget, or ``band`` times that."""
     name, options = job["contender"]["loss"], {**job["contender"]["options"], **own_setting(job)}
@@ -123,7 +154,11 @@ def make_loss(job: Job, targets: Tensor) -> Loss:
     if contender["series"] == "ours":
         options["validate_targets"] = False  # a check of each batch that a training set of {0, 1} does not need
     module: nn.Module = made(num_classes=n_classes, **options)
-    return Half(module, CrossEntropy(counts, n_classes)) if contender["schedule"] == "half" else module
+    if contender["schedule"] == "annealed":
+        return Annealed(module)
+    mixes = {"half": Half, "balanced": Balanced}
+    mix = mixes.get(contender["schedule"])
+    return module if mix is None else mix(module, CrossEntropy(counts, n_classes))
 
 
 def set_bias(layer: nn.Linear, targets: Tensor, n_classes: int, start: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 
 import torch
-from outcome.measures import calibration_error, log_odds
+from outcome.measures import calibration_error
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from imbalanced_losses.calibration import PlattScaling
 from imbalanced_losses.metrics import average_precision, partial_auc, precision_at_recall
+from study.loop import log_odds
 from study.problems import Part, Problem
 
 __all__ = [
@@ -91,7 +92,8 @@ def recall_at_budget(scores: Tensor, labels: Tensor, budget: float) -> Tensor:
 def savings(validation: Tensor, test: Tensor, chosen_on: Part, judged_on: Part) -> float:
     """Share of the cost of the better of no alerts and all alerts that the model saves (Bahnsen et al., 2015).
 
-    Costs are those of each row: of a false alert, or of a missed positive. The threshold is the cheapest on validation.
+    Costs are those of each row, of a false alert or of a missed positive, less what the right decision costs there. The
+    threshold is the cheapest on validation.
     """
     threshold = cheapest_threshold(validation[:, 0], chosen_on)
     cost = _cost(test[:, 0] >= threshold, judged_on)

@@ -25,6 +25,7 @@ Kind = Literal["binary", "multiclass"]
 CLIP = 10.0
 FEW_POSITIVES = 150
 SPLITS, SPLITS_OF_FEW = 3, 5  # with few positives the test set decides less, so that more of them are drawn
+TEST_TO_TRAINING = 0.2 / 0.6  # rows of a split; 0 if splits share none
 OLD_TASKS = ("digits 3 %", "generated 1 %", "digits, long tail")
 
 
@@ -50,7 +51,8 @@ class Problem:
     """A problem: how its splits are made, the half that it belongs to, and its size.
 
     ``positives`` are those of the whole table (of classes: rows of the rarest one in training); they give the number of
-    ``splits`` and the row of the decision table. ``budget`` is the share of rows that get an alert.
+    ``splits`` and the row of the decision table. ``budget`` is the share of rows that get an alert. Splits share rows,
+    ``test_to_training`` says how many.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Problem:
     n_classes: int = 1
     has_costs: bool = False
     source: str = ""
+    test_to_training: float = TEST_TO_TRAINING
 
     @property
     def splits(self) -> int:
@@ -134,6 +137,7 @@ def _of_table(table: Table) -> Problem:
 
 # training positives of the three older tasks, the rarest class's for the long tail
 OLD_POSITIVES = {"digits 3 %": 33, "generated 1 %": 320, "digits, long tail": 3}
+OLD_SHARED = {"digits 3 %": 0.4 / 0.4, "generated 1 %": 0.0, "digits, long tail": 0.35 / 0.5}
 
 
 def _of_task(task: Task) -> Problem:
@@ -147,7 +151,17 @@ def _of_task(task: Task) -> Problem:
 
     kind: Kind = "multiclass" if task.kind == "multiclass" else "binary"
     of_few = OLD_POSITIVES[task.name]
-    return Problem(task.name, "chosen on", make, task.budget, of_few, kind, task.n_classes, source="scikit-learn")
+    return Problem(
+        task.name,
+        "chosen on",
+        make,
+        task.budget,
+        of_few,
+        kind,
+        task.n_classes,
+        source="scikit-learn",
+        test_to_training=OLD_SHARED[task.name],
+    )
 
 
 PROBLEMS = (

@@ -11,12 +11,15 @@ from typing import Any
 from study.contenders import BASELINE, CONTENDERS, Contender
 from study.inference import Difference, holm, over_splits, over_tables
 from study.measures import LOWER_IS_BETTER, TARGET
-from study.problems import PROBLEMS, Problem
+from study.problems import PROBLEMS, Kind, Problem
 
 __all__ = ["HALVES", "Data", "Results", "dump", "with_sign"]
 
 Data = dict[str, Any]
 HALVES = ("chosen on", "held out")
+OF_PROBLEM = {one.name: one for one in PROBLEMS}
+OF_CONTENDER = {one.name: one for one in CONTENDERS}
+Place = tuple[str, str]
 
 
 class Results:
@@ -40,7 +43,7 @@ class Results:
         of_model = self.cells.get(model, {})
         return [one for one in CONTENDERS if any(self.has(model, problem, one.name) for problem in of_model)]
 
-    def against(self, model: str, contender: str) -> tuple[str, str]:
+    def against(self, model: str, contender: str) -> Place:
         """Model and contender that it is compared with."""
         if model == "trees":
             return "MLP", BASELINE
@@ -54,24 +57,42 @@ class Results:
         """Of the processor, to train one model."""
         return float(self.cells[model][problem][contender]["seconds"])
 
-    def difference(self, model: str, problem: str, contender: str, measure: str = TARGET) -> Difference:
-        """Over splits, on one problem."""
-        other = self.against(model, contender)
+    def difference(
+        self, model: str, problem: str, contender: str, measure: str = TARGET, other: Place | None = None
+    ) -> Difference:
+        """Over splits, on one problem; to ``other``, a model and a contender, if it is given."""
+        other = other or self.against(model, contender)
         ours, theirs = (self.scores(*place, measure) for place in ((model, problem, contender), _at(other, problem)))
         shared = min(len(ours), len(theirs))  # splits: an ensemble has fewer
-        ours, theirs = ours[:shared], theirs[:shared]
-        return over_splits(theirs, ours) if measure in LOWER_IS_BETTER else over_splits(ours, theirs)
+        more, less = (theirs, ours) if measure in LOWER_IS_BETTER else (ours, theirs)
+        return over_splits(more[:shared], less[:shared], OF_PROBLEM[problem].test_to_training)
 
-    def problems_of(self, model: str, contender: str, measure: str, problems: Sequence[Problem]) -> list[Problem]:
+    def problems_of(
+        self, model: str, contender: str, measure: str, problems: Sequence[Problem], other: Place | None = None
+    ) -> list[Problem]:
         """Those that both were trained on, and that have the measure."""
-        other = self.against(model, contender)
+        other = other or self.against(model, contender)
         both = [one for one in problems if self.has(model, one.name, contender) and self.has(*_at(other, one.name))]
         return [one for one in both if not math.isnan(statistics.fmean(self.scores(*_at(other, one.name), measure)))]
 
-    def overall(self, model: str, contender: str, measure: str, problems: Sequence[Problem]) -> Difference:
+    def is_whole(self, model: str, contender: str, problems: Sequence[Problem]) -> bool:
+        """Whether it was trained on all of these problems that it takes part in, and what it is compared with, too."""
+        other, takes = self.against(model, contender), OF_CONTENDER[contender].takes
+        asked = [one.name for one in problems if takes(model, one.kind)]
+        return all(self.has(model, name, contender) and self.has(*_at(other, name)) for name in asked)
+
+    def overall(
+        self, model: str, contender: str, measure: str, problems: Sequence[Problem], other: Place | None = None
+    ) -> Difference:
         """Over problems, each of which counts the same."""
-        found = self.problems_of(model, contender, measure, problems)
-        return over_tables([self.difference(model, one.name, contender, measure).mean for one in found])
+        return over_tables(self.means(model, contender, measure, problems, other))
+
+    def means(
+        self, model: str, contender: str, measure: str, problems: Sequence[Problem], other: Place | None = None
+    ) -> list[float]:
+        """By problem."""
+        found = self.problems_of(model, contender, measure, problems, other)
+        return [self.difference(model, one.name, contender, measure, other).mean for one in found]
 
     def counts(self, model: str, contender: str, measure: str, problems: Sequence[Problem]) -> tuple[int, int, int]:
         """Problems with the interval above zero, around it, and below."""
@@ -82,9 +103,9 @@ class Results:
         wins, losses = sum(one.low > 0 for one in found), sum(not one.high >= 0 for one in found)
         return wins, len(found) - wins - losses, losses
 
-    def half(self, name: str) -> list[Problem]:
-        """The problems of a half."""
-        return [one for one in self.problems if one.half == name]
+    def half(self, name: str, kind: Kind = "binary") -> list[Problem]:
+        """The problems of a half, of one kind: few contenders take part in both."""
+        return [one for one in self.problems if one.half == name and one.kind == kind]
 
     def adjusted(self, model: str, measure: str, problems: Sequence[Problem]) -> dict[str, float]:
         """Holm's p-values of the means over problems, by contender: the family is all that the page could pick."""
@@ -93,15 +114,15 @@ class Results:
         return dict(zip(names, holm(p_values), strict=True))
 
     def best(self, model: str, measure: str, problems: Sequence[Problem], *, ours: bool = False) -> str | None:
-        """Contender with the highest mean over problems that it was tried on, if on all that most were."""
+        """Contender with the highest mean, of those that were trained on all problems that they take part in."""
         names = [one for one in self.contenders(model) if one.name != BASELINE and (one.is_ranking or not ours)]
-        names = [one for one in names if one.series == "ours" or not ours]
-        sizes = {one.name: len(self.problems_of(model, one.name, measure, problems)) for one in names}
-        most = max(sizes.values(), default=0)
         means = {
-            name: self.overall(model, name, measure, problems).mean for name, size in sizes.items() if size == most > 0
+            one.name: self.overall(model, one.name, measure, problems).mean
+            for one in names
+            if (one.series == "ours" or not ours) and self.is_whole(model, one.name, problems)
         }
-        return max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name], default=None)
+        known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        return max(known, key=lambda name: known[name], default=None)
 
     def skipped(self) -> dict[str, list[str]]:
         """Cells by reason."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from study.loop import average_precision
 
 __all__ = ["fit_trees"]
 
-AT_A_TIME, PATIENCE, MOST = 20, 5, 600
+AT_A_TIME, EVERY, PATIENCE, MOST = 100, 20, 5, 600
 
 
 def fit_trees(data: dict[str, Tensor], job: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Held-out logits of the number of trees that is best on validation, by 20 trees at a time, and what it took."""
+    """Held-out logits of the number of trees that is best on validation, of every 20, and what it took.
+
+    Trees grow by the hundred, as a fit that goes on bins the features again.
+    """
     begin = time.process_time()
     setting, arrays = job["setting"], {name: value.numpy() for name, value in data.items()}
     model = HistGradientBoostingClassifier(
@@ -29,18 +33,24 @@ def fit_trees(data: dict[str, Tensor], job: dict[str, Any]) -> tuple[dict[str, T
         max_iter=0,
         random_state=job["seed"],
     )
-    best, since, kept = -torch.inf, 0, {}
-    while since < PATIENCE and model.max_iter < MOST:
-        model.set_params(max_iter=model.max_iter + AT_A_TIME)
+    best, since, n_trees, looked = -torch.inf, 0, 0, 0
+    while since < PATIENCE and looked < MOST:
+        model.set_params(max_iter=looked + AT_A_TIME)
         model.fit(arrays["train_features"], arrays["train_targets"])
-        score = average_precision(_logits(model, arrays["validation_features"]), data["validation_targets"])
-        since += 1
-        if score > best:
-            best, since, n_trees = score, 0, model.max_iter
-            kept = {name: _logits(model, arrays[f"{name}_features"]) for name in ("validation", "test")}
+        stages = model.staged_decision_function(arrays["validation_features"])
+        for scores in islice(stages, looked + EVERY - 1, None, EVERY):
+            looked, since = looked + EVERY, since + 1
+            score = average_precision(_column(scores), data["validation_targets"])
+            if score > best:
+                best, since, n_trees = score, 0, looked
+            if since == PATIENCE:
+                break
+    kept = {}
+    for name in ("validation", "test"):
+        stages = model.staged_decision_function(arrays[f"{name}_features"])
+        kept[name] = _column(next(islice(stages, n_trees - 1, None)))
     return kept, {"seconds": time.process_time() - begin, "steps": n_trees, "best": best}
 
 
-def _logits(model: HistGradientBoostingClassifier, features: Any) -> Tensor:
-    scores = torch.tensor(model.decision_function(features), dtype=torch.float64)
-    return scores.view(len(features), -1)
+def _column(scores: Any) -> Tensor:
+    return torch.tensor(scores, dtype=torch.float64).view(len(scores), -1)

@@ -28,16 +28,26 @@ from study.pool import WorkerPool
 from study.problems import CLIP
 from study.results import with_sign
 
-__all__ = ["RETRIEVAL", "RETRIEVAL_DATA", "Retrieval", "RetrievalContender", "make_sets", "retrieval", "retrieval_page"]
+__all__ = [
+    "LETTERS",
+    "RETRIEVAL",
+    "RETRIEVAL_DATA",
+    "Retrieval",
+    "RetrievalContender",
+    "make_sets",
+    "retrieval",
+    "retrieval_page",
+]
 
 Array = np.ndarray[Any, Any]
 Result = dict[str, Any]
 SHARES = (0.5, 0.75)  # of the classes: training up to the first, validation up to the second
-MOST_HELD_OUT = (1_000, 3_000)  # rows of validation and test, as a query is compared with all of them
+MOST_HELD_OUT = (600, 2_000)  # rows of validation and test, as a query is compared with all of them
 SPLITS, TUNING_SPLITS = 5, 2
 TEST_TO_TRAINING = 0.5  # classes
 MEASURES = {"map": "mAP", "recall": "recall@1"}
 LONGEST_RUN = 240.0
+LIMITS = Limits(every=25, least=1_000, most=1_500)
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,10 @@ def _letters() -> tuple[Array, Array]:
     return features, labels
 
 
+LETTERS = "letters"
 RETRIEVAL_DATA: dict[str, Callable[[], tuple[Array, Array]]] = {
     "digits": lambda: load_digits(return_X_y=True),
-    "letters": _letters,
+    LETTERS: _letters,
 }
 
 
@@ -121,7 +132,7 @@ class Retrieval:
 
     def __init__(self, journal: Journal, folder: Path, pool: WorkerPool, end: float, *, quick: bool) -> None:
         self.journal, self.folder, self.pool, self.end = journal, folder, pool, end
-        self.limits = Limits(every=10, patience=1, epochs=1, least=20, most=20) if quick else Limits(every=25)
+        self.limits = Limits(every=10, patience=1, epochs=1, least=20, most=20) if quick else LIMITS
         self.splits, self.settings = (2, 1) if quick else (SPLITS, 4)
 
     def cell(self, data: str, contender: RetrievalContender) -> Result:
@@ -145,7 +156,7 @@ class Retrieval:
                 return {"skipped": "the run's time was spent"}
             try:
                 self.journal.add(key, self._train(data, contender, setting, split))
-            except LostWorkerError as error:
+            except (LostWorkerError, RuntimeError, ValueError, OSError) as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
         return self.journal.runs[key]
 
@@ -176,12 +187,12 @@ class Retrieval:
         return {"chosen": {}, "seconds": 0.0, "test": test}
 
 
-def retrieval(part: Retrieval, jobs: int, contenders: Sequence[RetrievalContender] = RETRIEVAL) -> dict[str, Result]:
+def retrieval(part: Retrieval, jobs: int, data_sets: Sequence[str] = tuple(RETRIEVAL_DATA)) -> dict[str, Result]:
     """Results by data set and contender."""
-    cells = [(data, one) for data in RETRIEVAL_DATA for one in contenders]
+    cells = [(data, one) for data in data_sets for one in RETRIEVAL]
     with ThreadPoolExecutor(jobs) as threads:
         results = list(threads.map(lambda cell: part.cell(*cell), cells))
-    found: dict[str, Result] = {data: {RAW: part.untrained(data)} for data in RETRIEVAL_DATA}
+    found: dict[str, Result] = {data: {RAW: part.untrained(data)} for data in data_sets}
     for (data, one), result in zip(cells, results, strict=True):
         found[data][one.name] = result
     return found
