@@ -2,7 +2,7 @@
 # make check        lint and a quick part of the suite, for use between edits; about a minute
 # make test         lint, then the suite against the installed package, with its coverage gate
 # make test-exhaustive  further variants of the losses and slow combinations; longer than make test
-# make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; about an hour
+# make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; under two hours
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-paths  both sides of each choice between two evaluators, into docs/paths.md; two minutes

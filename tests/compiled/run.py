@@ -1,4 +1,4 @@
-"""Compiles the whole matrix and compares it with eager mode; takes about an hour on two cores.
+"""Compiles the whole matrix and compares it with eager mode; takes under two hours on two cores.
 
     python tests/compiled/run.py --jobs 2 --only "pairwise C=1"
 
@@ -75,12 +75,12 @@ def check_all(cases: Sequence[Case], threads: Sequence[int], jobs: int) -> list[
 def table(findings: Sequence[Finding]) -> str:
     """The number of wrong runs and of all runs, by loss, kind and pool."""
     pools = list(dict.fromkeys([*POOLS, *ROWS]))
-    lines = [f"{'wrong/runs':<26}" + "".join(f"{pool!s:>11}" for pool in pools)]
+    lines = [f"{'wrong/runs':<36}" + "".join(f"{pool!s:>11}" for pool in pools)]
     for loss in LOSSES:
         for kind in kinds_of(loss):
             row = [_cell([f for f in findings if _is_of(CASES[f.run.case], loss, str(kind), pool)]) for pool in pools]
             if any(row):
-                lines.append(f"{loss:<20}{kind!s:<6}" + "".join(f"{cell:>11}" for cell in row))
+                lines.append(f"{loss:<30}{kind!s:<6}" + "".join(f"{cell:>11}" for cell in row))
     return "\n".join(lines)
 
 
