@@ -35,10 +35,9 @@ __all__ = [
     "temperature",
 ]
 
+BEFORE_THE_SWITCH = -1
 PHASES = ("warmup", "blend", "main")
 """Names of the phases, indexed by :func:`phase`."""
-
-BEFORE_THE_SWITCH = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
