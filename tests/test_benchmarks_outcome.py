@@ -156,8 +156,9 @@ def test_what_softmax_leaves_free_changes_no_measure() -> None:
 
 
 def test_softmax_models_rank_also_where_probabilities_round_to_one() -> None:
-    from outcome.measures import log_odds, measure
+    from outcome.measures import measure
     from outcome.tasks import Task
+    from study.loop import log_odds
 
     logits = torch.randn(50, 4, dtype=torch.float64)
     torch.testing.assert_close(log_odds(logits).sigmoid(), logits.softmax(1))

@@ -74,13 +74,13 @@ def test_average_precision_agrees_with_scikit_learn() -> None:
 
 
 def test_log_odds_where_probabilities_round_to_one() -> None:
-    from outcome.measures import log_odds as by_all_pairs
     from study.loop import log_odds
 
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(200, 5, generator=generator, dtype=torch.float64) * torch.logspace(-2, 3, 200)[:, None]
     logits[7] = 1.0  # no class is on top
-    torch.testing.assert_close(log_odds(logits), by_all_pairs(logits), rtol=1e-9, atol=1e-9)
+    others = logits.unsqueeze(1).masked_fill(torch.eye(5, dtype=torch.bool), -torch.inf).logsumexp(2)
+    torch.testing.assert_close(log_odds(logits), logits - others, rtol=1e-9, atol=1e-9)
 
 
 def test_recall_at_the_budget_breaks_ties_by_chance() -> None:
@@ -523,29 +523,35 @@ def test_trees_and_ensembles_are_compared_with_a_single_mlp() -> None:
     assert results.difference("ensemble", "yeast", "Smooth-AP 0.5").mean == pytest.approx(-0.071)
 
 
+def holds(results: Any, contender_name: str) -> bool:
+    """On the half that chose nothing, with the linear model."""
+    from study.decisions import holds as recommended
+
+    return recommended(results, "linear", contender_name, results.half("held out"))
+
+
 def test_what_holds_wins_in_the_mean_of_the_other_half_and_loses_nowhere_there() -> None:
-    from study.decisions import holds
     from study.results import Results
 
-    assert holds(Results(results_of(rest=0.02)), "linear", "Smooth-AP 0.5")
-    assert not holds(Results(results_of()), "linear", "Smooth-AP 0.5")
+    assert holds(Results(results_of(rest=0.02)), "Smooth-AP 0.5")
+    assert not holds(Results(results_of()), "Smooth-AP 0.5")
     one_loss = results_of(rest=0.02, yeast=-0.02)
-    assert not holds(Results(one_loss), "linear", "Smooth-AP 0.5")
+    assert not holds(Results(one_loss), "Smooth-AP 0.5")
     small_loss = results_of(rest=0.02, yeast=-0.011)
     for one in small_loss["cells"]["linear"]["yeast"].values():  # within chance
         if "test" in one:
             one["test"]["ap"] = [score + 10 * noise for score, noise in zip(one["test"]["ap"], NOISE, strict=True)]
-    assert not holds(Results(small_loss), "linear", "Smooth-AP 0.5")
+    assert not holds(Results(small_loss), "Smooth-AP 0.5")
     # what the first half says does not count, nor do other kinds of problems
-    assert not holds(Results(results_of(credit=0.9, abalone=0.9)), "linear", "Smooth-AP 0.5")
-    assert holds(Results(results_of(rest=0.02, letters=-0.3)), "linear", "Smooth-AP 0.5")
+    assert not holds(Results(results_of(credit=0.9, abalone=0.9)), "Smooth-AP 0.5")
+    assert holds(Results(results_of(rest=0.02, letters=-0.3)), "Smooth-AP 0.5")
     incomplete = results_of(rest=0.02)
     incomplete["cells"]["linear"]["hiva"]["Smooth-AP 0.5"] = {"skipped": "for a reason"}
-    assert not holds(Results(incomplete), "linear", "Smooth-AP 0.5")
+    assert not holds(Results(incomplete), "Smooth-AP 0.5")
 
 
 def test_what_is_trained_in_another_way_must_beat_its_control() -> None:
-    from study.decisions import holds
+    from study.decisions import decisions
     from study.results import Results
 
     data = results_of(rest=0.02)
@@ -553,10 +559,20 @@ def test_what_is_trained_in_another_way_must_beat_its_control() -> None:
     for of_problem in data["cells"]["linear"].values():
         of_problem[name] = of_problem["Smooth-AP 0.5"]
         of_problem[control] = of_problem["cross-entropy"]
-    assert holds(Results(data), "linear", name)
+    assert holds(Results(data), name)
     for of_problem in data["cells"]["linear"].values():
         of_problem[control] = of_problem["Smooth-AP 0.5"]
-    assert not holds(Results(data), "linear", name)
+    assert not holds(Results(data), name)
+    # the half that chooses picks it, the other one shows it level with its control
+    chosen_on = {one.name for one in Results(data).half("chosen on")}
+    for problem, of_problem in data["cells"]["linear"].items():
+        first = of_problem.pop("Smooth-AP 0.5")
+        if problem in chosen_on:
+            better = {measure: [score + 0.01 for score in scores] for measure, scores in first["test"].items()}
+            of_problem[name] = {**first, "test": better}
+    rows = [row for row in decisions(Results(data)).splitlines() if f"| {name} |" in row]
+    assert rows
+    assert not any("| yes |" in row for row in rows)
 
 
 def test_page_has_the_numbers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The ranking measures are ``imbalanced_losses.metrics``; tests set them against s
 from __future__ import annotations
 
 import torch
+from study.loop import log_odds
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -51,13 +52,6 @@ def _measure(logits: Tensor, targets: Tensor, task: Task, link: str) -> dict[str
         "ece": calibration_error(scores.sigmoid(), hot),
     }
     return {name: float(value.mean()) for name, value in values.items()}
-
-
-def log_odds(logits: Tensor) -> Tensor:
-    """``[N, C]`` float64: of each class's softmax probability."""
-    own = torch.eye(logits.shape[1], dtype=torch.bool)
-    others = logits.double().unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(2)
-    return logits.double() - others
 
 
 def coverage(logits: Tensor, targets: Tensor, *, multilabel: bool) -> Tensor:

@@ -9,26 +9,25 @@ from typing import Any
 
 from pages import table
 
-from study.contenders import BASELINE, CONTENDERS, ENSEMBLES
+from study.contenders import BASELINE, CONTENDERS, ENSEMBLES, NETWORKS
 from study.measures import MEASURES, TARGET
 from study.problems import BINS, Kind, Problem, bin_of
 from study.results import HALVES, OF_CONTENDER, Results, with_sign
 
 __all__ = ["decisions", "ensembles", "holds", "settings_of", "verdict"]
 
-NETWORKS = ("linear", "MLP", "head")
 LEVEL = 0.05
 WORST = -0.01
 REFERENCE = ("ensemble", BASELINE)
 
 
-def holds(results: Results, model: str, contender: str, measure: str = TARGET) -> bool:
-    """Whether a contender may be recommended.
+def holds(results: Results, model: str, contender: str, problems: list[Problem], measure: str = TARGET) -> bool:
+    """Whether a contender may be recommended, by problems that have not chosen it.
 
-    On the half that chose nothing its mean is above zero with the interval, also against its control, and no table is
-    lost: neither below zero beyond chance nor, as chance is wide on three splits, by more than a point.
+    Its mean is above zero with the interval, also against its control, and no table is lost: neither below zero beyond
+    chance nor, as chance is wide on three splits, by more than a point.
     """
-    problems, control = results.half(HALVES[1]), OF_CONTENDER[contender].control
+    control = OF_CONTENDER[contender].control
     others = [None, *([(model, control)] if control else [])]
     found = [results.overall(model, contender, measure, problems, other) for other in others]
     wins = all(math.isfinite(one.half) and one.low > 0 for one in found)
@@ -63,7 +62,7 @@ def _line(results: Results, model: str, best: str) -> str:
     unseen = with_sign(results.overall(model, best, TARGET, second))
     wins, ties, losses = results.counts(model, best, TARGET, second)
     worst = 100 * min(results.means(model, best, TARGET, second))
-    says = "It holds." if holds(results, model, best) else "**It does not hold.**"
+    says = "It holds." if holds(results, model, best, second) else "**It does not hold.**"
     text = f"{text}, {unseen} on the other, where it wins {wins}, ties {ties} and loses {losses} (worst {worst:+.1f})"
     if control := OF_CONTENDER[best].control:
         text = (
@@ -90,17 +89,18 @@ def _decision(results: Results, measure: str, name: str, model: str) -> Iterator
     if best is None:
         return
     found = [results.overall(model, best, measure, problems) for problems in halves]
-    lost = not loses_nowhere(results, model, best, measure, halves[1])
     if math.isnan(found[1].mean):
         answer = "no table to check on"
     elif not results.is_whole(model, best, halves[1]):
         answer = "open: tables are missing"
     elif math.isinf(found[1].half):
         answer = "open: one table to check on"
-    elif found[1].high < 0 or lost:
+    elif holds(results, model, best, halves[1], measure):
+        answer = "yes"
+    elif found[1].high < 0 or not loses_nowhere(results, model, best, measure, halves[1]):
         answer = f"no: keep {BASELINE}"
     else:
-        answer = "yes" if found[1].low > 0 else f"not shown: keep {BASELINE}"
+        answer = f"not shown: keep {BASELINE}"
     yield best, settings_of(results, model, best, halves[0]), *(with_sign(one) for one in found), answer
 
 

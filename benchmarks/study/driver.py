@@ -19,7 +19,7 @@ from study.contenders import BASELINE, CONTENDERS, MEMBERS, Contender, Setting
 from study.journal import Journal
 from study.loop import Limits
 from study.measures import MEASURES, judge
-from study.pool import WorkerPool
+from study.pool import FAILURES, WorkerPool
 from study.problems import Part, Problem, Sets
 
 __all__ = ["OUT_OF_TIME", "Cell", "Protocol", "Study"]
@@ -136,7 +136,7 @@ class Study:
                 return {"skipped": OUT_OF_TIME}
             try:
                 self.journal.add(key, self._train(cell, setting, split))
-            except (LostWorkerError, RuntimeError, ValueError, OSError) as error:
+            except FAILURES as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
         with self.lock:
             is_new = key not in self.counted

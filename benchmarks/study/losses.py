@@ -89,12 +89,8 @@ class Half(nn.Module):
         return mean
 
 
-class Balanced(nn.Module):
+class Balanced(Half):
     """A loss and cross-entropy, the loss scaled so that both have gradients of one norm at the logits."""
-
-    def __init__(self, main: nn.Module, other: nn.Module) -> None:
-        super().__init__()
-        self.main, self.other = main, other
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean of the two; a loss without a gradient counts as it is."""
@@ -156,8 +152,7 @@ def make_loss(job: Job, targets: Tensor) -> Loss:
     module: nn.Module = made(num_classes=n_classes, **options)
     if contender["schedule"] == "annealed":
         return Annealed(module)
-    mixes = {"half": Half, "balanced": Balanced}
-    mix = mixes.get(contender["schedule"])
+    mix = {"half": Half, "balanced": Balanced}.get(contender["schedule"])
     return module if mix is None else mix(module, CrossEntropy(counts, n_classes))
 
 

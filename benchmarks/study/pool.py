@@ -8,7 +8,9 @@ from typing import Any
 
 from processes import LostWorkerError, Worker
 
-__all__ = ["WorkerPool"]
+__all__ = ["FAILURES", "WorkerPool"]
+
+FAILURES = (LostWorkerError, RuntimeError, ValueError, OSError)  # of a run: the worker's, the data's and the measures'
 
 SCRIPT = Path(__file__).with_name("train.py")
 HERE = ("ours", "trees")  # series that run in this environment

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from outcome.tables import TABLES
 from pages import rounded, table
-from processes import LostWorkerError
 from sklearn.datasets import load_digits
 
 from imbalanced_losses.retrieval_metrics import mean_average_precision, recall_at_k
@@ -24,7 +23,7 @@ from study.contenders import Setting, grid
 from study.inference import over_splits
 from study.journal import Journal
 from study.loop import Limits
-from study.pool import WorkerPool
+from study.pool import FAILURES, WorkerPool
 from study.problems import CLIP
 from study.results import with_sign
 
@@ -156,7 +155,7 @@ class Retrieval:
                 return {"skipped": "the run's time was spent"}
             try:
                 self.journal.add(key, self._train(data, contender, setting, split))
-            except (LostWorkerError, RuntimeError, ValueError, OSError) as error:
+            except FAILURES as error:
                 self.journal.add(key, {"skipped": f"failed: {error}"})
         return self.journal.runs[key]
 
