@@ -7,8 +7,7 @@
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-paths  both sides of each choice between two evaluators, into docs/paths.md; two minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
-# make study        losses on real tables with early stopping, into docs/; under 90 minutes
-# make outcome      when ranking losses help and when they do not: trains thousands of small models, into docs/; under an hour
+# make study        losses against tuned cross-entropy on real tables: thousands of small models, into docs/; under 90 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
 # make docs         builds the documentation site into build/docs, warnings as errors; runs its notebooks; under 5 minutes
@@ -26,7 +25,7 @@ DOCS_PORT ?= 8000
 CONSTRAINTS ?= constraints.txt
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
-OUTCOME_FLAGS ?=
+STUDY_FLAGS ?=
 COMPILED_FLAGS ?=
 # one process per core; tests/conftest.py gives each one thread
 PYTEST_WORKERS ?= 2
@@ -43,7 +42,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # directories too, so that a removed file counts as a change
 SOURCES := pyproject.toml README.md LICENSE $(shell find imbalanced_losses -name __pycache__ -prune -o -print)
 
-.PHONY: demo check test test-compiled test-exhaustive lint suite bench bench-paths bench-distributed notebooks outcome study test-oldest clean docs \
+.PHONY: demo check test test-compiled test-exhaustive lint suite bench bench-paths bench-distributed notebooks study test-oldest clean docs \
 	docs-serve docs-test figures
 
 demo: $(VENV)/.installed
@@ -82,13 +81,6 @@ bench-distributed: $(VENV)/.installed $(PEER_VENV)/.installed
 notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/render.py
 
-# The dashes: without the environment of a peer package, its rows stay empty.
-outcome: $(VENV)/.installed
-	-$(MAKE) --no-print-directory $(PEER_VENV)/.installed
-	-$(MAKE) --no-print-directory $(LIBAUC_VENV)/.installed
-	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m outcome.run \
-		--peer $(PEER_VENV)/bin/python --libauc $(LIBAUC_VENV)/bin/python $(OUTCOME_FLAGS)
-
 # One thread: two notebooks run at a time.
 docs: $(DOCS_VENV)/.installed
 	rm -rf build/docs
@@ -106,6 +98,7 @@ docs-test: $(DOCS_VENV)/.installed
 figures: $(DOCS_VENV)/.installed
 	$(DOCS_VENV)/bin/python docs/figures/draw.py
 
+# The dashes: without the environment of a peer package, its rows stay empty.
 study: $(VENV)/.installed
 	-$(MAKE) --no-print-directory $(PEER_VENV)/.installed
 	-$(MAKE) --no-print-directory $(LIBAUC_VENV)/.installed

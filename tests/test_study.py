@@ -96,7 +96,7 @@ def test_recall_at_the_budget_breaks_ties_by_chance() -> None:
 
 
 def part(targets: torch.Tensor, costs: torch.Tensor | None = None) -> Any:
-    from study.problems import Part
+    from study.parts import Part
 
     return Part(torch.empty(0), targets, torch.full_like(targets, -1), costs)
 
@@ -136,6 +136,34 @@ def test_calibration_after_platt_scaling_ignores_the_scale_of_logits() -> None:
     scaled = calibrated_error(30 * logits[:2000] + 7, 30 * logits[2000:] + 7, *sets, problem)
     assert plain < 0.03
     assert scaled == pytest.approx(plain, abs=1e-6)
+
+
+def test_calibration_error_by_hand() -> None:
+    from study.measures import calibration_error
+
+    probabilities = torch.tensor([[0.1, 0.9], [0.3, 0.9], [0.6, 0.9], [0.8, 0.9]])
+    labels = torch.tensor([[0, 1], [1, 1], [1, 1], [1, 0]])
+    # two bins a column: |0.2 - 0.5| and |0.7 - 1|; all 0.9, of which three quarters are positive in whatever order
+    assert calibration_error(probabilities, labels, bins=2).tolist() == pytest.approx([0.3, 0.15])
+    uniform = torch.rand(200_000, 1, generator=torch.Generator().manual_seed(0))
+    drawn = (torch.rand(200_000, 1, generator=torch.Generator().manual_seed(1)) < uniform).long()
+    assert calibration_error(uniform, drawn).item() < 0.01
+
+
+def test_measures_are_means_over_groups() -> None:
+    from study.measures import ranking_measures
+    from study.problems import PROBLEMS
+
+    thinned = next(one for one in PROBLEMS if one.name == "digits 3 %")
+    scores = torch.randn(1000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(1000)
+    whole = part((rows < 50).long())._replace(groups=torch.where(rows < 50, rows % 2, -1))
+    by_group = []
+    for group in (0, 1):
+        kept = (rows >= 50) | (rows % 2 == group)
+        by_group.append(ranking_measures(scores[kept], part(whole.targets[kept]), thinned))
+    found = ranking_measures(scores, whole, thinned)
+    assert found == pytest.approx({name: (by_group[0][name] + by_group[1][name]) / 2 for name in found})
 
 
 # Statistics
@@ -414,8 +442,8 @@ def test_retrieval_classes_are_unseen_and_every_loss_learns() -> None:
 
 
 def test_a_split_is_standardised_on_its_training_rows_and_clipped() -> None:
-    from outcome.tables import Columns
     from study.problems import from_columns
+    from study.tables import Columns
 
     generator = np.random.default_rng(0)
     features = np.column_stack([generator.normal(5, 3, 1000), np.zeros(1000), generator.standard_cauchy(1000)])
@@ -433,8 +461,8 @@ def test_a_split_is_standardised_on_its_training_rows_and_clipped() -> None:
 
 @pytest.mark.parametrize("name", ["wine quality", "yeast", "letters"])
 def test_sizes_are_those_of_the_tables(name: str) -> None:
-    from outcome.tables import TABLES
     from study.problems import PROBLEMS, SIZES
+    from study.tables import TABLES
 
     columns = next(one for one in TABLES if one.name == name).load()
     least = columns.labels.sum() if name != "letters" else np.bincount(columns.labels).min()
@@ -453,6 +481,38 @@ def test_older_tasks_belong_to_the_half_that_is_chosen_on() -> None:
     sets = old[-1].make(0)
     assert sets.train.targets.dtype == torch.int64
     assert sets.train.features.abs().max() <= 10
+
+
+def test_thinned_digits_have_their_rate_in_every_group_and_no_row_twice() -> None:
+    from study.tasks import digits
+
+    sets = digits(3, rate=0.03)
+    for one in sets:
+        assert one.groups[one.targets == 0].eq(-1).all()
+        sizes = one.groups[one.targets == 1].bincount()
+        assert sizes.unique().numel() == 1
+        assert float(sizes[0] / (sizes[0] + (one.targets == 0).sum())) == pytest.approx(0.03, rel=0.2)
+    assert sets.train.groups.max() == 0
+    assert sets.test.groups.max() > 0
+    rows = torch.cat([one.features for one in sets])
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_generated_rows_are_a_function_of_their_seed() -> None:
+    from study.tasks import generated
+
+    once, again, other = generated(1), generated(1), generated(2)
+    assert torch.equal(once.test.features, again.test.features)
+    assert not torch.equal(once.test.features, other.test.features)
+    assert [float(one.targets.float().mean()) for one in once] == pytest.approx([0.01] * 3, rel=0.05)
+
+
+def test_long_tail_falls_geometrically_and_is_tested_balanced() -> None:
+    from study.tasks import digits_long_tail
+
+    sets = digits_long_tail(4)
+    assert sets.train.targets.bincount().roll(-4).tolist() == np.geomspace(90, 3, 10).round().tolist()
+    assert sets.test.targets.bincount().unique().numel() == 1
 
 
 # Results and page
@@ -671,8 +731,9 @@ def test_cells_are_trained_in_a_worker_and_kept(tmp_path: Path) -> None:
     from study.driver import Cell, Protocol, Study
     from study.journal import Journal
     from study.loop import Limits
+    from study.parts import Part, Sets
     from study.pool import WorkerPool
-    from study.problems import Part, Problem, Sets
+    from study.problems import Problem
 
     def make(split: int) -> Any:
         data = separable(300, split)

@@ -19,8 +19,9 @@ from study.contenders import BASELINE, CONTENDERS, MEMBERS, Contender, Setting
 from study.journal import Journal
 from study.loop import Limits
 from study.measures import MEASURES, judge
+from study.parts import Part, Sets
 from study.pool import FAILURES, WorkerPool
-from study.problems import Part, Problem, Sets
+from study.problems import Problem
 
 __all__ = ["OUT_OF_TIME", "Cell", "Protocol", "Study"]
 

@@ -14,8 +14,7 @@ __all__ = ["Journal", "digest"]
 
 Result = dict[str, Any]
 OF_WORKERS = ("train", "loop", "losses", "trees", "ensembles", "libauc_parts", "retrieval")
-OF_DRIVER = ("problems", "measures", "unseen_classes", "driver")
-OF_OUTCOME = ("tables", "tasks", "measures")
+OF_DRIVER = ("tables", "tasks", "parts", "problems", "measures", "unseen_classes", "driver")
 
 
 class Journal:
@@ -52,7 +51,6 @@ def digest() -> str:
     package, folder = Path(imbalanced_losses.__file__).parent, Path(__file__).parent
     files = [
         *sorted(package.rglob("*.py")),
-        *(folder.parent / "outcome" / f"{name}.py" for name in OF_OUTCOME),
         *(folder / f"{name}.py" for name in (*OF_WORKERS, *OF_DRIVER)),
     ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

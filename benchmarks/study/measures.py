@@ -5,20 +5,21 @@ from __future__ import annotations
 import warnings
 
 import torch
-from outcome.measures import calibration_error
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from imbalanced_losses.calibration import PlattScaling
 from imbalanced_losses.metrics import average_precision, partial_auc, precision_at_recall
 from study.loop import log_odds
-from study.problems import Part, Problem
+from study.parts import EVERY_GROUP, Part
+from study.problems import Problem
 
 __all__ = [
     "LOWER_IS_BETTER",
     "MEASURES",
     "TARGET",
     "calibrated_error",
+    "calibration_error",
     "hot_labels",
     "judge",
     "ranking_measures",
@@ -37,6 +38,7 @@ MEASURES = {
 LOWER_IS_BETTER = {"ece"}
 TARGET = "ap"
 RECALL = 0.8
+CALIBRATION_BINS = 15
 
 
 def judge(validation: Tensor, test: Tensor, sets: tuple[Part, Part], problem: Problem, link: str) -> dict[str, float]:
@@ -53,7 +55,7 @@ def ranking_measures(scores: Tensor, part: Part, problem: Problem) -> dict[str, 
     n_groups = int(part.groups.max()) + 1
     if n_groups == 0:
         return _of_group(scores, part.targets, problem)
-    kept = [(part.groups == -1) | (part.groups == group) for group in range(n_groups)]
+    kept = [(part.groups == EVERY_GROUP) | (part.groups == group) for group in range(n_groups)]
     by_group = [_of_group(scores[rows], part.targets[rows], problem) for rows in kept]
     return {name: sum(one[name] for one in by_group) / n_groups for name in by_group[0]}
 
@@ -130,3 +132,17 @@ def calibrated_error(validation: Tensor, test: Tensor, fitted_on: Part, judged_o
         warnings.simplefilter("ignore")  # a class that separates perfectly stays as it is
         scaling.fit(validation, hot[0])
     return float(calibration_error(scaling(test).sigmoid(), hot[1]).mean())
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> Tensor:
+    """``[C]``: expected calibration error of ``[N, C]`` probabilities for labels {0, 1}, in bins of equal mass.
+
+    Rows of equal probability count alike, each with the mean of their labels, so that their order does not matter.
+    """
+    errors = []
+    for predicted, of_class in zip(probabilities.T, labels.T, strict=True):
+        values, level, counts = predicted.unique(return_inverse=True, return_counts=True)
+        shares = torch.zeros(len(values), dtype=torch.float64).index_add(0, level, of_class.double()) / counts
+        gaps = (values.double() - shares).repeat_interleave(counts)
+        errors.append(sum(part.sum().abs() for part in gaps.tensor_split(bins)) / len(gaps))
+    return torch.stack(errors)

@@ -1,7 +1,6 @@
 """The problems of the study: real tables and three older tasks, each a function of the number of a split.
 
-Splits are stratified: 60 % training, 20 % validation, 20 % test. Features are standardised on the training rows, and
-clipped, so that a rare indicator column or an outlier does not decide a linear model.
+Splits are stratified: 60 % training, 20 % validation, 20 % test. Features are standardised on the training rows.
 """
 
 from __future__ import annotations
@@ -9,41 +8,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from outcome.tables import TABLES, Columns, Half, Table, split_rows
-from outcome.tasks import TASKS, Task
-from torch import Tensor
 
-__all__ = ["BINS", "CLIP", "PROBLEMS", "Part", "Problem", "Sets", "bin_of", "from_columns"]
+from study.parts import RawPart, Sets, standardised
+from study.tables import TABLES, Columns, Half, Table, split_rows
+from study.tasks import digits, digits_long_tail, generated
+
+__all__ = ["BINS", "PROBLEMS", "Problem", "bin_of", "from_columns"]
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["binary", "multiclass"]
 
-CLIP = 10.0
 FEW_POSITIVES = 150
 SPLITS, SPLITS_OF_FEW = 3, 5  # with few positives the test set decides less, so that more of them are drawn
 TEST_TO_TRAINING = 0.2 / 0.6  # rows of a split; 0 if splits share none
-OLD_TASKS = ("digits 3 %", "generated 1 %", "digits, long tail")
-
-
-class Part(NamedTuple):
-    """Features ``[N, D]`` float32, targets ``[N]`` int64, groups ``[N]`` (-1: in every group), costs ``[N, 2]``."""
-
-    features: Tensor
-    targets: Tensor
-    groups: Tensor
-    costs: Tensor | None = None
-
-
-class Sets(NamedTuple):
-    """The three sets of a split."""
-
-    train: Part
-    validation: Part
-    test: Part
 
 
 @dataclass(frozen=True)
@@ -82,17 +62,12 @@ def bin_of(problem: Problem) -> str:
 
 def from_columns(columns: Columns, split: int) -> Sets:
     """The three sets of a table."""
-    train, validation, test = split_rows(columns.labels, split)
-    mean, deviation = columns.features[train].mean(0), columns.features[train].std(0)
-    deviation[deviation < 1e-9] = 1
 
-    def part(rows: Array) -> Part:
-        scaled = ((columns.features[rows] - mean) / deviation).clip(-CLIP, CLIP)
-        costs = None if columns.costs is None else torch.tensor(columns.costs[rows], dtype=torch.float64)
-        targets = torch.tensor(columns.labels[rows])
-        return Part(torch.tensor(scaled, dtype=torch.float32), targets, torch.full_like(targets, -1), costs)
+    def part(rows: Array) -> RawPart:
+        costs = None if columns.costs is None else columns.costs[rows]
+        return RawPart(columns.features[rows], columns.labels[rows], costs=costs)
 
-    return Sets(part(train), part(validation), part(test))
+    return standardised(*(part(rows) for rows in split_rows(columns.labels, split)))
 
 
 @functools.lru_cache(maxsize=3)
@@ -135,36 +110,17 @@ def _of_table(table: Table) -> Problem:
     )
 
 
-# training positives of the three older tasks, the rarest class's for the long tail
-OLD_POSITIVES = {"digits 3 %": 33, "generated 1 %": 320, "digits, long tail": 3}
-OLD_SHARED = {"digits 3 %": 0.4 / 0.4, "generated 1 %": 0.0, "digits, long tail": 0.35 / 0.5}
-
-
-def _of_task(task: Task) -> Problem:
+def _of_task(name: str, make: Callable[[int], Sets], budget: float, positives: int, **changes: Any) -> Problem:
     """One that losses were developed on, and so of the half that is chosen on."""
-
-    def make(split: int) -> Sets:
-        parts = (
-            Part(part.features.clamp(-CLIP, CLIP), part.targets.long(), part.groups) for part in task.make(1000 + split)
-        )
-        return Sets(*parts)
-
-    kind: Kind = "multiclass" if task.kind == "multiclass" else "binary"
-    of_few = OLD_POSITIVES[task.name]
-    return Problem(
-        task.name,
-        "chosen on",
-        make,
-        task.budget,
-        of_few,
-        kind,
-        task.n_classes,
-        source="scikit-learn",
-        test_to_training=OLD_SHARED[task.name],
-    )
+    source = "scikit-learn"
+    return Problem(name, "chosen on", lambda split: make(1000 + split), budget, positives, source=source, **changes)
 
 
 PROBLEMS = (
     *(_of_table(table) for table in TABLES),
-    *(_of_task(task) for task in TASKS if task.name in OLD_TASKS),
+    _of_task("digits 3 %", digits, 0.03, 33, test_to_training=0.4 / 0.4),
+    _of_task("generated 1 %", generated, 0.01, 320, test_to_training=0.0),
+    _of_task(
+        "digits, long tail", digits_long_tail, 0.1, 3, kind="multiclass", n_classes=10, test_to_training=0.35 / 0.5
+    ),
 )

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from outcome.tables import TABLES
-from outcome.wheels import WHEELS
 from pages import table
 
 from study.contenders import BASELINE, CONTENDERS, NETWORKS
@@ -23,7 +21,9 @@ from study.decisions import LEVEL, decisions, ensembles, verdict
 from study.measures import MEASURES, TARGET
 from study.problems import Kind, Problem
 from study.results import HALVES, Results, with_sign
+from study.tables import TABLES
 from study.unseen_classes import retrieval_page
+from study.wheels import WHEELS
 
 __all__ = ["page", "plot", "write_report"]
 
@@ -56,8 +56,7 @@ beyond chance from about 3.5 standard deviations on."""
 NOT_TRIED = """\
 - queues larger than 1,024 rows: a step takes six times as long; L-BFGS on the whole training set is their limit;
 - a warm-up by a schedule: *after cross-entropy* starts from the tuned weights instead;
-- `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of the other losses: [the older study](outcome.md)
-  has some of them;
+- `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of the other losses;
 - ranking losses alone with 26 classes, except one: a step takes ten times as long;
 - a memory of embeddings in retrieval: a step takes thirty times as long.
 

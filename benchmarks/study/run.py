@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from hardware import describe
-from outcome.tables import TABLES
-from outcome.wheels import WHEELS, fetch
 from tqdm import tqdm
 
 from study.contenders import BASELINE, CONTENDERS, ENSEMBLES, MODELS
@@ -32,7 +30,9 @@ from study.pool import WorkerPool
 from study.problems import PROBLEMS
 from study.report import write_report
 from study.results import dump
+from study.tables import TABLES
 from study.unseen_classes import LETTERS, RETRIEVAL_DATA, Retrieval, retrieval
+from study.wheels import WHEELS, fetch
 
 Result = dict[str, Any]
 RETRIEVAL_PART = "retrieval"

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from outcome.tables import TABLES
 from pages import rounded, table
 from sklearn.datasets import load_digits
 
@@ -23,9 +22,10 @@ from study.contenders import Setting, grid
 from study.inference import over_splits
 from study.journal import Journal
 from study.loop import Limits
+from study.parts import RawPart, standardised
 from study.pool import FAILURES, WorkerPool
-from study.problems import CLIP
 from study.results import with_sign
+from study.tables import TABLES
 
 __all__ = [
     "LETTERS",
@@ -106,17 +106,14 @@ def make_sets(load: Callable[[], tuple[Array, Array]], split: int) -> dict[str, 
     generator = np.random.default_rng(split)
     classes = generator.permutation(np.unique(labels))
     ends = [round(share * len(classes)) for share in SHARES]
-    made: dict[str, torch.Tensor] = {}
-    most = (len(labels), *MOST_HELD_OUT)
-    for name, of_set, limit in zip(("train", "validation", "test"), np.split(classes, ends), most, strict=True):
+    parts = []
+    for of_set, limit in zip(np.split(classes, ends), (len(labels), *MOST_HELD_OUT), strict=True):
         rows = generator.permutation(np.flatnonzero(np.isin(labels, of_set)))[:limit]
-        if name == "train":
-            deviation = features[rows].std(0)
-            mean, deviation = features[rows].mean(0), np.where(deviation < 1e-9, 1, deviation)
-        scaled = ((features[rows] - mean) / deviation).clip(-CLIP, CLIP)
-        made[f"{name}_features"] = torch.tensor(scaled, dtype=torch.float32)
         places = {label: place for place, label in enumerate(of_set)}
-        made[f"{name}_targets"] = torch.tensor([places[label] for label in labels[rows]])
+        parts.append(RawPart(features[rows], np.array([places[label] for label in labels[rows]])))
+    made: dict[str, torch.Tensor] = {}
+    for name, part in standardised(*parts)._asdict().items():
+        made |= {f"{name}_features": part.features, f"{name}_targets": part.targets}
     return made
 
 

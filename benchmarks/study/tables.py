@@ -1,6 +1,6 @@
 """Real tables of the study: each is read from a wheel, coded as numbers, and split by a seed.
 
-    PYTHONPATH=benchmarks python -m outcome.tables
+    PYTHONPATH=benchmarks python -m study.tables
 
 prints what each table holds. Columns of text become one column per category, numbers keep their value, and a missing
 number becomes the median and a column that says so. Splits are stratified: 60 % training, 20 % validation, 20 % test.
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from outcome.wheels import WHEELS, read_member
+from study.wheels import WHEELS, read_member
 
 __all__ = ["TABLES", "Columns", "Table", "encode", "split_rows"]
 
