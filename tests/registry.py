@@ -488,7 +488,7 @@ RANKING: dict[str, RankingLoss] = {
         f"{POOL_ARGUMENTS}, max_pool_size=None, multilabel=False, *, {TAIL_ARGUMENTS}, tau_scale='none')",
         reference=reference.SOFT_FBETA,
         metric=f_beta,
-        limit={"temperature": 1e-3, "eta": -4.025, "beta": 2.0},
+        limit={"temperature": 1e-3, "eta": 0.5, "beta": 2.0},
         variants={
             "soft_fbeta": Variant(
                 {"beta": 2.0},
@@ -850,3 +850,16 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
         },
     ),
 }
+
+
+def shells_of_every_loss(named: Mapping[str, tuple[str, Options]]) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+    """Shell and options by name: those that are given as (ranking loss, options), and each other loss as it is."""
+    others = RANKING.keys() - {key for key, _ in named.values()}
+    every = {**{key: (key, {}) for key in RANKING if key in others}, **named}
+    return {name: (RANKING[key].shell, dict(options)) for name, (key, options) in every.items()}
+
+
+def is_bounded(shell: type[nn.Module]) -> bool:
+    """Whether the loss of a module with its first options is at most 1."""
+    (entry,) = (one for one in RANKING.values() if one.shell is shell)
+    return next(iter(entry.variants.values())).bounded

@@ -8,10 +8,15 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from imbalanced_losses import (
+    AsymmetricConfig,
     FPRAtRecallConfig,
+    LDAMConfig,
+    LogitAdjustedConfig,
     PAUCAtBudgetConfig,
     PrecisionAtRecallConfig,
+    RecallAtKConfig,
     RecallAtQuantileConfig,
+    RetrievalAPConfig,
     SigmoidFocalConfig,
     SmoothAPConfig,
     SoftFBetaConfig,
@@ -23,10 +28,16 @@ __all__ = ["config_fields", "configs"]
 Config = TypeVar("Config")
 Choices = Mapping[str, list[Any]]
 
+_REDUCTIONS = ["mean", "sum", "none"]
 _RANKING: Choices = {
     "temperature": [0.5, 0.05, 2.0],
-    "reduction": ["mean", "sum", "none"],
+    "reduction": _REDUCTIONS,
     "tau_scale": ["none", "std", "iqr"],
+}
+_RETRIEVAL: Choices = {
+    "temperature": [0.5, 0.05, 2.0],
+    "reduction": _REDUCTIONS,
+    "similarity": ["cosine", "dot"],
 }
 _THRESHOLD: Choices = {
     "quantile_interpolation": ["higher", "lower", "linear", "midpoint", "nearest"],
@@ -63,10 +74,20 @@ _CHOICES: Mapping[type, Choices] = {
         "positive_temperature": [None, 0.5],
         "min_tpr": [0.0, 0.3137],
     },
+    RetrievalAPConfig: {
+        **_RETRIEVAL,
+        "surrogate": ["sigmoid", "sup"],
+        "rho": [100.0, 10.0],
+        "delta": [0.05, 0.2],
+        "calibration_weight": [0.0, 0.5],
+        "positive_target": [0.9, 0.7],
+        "negative_target": [0.6, 0.3],
+    },
+    RecallAtKConfig: {**_RETRIEVAL, "k": [(1, 2, 4, 8, 16), (1,), (3, 5)], "rank_temperature": [1.0, 0.5]},
     SigmoidFocalConfig: {
         "alpha": [-1.0, 0.25, 0.0, 1.0],
         "gamma": [0.0, 0.5, 1.0, 2.0, 3.7],
-        "reduction": ["mean", "sum", "none"],
+        "reduction": _REDUCTIONS,
         "ignore_index": [-100],
     },
     SoftmaxFocalConfig: {
@@ -75,6 +96,19 @@ _CHOICES: Mapping[type, Choices] = {
         "background_class": [0, 1],
         "label_smoothing": [0.0, 0.1, 0.5],
     },
+    LogitAdjustedConfig: {
+        "tau": [1.0, 0.0, 0.5],
+        "gamma": [0.0, 0.2],
+        "reduction": _REDUCTIONS,
+        "label_smoothing": [0.0, 0.1],
+    },
+    AsymmetricConfig: {
+        "gamma_pos": [1.0, 0.0, 0.5],
+        "gamma_neg": [4.0, 0.0, 0.5],
+        "margin": [0.05, 0.0, 0.3],
+        "reduction": _REDUCTIONS,
+    },
+    LDAMConfig: {"max_margin": [0.5, 0.0, 2.0], "scale": [30.0, 1.0], "reduction": _REDUCTIONS},
 }
 
 
@@ -107,12 +141,11 @@ def configs(config: type[Config], **fixed: Any) -> st.SearchStrategy[Config]:
     Parameters
     ----------
     config : type
-        :class:`~imbalanced_losses.SmoothAPConfig`, :class:`~imbalanced_losses.RecallAtQuantileConfig`,
-        :class:`~imbalanced_losses.PrecisionAtRecallConfig`, :class:`~imbalanced_losses.FPRAtRecallConfig`,
-        :class:`~imbalanced_losses.SoftFBetaConfig`, :class:`~imbalanced_losses.PAUCAtBudgetConfig`,
-        :class:`~imbalanced_losses.SigmoidFocalConfig` or :class:`~imbalanced_losses.SoftmaxFocalConfig`.
+        The configuration of any loss of this library, such as :class:`~imbalanced_losses.SmoothAPConfig`.
     **fixed
-        Fields with a fixed value. Ranking losses need ``num_classes``, and ``multilabel=True`` for multi-label targets.
+        Fields with a fixed value, and those that the batch determines, which are never drawn: ``num_classes`` of
+        ranking losses and ``multilabel=True`` for multi-label targets, ``embedding_size`` of retrieval losses, class
+        counts, shares and weights, ``ignore_index`` and ``max_pool_size``.
 
     Raises
     ------

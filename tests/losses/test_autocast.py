@@ -9,31 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbalanced_losses import (
-    FPRAtRecallLoss,
-    PAUCAtBudgetLoss,
-    PrecisionAtRecallLoss,
-    RecallAtQuantileLoss,
-    SmoothAPConfig,
-    SmoothAPLoss,
-    SoftFBetaLoss,
-    init_queue,
-    smooth_ap,
-)
+from imbalanced_losses import SmoothAPConfig, init_queue, smooth_ap
 from imbalanced_losses.queue import next_slots, with_slots
+from tests.registry import shells_of_every_loss
 
 HALF = (torch.float16, torch.bfloat16)
-LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "smooth_ap": (SmoothAPLoss, {}),
-    "recall": (RecallAtQuantileLoss, {"quantile": 0.2, "threshold_gradient": "implicit"}),
-    "recall_iqr": (RecallAtQuantileLoss, {"quantile": 0.2, "tau_scale": "iqr", "budget_basis": "fpr"}),
-    "trapezoid": (PAUCAtBudgetLoss, {"beta": 0.4}),
-    "pairwise": (PAUCAtBudgetLoss, {"beta": 0.4, "surrogate": "pairwise", "min_tpr": 0.2}),
-    "dro": (PAUCAtBudgetLoss, {"surrogate": "dro", "positive_temperature": 0.5}),
-    "precision_at_recall": (PrecisionAtRecallLoss, {"tau_scale": "std"}),
-    "fpr_at_recall": (FPRAtRecallLoss, {}),
-    "soft_fbeta": (SoftFBetaLoss, {"tau_scale": "std"}),
-}
+LOSSES = shells_of_every_loss(
+    {
+        "recall": ("recall", {"quantile": 0.2, "threshold_gradient": "implicit"}),
+        "recall_iqr": ("recall", {"quantile": 0.2, "tau_scale": "iqr", "budget_basis": "fpr"}),
+        "trapezoid": ("pauc", {"beta": 0.4}),
+        "pairwise": ("pauc", {"beta": 0.4, "surrogate": "pairwise", "min_tpr": 0.2}),
+        "dro": ("pauc", {"surrogate": "dro", "positive_temperature": 0.5}),
+        "precision_at_recall": ("precision_at_recall", {"tau_scale": "std"}),
+        "soft_fbeta": ("soft_fbeta", {"tau_scale": "std"}),
+    }
+)
 over_types = pytest.mark.parametrize(
     ("dtype", "inside"), list(itertools.product([*HALF, torch.float32, torch.float64], HALF))
 )

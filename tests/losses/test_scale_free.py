@@ -9,28 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbalanced_losses import (
-    FPRAtRecallLoss,
-    PAUCAtBudgetLoss,
-    PrecisionAtRecallLoss,
-    RecallAtQuantileLoss,
-    SmoothAPLoss,
-    SoftFBetaLoss,
-)
+from imbalanced_losses import PAUCAtBudgetLoss
+from tests.registry import shells_of_every_loss
 
 IGNORE = -100
-LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "smooth_ap": (SmoothAPLoss, {}),
-    "recall_at_fpr": (RecallAtQuantileLoss, {"quantile": 0.3, "budget_basis": "fpr"}),
-    "precision_at_recall": (PrecisionAtRecallLoss, {}),
-    "precision_at_recall_stop": (PrecisionAtRecallLoss, {"threshold_gradient": "stop"}),
-    "fpr_at_recall": (FPRAtRecallLoss, {"recall": 0.6}),
-    "soft_fbeta": (SoftFBetaLoss, {"beta": 2.0}),
-    "trapezoid_two_way": (PAUCAtBudgetLoss, {"beta": 0.6, "min_tpr": 0.3, "n_knots": 3}),
-    "pairwise_two_way": (PAUCAtBudgetLoss, {"beta": 0.6, "min_tpr": 0.3, "surrogate": "pairwise"}),
-    "dro": (PAUCAtBudgetLoss, {"beta": 0.6, "surrogate": "dro", "margin": 0.7}),
-    "dro_two_way": (PAUCAtBudgetLoss, {"beta": 0.6, "surrogate": "dro", "positive_temperature": 0.5, "min_tpr": 0.3}),
-}
+LOSSES = shells_of_every_loss(
+    {
+        "recall_at_fpr": ("recall", {"quantile": 0.3, "budget_basis": "fpr"}),
+        "precision_at_recall": ("precision_at_recall", {}),
+        "precision_at_recall_stop": ("precision_at_recall", {"threshold_gradient": "stop"}),
+        "fpr_at_recall": ("fpr_at_recall", {"recall": 0.6}),
+        "soft_fbeta": ("soft_fbeta", {"beta": 2.0}),
+        "trapezoid_two_way": ("pauc", {"beta": 0.6, "min_tpr": 0.3, "n_knots": 3}),
+        "pairwise_two_way": ("pauc", {"beta": 0.6, "min_tpr": 0.3, "surrogate": "pairwise"}),
+        "dro": ("pauc", {"beta": 0.6, "surrogate": "dro", "margin": 0.7}),
+        "dro_two_way": ("pauc", {"beta": 0.6, "surrogate": "dro", "positive_temperature": 0.5, "min_tpr": 0.3}),
+    }
+)
 CASES = [
     (name, unit)
     for name, (shell, _) in LOSSES.items()

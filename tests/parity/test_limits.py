@@ -22,12 +22,12 @@ split = pytest.mark.parametrize("n_queued", [0, 60], ids=["no_queue", "queue"])
 
 
 def pool(seed: int, gap: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Scores without ties, at least ``gap`` apart, positives somewhat above the negatives."""
+    """Scores without ties, at least ``gap`` apart, on both sides of 0, positives somewhat above the negatives."""
     random = np.random.default_rng(seed)
     labels = np.r_[np.zeros(N_NEGATIVES), np.ones(N_POSITIVES)]
     order = (random.normal(size=len(labels)) + 1.5 * labels).argsort().argsort()
     shuffle = random.permutation(len(labels))
-    return torch.from_numpy(order[shuffle] * gap), torch.from_numpy(labels[shuffle]).long()
+    return torch.from_numpy((order[shuffle] - 80.5) * gap), torch.from_numpy(labels[shuffle]).long()
 
 
 def loss_of(name: str, scores: Tensor, labels: Tensor, n_queued: int = 0, **options: Any) -> float:

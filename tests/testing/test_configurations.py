@@ -9,17 +9,26 @@ import pytest
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from imbalanced_losses import PAUCAtBudgetConfig, SoftFBetaConfig
+from imbalanced_losses import PAUCAtBudgetConfig, RecallAtKConfig, RetrievalAPConfig
 from imbalanced_losses.testing import configs
+from tests.registry import ELEMENTWISE, RANKING
 
-SHAPE = {"num_classes", "multilabel", "ignore_index", "max_pool_size"}
+OF_THE_BATCH = {"num_classes", "embedding_size", "multilabel", "ignore_index", "max_pool_size"}
+CONFIGS = [
+    *(loss.config for loss in (*RANKING.values(), *ELEMENTWISE.values())),
+    RetrievalAPConfig,
+    RecallAtKConfig,
+]
 
 
-@pytest.mark.parametrize("config", [PAUCAtBudgetConfig, SoftFBetaConfig])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_option_is_drawn(config: Any) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.name not in SHAPE}
-    for name, default in defaults.items():
-        find(configs(config, num_classes=1), lambda cfg, name=name, default=default: getattr(cfg, name) != default)
+    fields = [field for field in dataclasses.fields(config) if not str(field.type).startswith("tuple[float")]
+    defaults = {field.name: field.default for field in fields}  # without class counts, shares and weights
+    fixed = {name: 1 for name in ("num_classes", "embedding_size") if name in defaults}
+    for name in defaults.keys() - OF_THE_BATCH:
+        default = defaults[name]
+        find(configs(config, **fixed), lambda cfg, name=name, default=default: getattr(cfg, name) != default)
 
 
 FIXED: dict[str, list[Any]] = {
