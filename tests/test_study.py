@@ -751,7 +751,7 @@ def test_cells_are_trained_in_a_worker_and_kept(tmp_path: Path) -> None:
         study = Study(protocol, Journal(path, resume=False), tmp_path, pool)
         assert "no environment" in pool.hello()["peer"]["skipped"]
         found = [study.cell(cell) for cell in cells]
-        failed = study.cell(Cell(problem, "MLP", contender("0.6.0 pAUC")))
+        failed = study.cell(Cell(problem, "MLP", contender("0.6.0 Smooth-AP 0.5")))
     finally:
         pool.stop()
     for one in found:

@@ -72,14 +72,21 @@ def _line(results: Results, model: str, best: str) -> str:
 
 
 def decisions(results: Results) -> str:
-    """Markdown table: the best loss by measure, positives and model, chosen on one half and judged on the other."""
+    """Markdown: the best loss by measure, positives and model, chosen on one half and judged on the other."""
     header = ("measure", "positives", "model", "loss", "settings chosen", *HALVES, "take it?")
     rows = []
     for measure, title in MEASURES.items():
         for name in BINS:
             for model in (one for one in NETWORKS if one in results.models):
                 rows += [(title, name, model, *cells) for cells in _decision(results, measure, name, model)]
-    return table(header, rows)
+    answers = [row[-1] for row in rows]
+    judged = [answer for answer in answers if answer.startswith(("yes", "no"))]
+    held = judged.count("yes")
+    by_chance = (
+        f"{held} of {len(judged)} rows that can be judged hold. If no loss were better than cross-entropy, an interval "
+        f"of 95 % would still lie above zero in one row of 40, so in {len(judged) / 40:.1f} rows of these."
+    )
+    return f"{table(header, rows)}\n\n{by_chance}"
 
 
 def _decision(results: Results, measure: str, name: str, model: str) -> Iterator[tuple[str, ...]]:
@@ -90,7 +97,7 @@ def _decision(results: Results, measure: str, name: str, model: str) -> Iterator
         return
     found = [results.overall(model, best, measure, problems) for problems in halves]
     if math.isnan(found[1].mean):
-        answer = "no table to check on"
+        answer = "open: no table to check on"
     elif not results.is_whole(model, best, halves[1]):
         answer = "open: tables are missing"
     elif math.isinf(found[1].half):
