@@ -329,7 +329,7 @@ print(f"standard error of the mean difference: {final[2].std() / len(SEEDS) ** 0
 #
 # If the order is nearly right already, a ranking loss can gain little. To find out whether it gains something on your
 # data, compare in the same way: with a tuned BCE, the same splits and seeds, and the difference within each pair.
-# [The study](../docs/outcome.md) does so for 15 tasks.
+# [The study](../docs/study.md) does so on 14 real tables.
 #
 # **To try next:** `RecallAtQuantileLoss(threshold_gradient="implicit")` optimises recall at the alert budget,
 # `PAUCAtBudgetLoss(surrogate="pairwise")` at a budget of false alerts. Each can replace `SmoothAPLoss`. A smaller

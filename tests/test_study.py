@@ -681,15 +681,56 @@ def test_the_published_page_is_what_its_numbers_say_and_whole() -> None:
     from study.report import page
 
     numbers, text = (ROOT / "docs" / f"study.{end}" for end in ("json", "md"))
-    assert numbers.exists() == text.exists()
-    if numbers.exists():
-        data = json.loads(numbers.read_text(encoding="utf-8"))
-        assert text.read_text(encoding="utf-8") == page(data)
-        assert data["protocol"] == asdict(Protocol())
-        for problem in PROBLEMS:
-            for one in CONTENDERS:
-                for model in (model for model in one.models if one.takes(model, problem.kind)):
-                    assert "test" in data["cells"][model][problem.name][one.name]
+    data = json.loads(numbers.read_text(encoding="utf-8"))
+    assert text.read_text(encoding="utf-8") == page(data)
+    assert data["protocol"] == asdict(Protocol())
+    for problem in PROBLEMS:
+        for one in CONTENDERS:
+            for model in (model for model in one.models if one.takes(model, problem.kind)):
+                assert "test" in data["cells"][model][problem.name][one.name]
+
+
+def test_the_pages_quote_what_the_study_found() -> None:
+    from study.measures import TARGET
+    from study.problems import BINS, bin_of
+    from study.results import Results, with_sign
+
+    results = Results(json.loads((ROOT / "docs" / "study.json").read_text(encoding="utf-8")))
+    first, second = (results.half(half) for half in ("chosen on", "held out"))
+
+    def found(model: str, name: str, measure: str = TARGET, problems: Any = second) -> str:
+        return with_sign(results.overall(model, name, measure, problems))
+
+    best = [(model, results.best(model, TARGET, first, ours=True)) for model in ("linear", "MLP", "head")]
+    assert [name for _, name in best] == [
+        "Smooth-AP, L-BFGS",
+        "pAUC pairwise, wide after cross-entropy",
+        "Smooth-AP 0.5",
+    ]
+    common = [found(model, str(name)) for model, name in best]
+    many = [one for one in second if bin_of(one) == BINS[1]]
+    holds = found("linear", "Smooth-AP 0.5 + half", "recall", many)
+    chosen = found("linear", "Smooth-AP, L-BFGS", problems=first)
+    at_recall = [
+        found("linear", "precision at recall", "precision", many),
+        found("linear", "precision at recall"),
+    ]
+    libauc = [found("MLP", "LibAUC pAUC, SOPA", problems=half) for half in (first, second)]
+    quotes = {
+        "README.md": [*common, found("trees", "boosted trees")],
+        "docs/index.md": [*common, holds, chosen, found("MLP", "soft F1"), *at_recall],
+        "docs/choosing.md": [
+            *common,
+            found("trees", "boosted trees"),
+            holds,
+            chosen,
+            *(found("MLP", name) for name in ("recall", "soft F1")),
+        ],
+        "docs/coming_from/libauc.md": libauc,
+    }
+    for page, expected in quotes.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert [one for one in expected if one not in text] == [], page
 
 
 # Driver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from study.measures import MEASURES, TARGET
 from study.problems import BINS, Kind, Problem, bin_of
 from study.results import HALVES, OF_CONTENDER, Results, with_sign
 
-__all__ = ["decisions", "ensembles", "holds", "settings_of", "verdict"]
+__all__ = ["decisions", "ensembles", "holds", "price", "settings_of", "verdict"]
 
 LEVEL = 0.05
 WORST = -0.01
+PRICED = ("Smooth-AP 0.5", "Smooth-AP 0.5 + half")
 REFERENCE = ("ensemble", BASELINE)
 
 
@@ -48,6 +50,20 @@ def verdict(results: Results) -> str:
     """Markdown: for each model, the ranking loss that the first half chooses, and whether it holds on the second."""
     chosen = {model: results.best(model, TARGET, results.half(HALVES[0]), ours=True) for model in NETWORKS}
     return "\n".join(_line(results, model, best) for model, best in chosen.items() if best is not None)
+
+
+def price(results: Results) -> str:
+    """How much longer one run takes than one of cross-entropy: the median over tables of one label."""
+    problems = [one for half in HALVES for one in results.half(half)]
+    found = []
+    for model, name in itertools.product(NETWORKS, PRICED):
+        ratios = [
+            results.seconds(model, one.name, name) / results.seconds(model, one.name, BASELINE)
+            for one in results.problems_of(model, name, TARGET, problems)
+        ]
+        if ratios:
+            found.append(f"{model}, *{name}* {statistics.median(ratios):.1f}")
+    return f"- A run takes as many times as long as one of cross-entropy: {'; '.join(found)}." if found else ""
 
 
 def _line(results: Results, model: str, best: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from pages import table
 
 from study.contenders import BASELINE, CONTENDERS, NETWORKS
-from study.decisions import LEVEL, decisions, ensembles, verdict
+from study.decisions import LEVEL, decisions, ensembles, price, verdict
 from study.measures import MEASURES, TARGET
 from study.problems import Kind, Problem
 from study.results import HALVES, Results, with_sign
@@ -67,7 +67,7 @@ Costs are in one table only, which is held out: it shows savings, but no loss wa
 def page(data: Data) -> str:
     """The whole page."""
     results = Results(data)
-    parts = [INTRODUCTION, _machine(data), "## In short", verdict(results)]
+    parts = [INTRODUCTION, _machine(data), "## In short", "\n".join(filter(None, (verdict(results), price(results))))]
     parts += ["## What to take", decisions(results)]
     parts += ["## Ensembles of eight", _or_none(ensembles(results))]
     parts += ["## All contenders", READING, *_overall(results)]
