@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import find, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imbalanced_losses import PAUCAtBudgetConfig, RecallAtKConfig, RetrievalAPConfig
@@ -26,9 +26,17 @@ def test_every_option_is_drawn(config: Any) -> None:
     fields = [field for field in dataclasses.fields(config) if not str(field.type).startswith("tuple[float")]
     defaults = {field.name: field.default for field in fields}  # without class counts, shares and weights
     fixed = {name: 1 for name in ("num_classes", "embedding_size") if name in defaults}
-    for name in defaults.keys() - OF_THE_BATCH:
-        default = defaults[name]
-        find(configs(config, **fixed), lambda cfg, name=name, default=default: getattr(cfg, name) != default)
+    others = {name: default for name, default in defaults.items() if name not in OF_THE_BATCH}
+    drawn: dict[str, set[Any]] = {name: set() for name in others}
+
+    @settings(max_examples=80, database=None)
+    @given(configs(config, **fixed))
+    def draw(cfg: Any) -> None:
+        for name in others:
+            drawn[name].add(getattr(cfg, name))
+
+    draw()
+    assert [name for name, default in others.items() if not drawn[name] - {default}] == []
 
 
 FIXED: dict[str, list[Any]] = {
