@@ -70,7 +70,7 @@ class Contender:
         return "softmax" if kind == "multiclass" and of_classes else "sigmoid"
 
 
-SOFTMAX_LOSSES = {"CrossEntropy", "LogitAdjustedLoss", "SoftmaxFocalLoss", "LDAMLoss", "GradientBoosting"}
+SOFTMAX_LOSSES = {"CrossEntropy", "LogitAdjustedLoss", "Focal", "LDAMLoss", "GradientBoosting"}
 
 
 def grid(lr: Sequence[float] = (3e-3, 1e-2), **own: Sequence[float]) -> tuple[Setting, ...]:

@@ -53,7 +53,7 @@ def verdict(results: Results) -> str:
 
 
 def price(results: Results) -> str:
-    """How much longer one run takes than one of cross-entropy: the median over tables of one label."""
+    """Training time relative to cross-entropy: the median over tables of one label."""
     problems = [one for half in HALVES for one in results.half(half)]
     found = []
     for model, name in itertools.product(NETWORKS, PRICED):
@@ -63,7 +63,7 @@ def price(results: Results) -> str:
         ]
         if ratios:
             found.append(f"{model}, *{name}* {statistics.median(ratios):.1f}")
-    return f"- A run takes as many times as long as one of cross-entropy: {'; '.join(found)}." if found else ""
+    return f"- Training time relative to cross-entropy: {'; '.join(found)}." if found else ""
 
 
 def _line(results: Results, model: str, best: str) -> str:
@@ -78,8 +78,9 @@ def _line(results: Results, model: str, best: str) -> str:
     unseen = with_sign(results.overall(model, best, TARGET, second))
     wins, ties, losses = results.counts(model, best, TARGET, second)
     worst = 100 * min(results.means(model, best, TARGET, second))
-    says = "It holds." if holds(results, model, best, second) else "**It does not hold.**"
-    text = f"{text}, {unseen} on the other, where it wins {wins}, ties {ties} and loses {losses} (worst {worst:+.1f})"
+    says = "Confirmed." if holds(results, model, best, second) else "**Not confirmed.**"
+    counts = f"better on {wins} tables, within chance on {ties} and worse on {losses} (worst {worst:+.1f})"
+    text = f"{text}, {unseen} on the other, where it is {counts}"
     if control := OF_CONTENDER[best].control:
         text = (
             f"{text}; {with_sign(results.overall(model, best, TARGET, second, (model, control)))} against *{control}*"
@@ -89,7 +90,7 @@ def _line(results: Results, model: str, best: str) -> str:
 
 def decisions(results: Results) -> str:
     """Markdown: the best loss by measure, positives and model, chosen on one half and judged on the other."""
-    header = ("measure", "positives", "model", "loss", "settings chosen", *HALVES, "take it?")
+    header = ("measure", "positives", "model", "loss", "settings chosen", *HALVES, "use it?")
     rows = []
     for measure, title in MEASURES.items():
         for name in BINS:
@@ -100,7 +101,9 @@ def decisions(results: Results) -> str:
     held = judged.count("yes")
     by_chance = (
         f"{held} of {len(judged)} rows that can be judged hold. If no loss were better than cross-entropy, an interval "
-        f"of 95 % would still lie above zero in one row of 40, so in {len(judged) / 40:.1f} rows of these."
+        f"of 95 % would still lie above zero in one row of 40, so in {len(judged) / 40:.1f} rows of these. The rows "
+        "are not independent, and those of tables with few positives rest on two held-out tables, which can hardly "
+        "show a gain."
     )
     return f"{table(header, rows)}\n\n{by_chance}"
 

@@ -43,7 +43,7 @@ def over_splits(ours: Sequence[float], theirs: Sequence[float], test_to_training
 
 
 def over_tables(differences: Sequence[float]) -> Difference:
-    """Mean over tables, each of which counts the same, with Student's interval: what a new table may expect."""
+    """Mean over tables, each of which counts the same, with Student's interval of the mean."""
     return _student(np.asarray(differences, dtype=float), 0.0)
 
 

@@ -114,8 +114,12 @@ class Results:
         return dict(zip(names, holm(p_values), strict=True))
 
     def best(self, model: str, measure: str, problems: Sequence[Problem], *, ours: bool = False) -> str | None:
-        """Contender with the highest mean, of those that were trained on all problems that they take part in."""
-        names = [one for one in self.contenders(model) if one.name != BASELINE and (one.is_ranking or not ours)]
+        """Contender with the highest mean, of those that were trained on all problems that they take part in.
+
+        Cross-entropy trained in another way is no contender here; with ``ours``, only our ranking losses are.
+        """
+        controls = {BASELINE, *(one.control for one in CONTENDERS)}
+        names = [one for one in self.contenders(model) if one.name not in controls and (one.is_ranking or not ours)]
         means = {
             one.name: self.overall(model, one.name, measure, problems).mean
             for one in names
