@@ -146,9 +146,6 @@ KEPT: dict[str, dict[str, str]] = {
         "test_broken_elementwise_losses": r"-(result|pure|finite|weights|compile)$",
         "test_broken_ranking_losses": r"-(result|state|weights|vmap)$",
     },
-    "testing/test_configurations.py": {
-        "test_every_option_is_drawn": r"^(?!PAUC)",
-    },
     "testing/test_own_losses.py": {
         "test_elementwise": r"^softmax_focal-",
         "test_other_reductions": r"^none",
