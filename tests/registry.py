@@ -8,6 +8,7 @@ instead of scores and are not here: tests/losses/test_retrieval_*.py and tests/m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,11 @@ class Variant:
     """The loss is one minus the weighted mean of a term of each positive."""
     diagnostics: frozenset[str] = frozenset()
     """Names in ``PerClass.diagnostics`` besides those of the loss."""
+
+    @property
+    def most(self) -> float:
+        """The largest loss."""
+        return 1.0 if self.bounded else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -854,12 +860,12 @@ ELEMENTWISE: dict[str, ElementwiseLoss] = {
 
 def shells_of_every_loss(named: Mapping[str, tuple[str, Options]]) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
     """Shell and options by name: those that are given as (ranking loss, options), and each other loss as it is."""
-    others = RANKING.keys() - {key for key, _ in named.values()}
-    every = {**{key: (key, {}) for key in RANKING if key in others}, **named}
+    given = {key for key, _ in named.values()}
+    every = {**{key: (key, {}) for key in RANKING if key not in given}, **named}
     return {name: (RANKING[key].shell, dict(options)) for name, (key, options) in every.items()}
 
 
-def is_bounded(shell: type[nn.Module]) -> bool:
-    """Whether the loss of a module with its first options is at most 1."""
+def most_of(shell: type[nn.Module]) -> float:
+    """The largest loss of a module with its first options."""
     (entry,) = (one for one in RANKING.values() if one.shell is shell)
-    return next(iter(entry.variants.values())).bounded
+    return next(iter(entry.variants.values())).most

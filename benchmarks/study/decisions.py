@@ -13,7 +13,7 @@ from pages import table
 from study.contenders import BASELINE, CONTENDERS, ENSEMBLES, NETWORKS
 from study.measures import MEASURES, TARGET
 from study.problems import BINS, Kind, Problem, bin_of
-from study.results import HALVES, OF_CONTENDER, Results, with_sign
+from study.results import HALVES, OF_CONTENDER, Place, Results, with_sign
 
 __all__ = ["decisions", "ensembles", "holds", "price", "settings_of", "verdict"]
 
@@ -57,13 +57,19 @@ def price(results: Results) -> str:
     problems = [one for half in HALVES for one in results.half(half)]
     found = []
     for model, name in itertools.product(NETWORKS, PRICED):
-        ratios = [
-            results.seconds(model, one.name, name) / results.seconds(model, one.name, BASELINE)
-            for one in results.problems_of(model, name, TARGET, problems)
-        ]
-        if ratios:
-            found.append(f"{model}, *{name}* {statistics.median(ratios):.1f}")
+        compared = results.problems_of(model, name, TARGET, problems)
+        if compared:
+            found.append(f"{model}, *{name}* {_times(results, (model, name), (model, BASELINE), compared)}")
     return f"- Training time relative to cross-entropy: {'; '.join(found)}." if found else ""
+
+
+def _times(results: Results, place: Place, other: Place, problems: list[Problem]) -> str:
+    """Median over problems of the training time, in multiples of that at another place."""
+    (model, name), (other_model, other_name) = place, other
+    ratios = (
+        results.seconds(model, one.name, name) / results.seconds(other_model, one.name, other_name) for one in problems
+    )
+    return f"{statistics.median(ratios):.1f}"
 
 
 def _line(results: Results, model: str, best: str) -> str:
@@ -152,10 +158,7 @@ def ensembles(results: Results) -> str:
         cells = []
         for half in HALVES:
             problems = results.problems_of("ensemble", name, TARGET, results.half(half))
-            ratios = [
-                results.seconds("ensemble", one.name, name) / results.seconds("MLP", one.name, name) for one in problems
-            ]
-            time = f"{statistics.median(ratios):.1f}" if ratios else "-"
+            time = _times(results, ("ensemble", name), ("MLP", name), problems) if problems else "-"
             gain, beyond = (results.overall("ensemble", name, TARGET, problems, other) for other in (None, REFERENCE))
             cells += [with_sign(gain), with_sign(beyond) if name != BASELINE else "-", time]
         rows.append((name, *cells))

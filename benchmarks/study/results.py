@@ -13,7 +13,7 @@ from study.inference import Difference, holm, over_splits, over_tables
 from study.measures import LOWER_IS_BETTER, TARGET
 from study.problems import PROBLEMS, Kind, Problem
 
-__all__ = ["HALVES", "Data", "Results", "dump", "with_sign"]
+__all__ = ["HALVES", "Data", "Place", "Results", "dump", "with_sign"]
 
 Data = dict[str, Any]
 HALVES = ("chosen on", "held out")

@@ -6,7 +6,6 @@ it with a fixed problem (``example``) or lets hypothesis draw kind, queue and ro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +39,7 @@ class Case:
     @property
     def most(self) -> float:
         """The largest loss."""
-        return 1.0 if self.variant.bounded else math.inf
+        return self.variant.most
 
     @property
     def live_numerator(self) -> bool:

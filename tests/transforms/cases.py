@@ -44,7 +44,7 @@ class Case:
     num_classes: int
     multilabel: bool
     options: Mapping[str, Any] = field(default_factory=dict)
-    bounded: bool = True
+    most: float = 1.0
 
     def __str__(self) -> str:
         return self.name
@@ -102,7 +102,7 @@ class Case:
 
 def _case(variant: str, kind: str) -> Case:
     loss, own = TRACED[variant]
-    return Case(f"{variant}-{kind}", loss, *KINDS[kind], own.options, own.bounded)
+    return Case(f"{variant}-{kind}", loss, *KINDS[kind], own.options, own.most)
 
 
 CASES = [_case(variant, kind) for variant in TRACED for kind in KINDS]
