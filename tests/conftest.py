@@ -25,9 +25,22 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from tests.exhaustive import mark_items
+    from tests.exhaustive import in_order
 
-    mark_items(items)
+    items[:] = in_order(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop coverage at the first test that it need not follow, and start it at the next that it follows.
+
+    pytest-cov's own ``no_cover`` stops and starts it for each test, which takes longer than most tests.
+    """
+    plugin = item.config.pluginmanager.getplugin("_cov")
+    controller = plugin.cov_controller if plugin else None
+    untraced = item.get_closest_marker("untraced") is not None
+    if controller is not None and controller.started == untraced:
+        (controller.pause if untraced else controller.resume)()
 
 
 def pytest_report_header() -> str:
@@ -44,6 +57,6 @@ def group_of_one() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _fresh_torch() -> Iterator[None]:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats a stack trace for each kind of accelerator
     yield
     torch._dynamo.reset()

@@ -16,10 +16,16 @@ from tests.compiled.matrix import CASES, LOSSES, THREADS
 from tests.compiled.processes import Run, Template, check
 from tests.compiled.worker import code_for
 
-# One process for each family: starting a process takes longer than a case.
-PROCESSES: dict[str, list[str]] = {"ranking": [], "elementwise": []}
+# One process for each family: starting a process takes longer than a case. "further" has all but the first case of each
+# loss and surrogate.
+PROCESSES: dict[str, list[str]] = {"ranking": [], "elementwise": [], "further": []}
+_seen = set[object]()
 for _name, _loss in LOSSES.items():
-    PROCESSES["ranking" if _loss.has_queue else "elementwise"] += [f"{_name} {case}" for case in _loss.in_suite]
+    for _case in _loss.in_suite:
+        _objective = _loss.function, _loss.options.get("surrogate")
+        _family = "ranking" if _loss.has_queue else "elementwise"
+        PROCESSES["further" if _objective in _seen else _family].append(f"{_name} {_case}")
+        _seen.add(_objective)
 
 
 def find(name: str) -> str:
@@ -41,6 +47,7 @@ def test_compiled_equals_eager(names: list[str], threads: int, template: Templat
     assert not wrong, "\n".join(["compiled code is wrong:", *wrong])
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_dies_is_wrong_and_the_next_one_runs(template: Template) -> None:
     right = Run(find("ldam function C=3 64+0"), 1)
     findings = check([Run("no such case", 1), right], template)

@@ -40,6 +40,7 @@ BUGS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_bug_is_where_the_table_says(bug: Bug, tmp_path: Path) -> None:
     """A process that dies counts as broken: it may corrupt its heap before it prints. Any other failure is an error."""

@@ -50,7 +50,12 @@ def test_every_loss_is_in_the_table(tmp_path: Path) -> None:
         (("--plot", "picture.pdf"), "expected --plot FILE.png in a folder that exists, got picture.pdf"),
     ],
 )
-def test_bad_flags(flags: tuple[str, str], message: str) -> None:
-    finished = start_demo(*flags)
-    assert finished.returncode == 2
-    assert message in finished.stderr
+def test_bad_flags(
+    flags: tuple[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(DEMO.parent)
+    from retrieval_demo import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert message in capsys.readouterr().err
