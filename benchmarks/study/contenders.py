@@ -143,11 +143,9 @@ ALONE: tuple[Row, ...] = (
         {"band": (0.5, 1.0)},
     ),
 )
-# what is tried most widely: mixed with every model, and from the weights of cross-entropy
-MAIN = ("Smooth-AP 0.5", "pAUC pairwise, wide")
+MIXED = tuple(row[0] for row in RANKING if row[0] != "Smooth-AP, scale-free")
+FROM_WEIGHTS = ("Smooth-AP 0.5", "pAUC pairwise, wide")
 OF_CLASSES = ("Smooth-AP 0.5 + half",)
-FOR_TIME = "not with each model, for want of time"
-FEWER_MODELS = {"recall": ("MLP",), "precision at recall": ("linear",), "pAUC dro": ("linear", "MLP")}
 SUFFIXES = {
     "alone": "",
     "half": " + half",
@@ -159,18 +157,11 @@ SUFFIXES = {
 
 def _ranking() -> list[Contender]:
     """Each alone and half and half; some from the weights of tuned cross-entropy."""
-    made = []
-    for row in RANKING:
-        models = FEWER_MODELS.get(row[0], NETWORKS)
-        made.append(_one_ranking(row, "alone", models, "" if models == NETWORKS else FOR_TIME))
-    for row in RANKING:
-        if row[0] in MAIN:
-            made.append(_one_ranking(row, "half", NETWORKS, ""))
-        elif row[0] == "recall":
-            made.append(_one_ranking(row, "half", ("MLP",), FOR_TIME))
-    tuned = [row for row in RANKING if row[0] in MAIN]
-    return made + [
-        _one_ranking(row, "tuned", ("linear", "MLP"), "a head starts from these weights anyway") for row in tuned
+    start = "a head starts from these weights anyway"
+    return [
+        *(_one_ranking(row, "alone", NETWORKS, "") for row in RANKING),
+        *(_one_ranking(row, "half", NETWORKS, "") for row in RANKING if row[0] in MIXED),
+        *(_one_ranking(row, "tuned", ("linear", "MLP"), start) for row in RANKING if row[0] in FROM_WEIGHTS),
     ]
 
 
@@ -252,5 +243,5 @@ def _packages() -> list[Contender]:
 CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages(), *_variants())
 
 # beside the single MLP with its chosen setting: eight members by one vmap
-ENSEMBLES = (BASELINE, "Smooth-AP 0.5")
+ENSEMBLES = (BASELINE, "Smooth-AP 0.5", "recall", "pAUC pairwise, wide")
 MEMBERS = 8

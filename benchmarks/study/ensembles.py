@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch.nn import functional
 
 import imbalanced_losses
 from study.loop import Limits, average_precision, epochs, train
-from study.losses import Job, set_bias
+from study.losses import Job, ranking_options, set_bias
 from study.train import Data, last_layer, make_model
 
 __all__ = ["Members", "fit_ensemble"]
 
 Parameters = dict[str, Tensor]
+# (logits, targets, state) -> (loss, state)
+Objective = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
 
 
 class Members(nn.Module):
@@ -46,21 +49,25 @@ class Members(nn.Module):
         return vmap(self.one, (0, None))(self.parameters_by_name(), features).mean(0)
 
 
-def make_objective(job: Job) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]:
-    """``(logits, targets, state) -> (loss, state)`` of cross-entropy, Smooth-AP, or half of each; of one label."""
-    contender = job["contender"]
-    half = contender["schedule"] == "half"
-    own = {name: value for name, value in {**contender["options"], **job["setting"]}.items() if name != "lr"}
-    cfg = imbalanced_losses.SmoothAPConfig(num_classes=1, **own) if contender["loss"] == "SmoothAPLoss" else None
+def cross_entropy(logits: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Of one label, with the signature of a ranking loss."""
+    return functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype)), state
 
-    def objective(logits: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
-        plain = functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype))
-        if cfg is None:
-            return plain, state
-        loss, state = imbalanced_losses.smooth_ap(logits, targets, state, cfg)
-        return (loss + plain) / 2 if half else loss, state
 
-    return objective
+RANKING: dict[str, tuple[Callable[..., Any], type]] = {
+    "SmoothAPLoss": (imbalanced_losses.smooth_ap, imbalanced_losses.SmoothAPConfig),
+    "RecallAtQuantileLoss": (imbalanced_losses.recall_at_quantile, imbalanced_losses.RecallAtQuantileConfig),
+    "PAUCAtBudgetLoss": (imbalanced_losses.pauc_at_budget, imbalanced_losses.PAUCAtBudgetConfig),
+}
+
+
+def make_objective(job: Job) -> Objective:
+    """Cross-entropy or a ranking loss, of one label."""
+    name = job["contender"]["loss"]
+    if name == "CrossEntropy":
+        return cross_entropy
+    function, config = RANKING[name]
+    return partial(function, cfg=config(num_classes=1, **ranking_options(job)))
 
 
 def fit_ensemble(data: Data, job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:

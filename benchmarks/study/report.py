@@ -63,9 +63,9 @@ beyond chance if its mean difference exceeds about 3.5 standard deviations of th
 NOT_TRIED = """\
 - queues larger than 1,024 rows: a step takes six times as long; L-BFGS on the whole training set is their limit;
 - a warm-up by a schedule: *after cross-entropy* starts from the tuned weights instead;
-- `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of the other losses;
+- `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of what is tried alone on the linear model only;
 - ranking losses with 26 classes, except one mix: a step takes ten times as long;
-- ensembles of the other losses, and losses that the list of contenders says were left out of a model, for want of time;
+- ensembles of the other losses, for want of time;
 - a memory of embeddings in retrieval: a step takes thirty times as long.
 
 Costs are in one table only, which is held out: it shows savings, but no loss was chosen by them."""
