@@ -1,6 +1,6 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
 # make check        lint and a quick part of the suite, for use between edits; about a minute
-# make test         lint, then the suite against the installed package, with its coverage gate
+# make test         lint, then the suite against the installed package, with its coverage gate; about 10 minutes
 # make test-exhaustive  further variants of the losses and slow combinations; longer than make test
 # make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; under two hours
 # make lint         style, format, types, layers
@@ -10,9 +10,9 @@
 # make study        losses against tuned cross-entropy on real tables: thousands of small models, into docs/; about 110 minutes, in two runs
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
-# make docs         builds the documentation site into build/docs, warnings as errors; runs its notebooks; under 5 minutes
+# make docs         builds the documentation site into build/docs, warnings as errors; runs its notebooks; about 4 minutes
 # make docs-serve   serves the built site on this machine: http://localhost:8000
-# make docs-test    drives the built site in headless Chromium (Debian: apt-get install chromium chromium-driver)
+# make docs-test    drives the built site in headless Chromium (Debian: apt-get install chromium chromium-driver); about 3 minutes
 # make figures      draws the figures of the explanations anew; seconds
 # make clean        removes the environments, caches and pictures
 

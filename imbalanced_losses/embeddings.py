@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from imbalanced_losses.dispatch import can_read_values, is_traced, may_branch_on_values, without_autocast
+from imbalanced_losses.dispatch import is_traced, may_branch_on_values, without_autocast
 from imbalanced_losses.dtypes import compute_dtype
-from imbalanced_losses.label_values import check_weight_values
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.rows import Rows, with_finite_weights
-from imbalanced_losses.validation import check_row_weights, check_temperature, check_tensor
+from imbalanced_losses.rows import Rows, parse_weights, with_finite_weights
+from imbalanced_losses.validation import check_temperature, check_tensor
 
 __all__ = [
     "SIMILARITIES",
@@ -93,14 +92,8 @@ def parse_embeddings(
     """
     _check_embeddings(embeddings, task.embedding_size)
     targets = _check_labels(labels, embeddings)
-    n, device, dtype = len(embeddings), embeddings.device, compute_dtype(embeddings)
-    if sample_weight is None:
-        weight = torch.ones(n, dtype=dtype, device=device)
-    else:
-        weight = check_row_weights("sample_weight", sample_weight, embeddings).to(dtype)
-        if check_values and can_read_values(sample_weight):
-            check_weight_values(sample_weight)
-    iid = torch.ones(n, dtype=torch.bool, device=device)
+    weight = parse_weights(sample_weight, embeddings, check_values=check_values)
+    iid = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
     rows = Rows(embeddings, targets, iid, weight, targets != task.ignore_index)
     return rows if sample_weight is None else with_finite_weights(rows)
 

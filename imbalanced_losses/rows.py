@@ -59,19 +59,24 @@ def parse_rows(
     labels = check_targets(targets, logits, multilabel=task.multilabel)
     if check_values and can_read_values(targets):
         check_target_values(targets, task.num_classes, task.ignore_index, multilabel=task.multilabel)
-    n, device, dtype = logits.shape[0], logits.device, compute_dtype(logits)
     if iid_mask is None:
-        iid = torch.ones(n, dtype=torch.bool, device=device)
+        iid = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     else:
         iid = check_row_flags("iid_mask", iid_mask, logits)
-    if sample_weight is None:
-        weight = torch.ones(n, dtype=dtype, device=device)
-    else:
-        weight = check_row_weights("sample_weight", sample_weight, logits).to(dtype)
-        if check_values and can_read_values(sample_weight):
-            check_weight_values(sample_weight)
+    weight = parse_weights(sample_weight, logits, check_values=check_values)
     rows = Rows(logits=logits, targets=labels, iid=iid, sample_weight=weight, valid=labels != task.ignore_index)
     return rows if sample_weight is None else with_finite_weights(rows)
+
+
+def parse_weights(sample_weight: Tensor | None, logits: Tensor, *, check_values: bool) -> Tensor:
+    """Check the rows' weights and return them in the compute dtype; ones if left out."""
+    dtype = compute_dtype(logits)
+    if sample_weight is None:
+        return torch.ones(len(logits), dtype=dtype, device=logits.device)
+    weight = check_row_weights("sample_weight", sample_weight, logits).to(dtype)
+    if check_values and can_read_values(sample_weight):
+        check_weight_values(sample_weight)
+    return weight
 
 
 def with_finite_weights(rows: Rows) -> Rows:

@@ -135,7 +135,7 @@ def check_class_priors(name: str, priors: Tensor, logits: Tensor) -> Tensor:
     if list(priors.shape) != [num_classes] and not (num_classes == 1 and list(priors.shape) == [2]):
         expected = "[1], or [2] for the labels 0 and 1" if num_classes == 1 else f"[{num_classes}]"
         raise ValueError(f"expected {name} of shape {expected}, got {list(priors.shape)}")
-    if priors.device != logits.device:  # asked first, because the remedy takes time to write
+    if priors.device != logits.device:  # tested here, so that the remedy is formatted only when needed
         _check_device(name, priors, logits, remedies.for_loss_elsewhere(logits.device))
     return priors.detach() if priors.requires_grad else priors
 

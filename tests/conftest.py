@@ -24,23 +24,24 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest then groups the tests that share a fixture of their module
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from tests.exhaustive import in_order
+    from tests.exhaustive import mark_and_sort
 
-    items[:] = in_order(items)
+    items[:] = mark_and_sort(items)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Stop coverage at the first test that it need not follow, and start it at the next that it follows.
+    """Pause coverage before an uncovered test and resume it before a covered one.
 
-    pytest-cov's own ``no_cover`` stops and starts it for each test, which takes longer than most tests.
+    pytest-cov's ``no_cover`` does both for every test, which takes longer than most tests.
     """
     plugin = item.config.pluginmanager.getplugin("_cov")
     controller = plugin.cov_controller if plugin else None
-    untraced = item.get_closest_marker("untraced") is not None
-    if controller is not None and controller.started == untraced:
-        (controller.pause if untraced else controller.resume)()
+    uncovered = item.get_closest_marker("uncovered") is not None
+    if controller is not None and controller.started == uncovered:
+        (controller.pause if uncovered else controller.resume)()
 
 
 def pytest_report_header() -> str:

@@ -35,7 +35,7 @@ FURTHER = frozenset(
 """Names of variants whose tests are marked ``exhaustive``."""
 
 LATER = frozenset({"dro", "precision_at_recall", "fpr_at_recall", "soft_fbeta"})
-"""First variants whose tests in slow folders (modules, transforms, processes) are marked ``exhaustive``, too."""
+"""First variants whose tests in slow folders (distributed, modules, transforms) are marked ``exhaustive``, too."""
 
 KEPT: dict[str, dict[str, str]] = {
     "compiled/test_compiled.py": {
@@ -57,14 +57,14 @@ KEPT: dict[str, dict[str, str]] = {
     },
     "distributed/test_compile.py": {
         "test_no_break_without_gathering": r"^smooth_ap$",
-        "test_one_break_where_the_ranks_talk": r"smooth_ap|sigmoid_focal",
+        "test_one_graph_break_at_the_collectives": r"smooth_ap|sigmoid_focal",
     },
     "distributed/test_exact.py": {
         "test_five_steps_equal_those_of_one_process": r"-even-2$|^(smooth_ap|sigmoid_focal)-uneven-3$",
     },
     "distributed/test_resume.py": {
         "test_a_rank_that_dies": r"^2-",
-        "test_goes_on_with_another_number_of_ranks": r"smooth_ap",
+        "test_resumes_with_another_number_of_ranks": r"smooth_ap",
     },
     "distributed/test_traffic.py": {
         "test_two_collectives_whatever_each_rank_was_given": r"smooth_ap",
@@ -107,8 +107,8 @@ KEPT: dict[str, dict[str, str]] = {
         "test_scaling_and_shifting_all_scores_changes_nothing": r"^3-",
     },
     "modules/test_life.py": {
-        "test_a_weight_that_is_not_finite_spoils_one_step": r"^False-|recall$",
-        "test_what_is_no_label_never_counts": r"^False-|recall$",
+        "test_a_weight_that_is_not_finite_affects_one_step": r"^False-|recall$",
+        "test_invalid_labels_are_ignored": r"^False-|recall$",
     },
     "modules/test_logit_adjusted.py": {
         "test_a_compiled_stream_uses_the_counts_of_its_forward_in_the_backward": r"shape0|aot",
@@ -174,21 +174,21 @@ KEPT: dict[str, dict[str, str]] = {
 """By file and test: ``make test`` runs the cases in whose parameters the expression is found."""
 
 
-TRACED_CASES = 4
-"""Coverage follows every fourth case of a test: it makes a case take half as long again, and finds nothing new."""
+COVERED_ONE_IN = 4
+"""Coverage measures one case in four of each test. It takes 50 % longer, and further cases reach no new lines."""
 
-TRACED_TESTS = ("integrations/", "testing/", "transforms/")
-"""Of these, every fourth of a file: it would follow the calls within other libraries, too, and take twice the time."""
+COVERED_BY_FILE = ("integrations/", "testing/", "transforms/")
+"""In these folders it measures one test in four of each file: it also follows calls inside other libraries there."""
 
 
-def in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The tests with marks: what ``make test`` leaves out; what coverage need not follow, last in its file."""
+def mark_and_sort(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Mark the tests that ``make test`` leaves out and those that coverage leaves out; these come last in a file."""
     cases: Counter[str] = Counter()
     by_file: dict[str, tuple[list[pytest.Item], list[pytest.Item]]] = {}
     for item in items:
         path, _, parameters = item.nodeid.removeprefix("tests/").partition("[")
         file, _, test = path.partition("::")
-        followed, others = by_file.setdefault(file, ([], []))
+        covered, others = by_file.setdefault(file, ([], []))
         is_slow = path.startswith(("distributed/", "modules/", "transforms/"))
         words = re.split(r"[-. \]]", parameters)
         further = not (FURTHER | LATER if is_slow else FURTHER).isdisjoint(words)
@@ -196,10 +196,10 @@ def in_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
             item.add_marker(pytest.mark.exhaustive)
             others.append(item)
             continue
-        counted = file if file.startswith(TRACED_TESTS) else path
-        untraced = cases[counted] % TRACED_CASES or re.search(r"compil|backend", item.nodeid)
+        counted = file if file.startswith(COVERED_BY_FILE) else path
+        uncovered = cases[counted] % COVERED_ONE_IN or re.search(r"compil|backend", item.nodeid)
         cases[counted] += 1
-        if untraced:
-            item.add_marker(pytest.mark.untraced)
-        (others if untraced else followed).append(item)
-    return [item for followed, others in by_file.values() for item in (*followed, *others)]
+        if uncovered:
+            item.add_marker(pytest.mark.uncovered)
+        (others if uncovered else covered).append(item)
+    return [item for covered, others in by_file.values() for item in (*covered, *others)]

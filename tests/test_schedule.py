@@ -284,7 +284,7 @@ def test_decay_counts_from_step_0_if_that_is_the_first_one_told() -> None:
     ],
 )
 def test_decay_counts_from_a_switch_that_is_known_beforehand(lengths: dict[str, int], step: int, elapsed: int) -> None:
-    """Whatever step is told first. A warm-up in epochs ends with the first step that is told after it."""
+    """Whatever step comes first. A warm-up in epochs ends with the first step that is passed after it."""
     cfg = ScheduleConfig(**lengths, temp_start=1.0, temp_end=0.1, temp_decay_steps=1000)
     state = start_step(start_epoch(init_schedule(cfg), cfg, 4), cfg, step)
     assert int(state.switch_step) == (-1 if step == 99 else step - elapsed)

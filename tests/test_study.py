@@ -326,8 +326,8 @@ def test_training_stops_and_keeps_the_best_weights() -> None:
     assert (found["steps"], found["best"]) == (4, 0.5)
     assert model.weight.item() == start + 1
     never = Stopper(1)
-    assert not never.look(math.nan, model)
-    assert never.look(math.nan, model)
+    assert not never.update(math.nan, model)
+    assert never.update(math.nan, model)
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "Smooth-AP 0.5", "ASL"])
@@ -368,12 +368,12 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.usefixtures("float64")
 def test_members_of_an_ensemble_train_as_they_would_alone() -> None:
-    """In float64: Adam takes whole steps along a gradient that is zero but for rounding."""
+    """In float64, because Adam takes full-size steps along gradients that are only rounding error."""
     from study.contenders import ENSEMBLES
     from study.ensembles import fit_ensemble
 
     data = separable(100)
-    # one look after all steps: the ensemble and its members stop at the same one
+    # one validation after all steps: the ensemble and its members stop at the same one
     limits = {"batch": 20, "every": 30, "patience": 9, "epochs": 1, "least": 30, "most": 30}
     for name in ENSEMBLES:
         of_all = job(name, "ensemble", members=2, limits=limits, setting={"lr": 0.01})

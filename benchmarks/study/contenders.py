@@ -1,6 +1,6 @@
-"""Who takes part: one list of losses with their options, and four settings each to tune over.
+"""The contenders of the study: losses with their options and four settings each.
 
-Every contender has the same tuning budget, four settings, as more tries alone find higher validation scores.
+All have four, because more trials alone raise the best validation score.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ AT_HALF = {"temperature": 0.5}
 STD = {"tau_scale": "std"}
 
 # name, loss, options, own values of the grid. A name that the installed package lacks fails in its rows only.
-RANKING: tuple[Row, ...] = (
+RANKING_ROWS: tuple[Row, ...] = (
     ("Smooth-AP 0.5", "SmoothAPLoss", AT_HALF, {}),
     ("Smooth-AP, scale-free", "SmoothAPLoss", STD, {"temperature": (0.25, 0.5)}),
     ("recall", "RecallAtQuantileLoss", IMPLICIT, {"temperature": (0.5, 2.0)}),
@@ -131,7 +131,7 @@ RANKING: tuple[Row, ...] = (
     ("pAUC dro", "PAUCAtBudgetLoss", {"surrogate": "dro"}, {"temperature": (0.3, 1.0)}),
     ("precision at recall", "PrecisionAtRecallLoss", {}, {"temperature": (0.5, 2.0)}),
 )
-# one choice of Smooth-AP varied alone; the other loss at a recall
+# Smooth-AP at other temperatures; FPR at recall; pAUC with a narrow band
 ALONE: tuple[Row, ...] = (
     ("Smooth-AP 0.1", "SmoothAPLoss", {"temperature": 0.1}, {}),
     ("Smooth-AP 1", "SmoothAPLoss", {"temperature": 1.0}, {}),
@@ -143,7 +143,8 @@ ALONE: tuple[Row, ...] = (
         {"band": (0.5, 1.0)},
     ),
 )
-MIXED = tuple(row[0] for row in RANKING if row[0] != "Smooth-AP, scale-free")
+MIXED = ("Smooth-AP 0.5", "recall", "pAUC pairwise, wide")
+VARIANT = "a variant, on the fastest model"
 FROM_WEIGHTS = ("Smooth-AP 0.5", "pAUC pairwise, wide")
 OF_CLASSES = ("Smooth-AP 0.5 + half",)
 SUFFIXES = {
@@ -156,21 +157,21 @@ SUFFIXES = {
 
 
 def _ranking() -> list[Contender]:
-    """Each alone and half and half; some from the weights of tuned cross-entropy."""
+    """Each alone; three also half and half with cross-entropy, two also from the weights of tuned cross-entropy."""
     start = "a head starts from these weights anyway"
     return [
-        *(_one_ranking(row, "alone", NETWORKS, "") for row in RANKING),
-        *(_one_ranking(row, "half", NETWORKS, "") for row in RANKING if row[0] in MIXED),
-        *(_one_ranking(row, "tuned", ("linear", "MLP"), start) for row in RANKING if row[0] in FROM_WEIGHTS),
+        *(_one_ranking(row, "alone", NETWORKS, "") for row in RANKING_ROWS),
+        *(_one_ranking(row, "half", NETWORKS, "") for row in RANKING_ROWS if row[0] in MIXED),
+        *(_one_ranking(row, "tuned", ("linear", "MLP"), start) for row in RANKING_ROWS if row[0] in FROM_WEIGHTS),
     ]
 
 
 def _variants() -> list[Contender]:
-    """Of one choice each, on the fastest model."""
+    """Variants that change one choice, on the linear model only."""
     schedules: tuple[Schedule, ...] = ("annealed", "balanced")
     return [
-        *(_one_ranking(row, "alone", ("linear",), "a variant, on the fastest model") for row in ALONE),
-        *(_one_ranking(RANKING[0], one, ("linear",), "a variant, on the fastest model") for one in schedules),
+        *(_one_ranking(row, "alone", ("linear",), VARIANT) for row in ALONE),
+        *(_one_ranking(RANKING_ROWS[0], one, ("linear",), VARIANT) for one in schedules),
     ]
 
 
@@ -227,7 +228,7 @@ def _trees() -> list[Contender]:
 
 def _packages() -> list[Contender]:
     only: dict[str, Any] = {"kinds": ("binary",), "start": "zero"}
-    reason = "one model shows whether the package gets where ours does"
+    reason = "one model is enough to compare the packages"
     of_libauc: dict[str, Any] = {**only, "series": "libauc", "models": ("MLP",), "why_not": reason}
     of_peer: dict[str, Any] = {**only, "series": "peer", "models": ("MLP",), "why_not": reason}
     return [
@@ -239,9 +240,9 @@ def _packages() -> list[Contender]:
     ]
 
 
-# in the order in which they are trained: what time runs out for is at the end
+# in training order: if time runs out, the last ones are missing
 CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages(), *_variants())
 
 # beside the single MLP with its chosen setting: eight members by one vmap
-ENSEMBLES = (BASELINE, "Smooth-AP 0.5", "recall", "pAUC pairwise, wide")
+ENSEMBLES = (BASELINE, "Smooth-AP 0.5", "pAUC pairwise, wide")
 MEMBERS = 8

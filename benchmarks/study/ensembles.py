@@ -54,7 +54,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, 
     return functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype)), state
 
 
-RANKING: dict[str, tuple[Callable[..., Any], type]] = {
+FUNCTIONS: dict[str, tuple[Callable[..., Any], type]] = {
     "SmoothAPLoss": (imbalanced_losses.smooth_ap, imbalanced_losses.SmoothAPConfig),
     "RecallAtQuantileLoss": (imbalanced_losses.recall_at_quantile, imbalanced_losses.RecallAtQuantileConfig),
     "PAUCAtBudgetLoss": (imbalanced_losses.pauc_at_budget, imbalanced_losses.PAUCAtBudgetConfig),
@@ -62,11 +62,13 @@ RANKING: dict[str, tuple[Callable[..., Any], type]] = {
 
 
 def make_objective(job: Job) -> Objective:
-    """Cross-entropy or a ranking loss, of one label."""
-    name = job["contender"]["loss"]
+    """Cross-entropy or a ranking loss alone, of one label."""
+    name, schedule = job["contender"]["loss"], job["contender"]["schedule"]
+    if schedule != "alone":
+        raise ValueError(f"expected a loss that is trained alone, got the schedule {schedule}")
     if name == "CrossEntropy":
         return cross_entropy
-    function, config = RANKING[name]
+    function, config = FUNCTIONS[name]
     return partial(function, cfg=config(num_classes=1, **ranking_options(job)))
 
 

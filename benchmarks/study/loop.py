@@ -17,9 +17,9 @@ __all__ = ["Limits", "Stopper", "Watch", "average_precision", "epochs", "log_odd
 class Limits:
     """When training stops.
 
-    Validation is looked at every epoch, but not more often than every 50 steps: small tables have epochs of four steps.
-    Five looks without a better average precision end it; so do 60 epochs, or 2,000 steps where that is more; and 4,000
-    steps in any case.
+    Validation follows each epoch, but at most every 50 steps: small tables have epochs of four steps. Training stops
+    after five validations without a better average precision, after 60 epochs or 2,000 steps, whichever is more, and
+    after 4,000 steps in any case.
     """
 
     batch: int = 256
@@ -30,7 +30,7 @@ class Limits:
     most: int = 4_000
 
     def steps_between(self, n_rows: int) -> int:
-        """From one look at validation to the next."""
+        """From one validation to the next."""
         return max(self.every, -(-n_rows // self.batch))
 
     def steps(self, n_rows: int) -> int:
@@ -39,13 +39,13 @@ class Limits:
 
 
 class Stopper:
-    """Keeps the best weights, by a score that is looked at from time to time; the first of equals."""
+    """Keeps the weights of the best validation score; of equal scores the first."""
 
     def __init__(self, patience: int) -> None:
         self.patience, self.best, self.since = patience, -torch.inf, 0
         self.weights: dict[str, Tensor] = {}
 
-    def look(self, score: float, model: nn.Module) -> bool:
+    def update(self, score: float, model: nn.Module) -> bool:
         """Whether to stop; a score that is not a number is the worst."""
         if score > self.best or not self.weights:
             self.best, self.since = (score if score == score else -torch.inf), 0
@@ -116,15 +116,15 @@ def train(
 ) -> dict[str, Any]:
     """Step until validation says so, leave the best weights in the model, and tell what it took.
 
-    ``seconds`` are of the processor, so that a neighbour does not count; the looks are in them, as a user needs them.
+    ``seconds`` are processor time, so that other processes do not count. They include validation.
     """
     begin = time.process_time()
     stopper, between, steps = Stopper(limits.patience), limits.steps_between(n_rows), 0
-    stopper.look(watch(model), model)  # the start counts: fine-tuning may only make it worse
+    stopper.update(watch(model), model)  # the start counts: fine-tuning may only make it worse
     stopper.since = 0
     for steps in range(1, limits.steps(n_rows) + 1):
         step(next(rows))
-        if steps % between == 0 and stopper.look(watch(model), model):
+        if steps % between == 0 and stopper.update(watch(model), model):
             break
     model.load_state_dict(stopper.weights)
     return {"seconds": time.process_time() - begin, "steps": steps, "best": stopper.best}

@@ -19,7 +19,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Job = dict[str, Any]
 
 ANNEALED_STEPS, MOST_SCALED = 1_000, 100.0
-RANKING = ("SmoothAPLoss", "RecallAtQuantileLoss", "PAUCAtBudgetLoss", "PrecisionAtRecallLoss", "FPRAtRecallLoss")
+RANKING_LOSSES = (
+    "SmoothAPLoss",
+    "RecallAtQuantileLoss",
+    "PAUCAtBudgetLoss",
+    "PrecisionAtRecallLoss",
+    "FPRAtRecallLoss",
+)
 
 
 def class_counts(targets: Tensor, n_classes: int) -> Tensor:
@@ -146,7 +152,7 @@ def make_loss(job: Job, targets: Tensor) -> Loss:
         return OneHot(made(**options), n_classes)
     if name in ("LogitAdjustedLoss", "LDAMLoss"):
         return Flat(made(counts, **options), n_classes)
-    options = ranking_options(job) if name in RANKING else options
+    options = ranking_options(job) if name in RANKING_LOSSES else options
     if contender["series"] == "ours":
         options["validate_targets"] = False  # a check of each batch that a training set of {0, 1} does not need
     module: nn.Module = made(num_classes=n_classes, **options)

@@ -63,9 +63,9 @@ beyond chance if its mean difference exceeds about 3.5 standard deviations of th
 NOT_TRIED = """\
 - queues larger than 1,024 rows: a step takes six times as long; L-BFGS on the whole training set is their limit;
 - a warm-up by a schedule: *after cross-entropy* starts from the tuned weights instead;
-- `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of what is tried alone on the linear model only;
+- `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of the other losses;
 - ranking losses with 26 classes, except one mix: a step takes ten times as long;
-- ensembles of the other losses, for want of time;
+- ensembles of the other losses, for lack of time;
 - a memory of embeddings in retrieval: a step takes thirty times as long.
 
 Costs are in one table only, which is held out: it shows savings, but no loss was chosen by them."""
@@ -96,9 +96,9 @@ def _machine(data: Data) -> str:
     limits = protocol["limits"]
     return (
         f"{machine['cpu']}, {machine['jobs']} processes of one thread; torch {machine['torch']}; {packages}. "
-        f"Adam, batches of {limits['batch']}, a look at validation every epoch (at least {limits['every']} steps), "
-        f"{limits['patience']} looks without a better average precision end a run; {protocol['settings']} settings "
-        "each, chosen on the first split's validation set."
+        f"Adam, batches of {limits['batch']}, validation after each epoch, but at most every {limits['every']} steps; "
+        f"training stops after {limits['patience']} validations without a better average precision; "
+        f"{protocol['settings']} settings each, chosen on the first split's validation set."
     )
 
 

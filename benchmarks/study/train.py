@@ -115,7 +115,7 @@ def full_batch(model: nn.Sequential, features: Tensor, targets: Tensor, job: Job
     """L-BFGS with strong Wolfe line search on all training rows, in rounds; validation keeps the best round."""
     begin = time.process_time()
     loss_fn, stopper = make_loss(job, targets), Stopper(Limits(**job["limits"]).patience)
-    stopper.look(watch(model), model)
+    stopper.update(watch(model), model)
     stopper.since = 0
     options: dict[str, Any] = {"max_iter": LBFGS_ITERATIONS, "history_size": 20, "line_search_fn": "strong_wolfe"}
     optimizer = torch.optim.LBFGS(model.parameters(), **options)
@@ -130,7 +130,7 @@ def full_batch(model: nn.Sequential, features: Tensor, targets: Tensor, job: Job
 
     for rounds in range(1, LBFGS_ROUNDS + 1):  # noqa: B007
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        if stopper.look(watch(model), model):
+        if stopper.update(watch(model), model):
             break
     model.load_state_dict(stopper.weights)
     return {"seconds": time.process_time() - begin, "steps": rounds * LBFGS_ITERATIONS, "best": stopper.best}

@@ -33,16 +33,16 @@ def fit_trees(data: dict[str, Tensor], job: dict[str, Any]) -> tuple[dict[str, T
         max_iter=0,
         random_state=job["seed"],
     )
-    best, since, n_trees, looked = -torch.inf, 0, 0, 0
-    while since < PATIENCE and looked < MOST:
-        model.set_params(max_iter=looked + AT_A_TIME)
+    best, since, n_trees, grown = -torch.inf, 0, 0, 0
+    while since < PATIENCE and grown < MOST:
+        model.set_params(max_iter=grown + AT_A_TIME)
         model.fit(arrays["train_features"], arrays["train_targets"])
         stages = model.staged_decision_function(arrays["validation_features"])
-        for scores in islice(stages, looked + EVERY - 1, None, EVERY):
-            looked, since = looked + EVERY, since + 1
+        for scores in islice(stages, grown + EVERY - 1, None, EVERY):
+            grown, since = grown + EVERY, since + 1
             score = average_precision(_column(scores), data["validation_targets"])
             if score > best:
-                best, since, n_trees = score, 0, looked
+                best, since, n_trees = score, 0, grown
             if since == PATIENCE:
                 break
     kept = {}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.dispatch import has_tangent, holds_values, is_plain_eager
-from imbalanced_losses.kernels.operators import propagate_nonfinite, with_gradient, with_nonfinite
+from imbalanced_losses.kernels.operators import by_classes, propagate_nonfinite, with_gradient, with_nonfinite
 from imbalanced_losses.kernels.packing import Unpacked, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 from imbalanced_losses.kernels.tuning import PACKED_FROM, RECALL_CHUNK
@@ -81,15 +81,7 @@ def missed_recall(
 @propagate_nonfinite
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Return value, statistics and gradient ``[C, M]``; on the CPU computed a few classes at a time."""
-    step = max(1, RECALL_CHUNK // scores.shape[1]) if holds_values(scores) else len(scores)
-    if step >= len(scores):
-        return _with_gradient(scores, *constants)
-    each = []
-    for start in range(0, len(scores), step):
-        part = slice(start, start + step)
-        own: list[Any] = [t[part] if isinstance(t, Tensor) else t for t in constants]
-        each.append(_with_gradient(scores[part], *own))
-    return tuple(map(torch.cat, zip(*each, strict=True)))
+    return by_classes(_with_gradient, RECALL_CHUNK, scores, *constants)
 
 
 def _with_gradient(

@@ -172,6 +172,19 @@ def with_gradient(
     return _Eager.apply(kernel, gradient, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def by_classes(kernel: Callable[..., Outputs], size: int, scores: Tensor, *constants: Any) -> Outputs:
+    """Call a kernel of :func:`make_mean`'s signature; on the CPU for a few classes of ``size`` scores at a time."""
+    step = max(1, size // scores.shape[1]) if holds_values(scores) else len(scores)
+    if step >= len(scores):
+        return kernel(scores, *constants)
+    parts = []
+    for start in range(0, len(scores), step):
+        part = slice(start, start + step)
+        own = [value[part] if isinstance(value, Tensor) else value for value in constants]
+        parts.append(kernel(scores[part], *own))
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
 def propagate_nonfinite(kernel: Callable[..., Outputs]) -> Callable[..., Outputs]:
     """Wrap a kernel of :func:`make_mean`'s signature: it gets finite scores, and problems with others get ``nan``."""
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imbalanced_losses.dispatch import holds_values
 from imbalanced_losses.dtypes import accumulation_dtype
-from imbalanced_losses.kernels.operators import make_mean
+from imbalanced_losses.kernels.operators import by_classes, make_mean
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.packing import shares
 from imbalanced_losses.kernels.tuning import ROBUST_CHUNK
@@ -86,15 +85,7 @@ def robust_hinge(
 
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Return value, statistics and gradient; on the CPU computed a few classes at a time."""
-    step = max(1, ROBUST_CHUNK // scores.shape[1]) if holds_values(scores) else len(scores)
-    if step >= len(scores):
-        return _with_gradient(scores, *constants)
-    each = []
-    for start in range(0, len(scores), step):
-        part = slice(start, start + step)
-        own: list[Any] = [t[part] if isinstance(t, Tensor) else t for t in constants]
-        each.append(_with_gradient(scores[part], *own))
-    return tuple(map(torch.cat, zip(*each, strict=True)))
+    return by_classes(_with_gradient, ROBUST_CHUNK, scores, *constants)
 
 
 def _with_gradient(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class RankingConfig:
             self,
             num_classes=partial(check_integer, minimum=1),
             temperature=check_temperature_number,
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            reduction=partial(check_choice, choices=get_args(Reduction)),
             ignore_index=partial(check_integer, minimum=-(2**63)),
             max_pool_size=optional(partial(check_integer, minimum=2)),
             multilabel=check_flag,

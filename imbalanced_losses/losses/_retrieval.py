@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class RetrievalConfig:
             embedding_size=partial(check_integer, minimum=1),
             similarity=partial(check_choice, choices=SIMILARITIES),
             temperature=check_temperature_number,
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            reduction=partial(check_choice, choices=get_args(Reduction)),
             ignore_index=partial(check_integer, minimum=-(2**63)),
         )
 

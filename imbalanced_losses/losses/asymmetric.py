@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import final, get_args
 
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class AsymmetricConfig:
             gamma_pos=check_nonnegative,
             gamma_neg=check_nonnegative,
             margin=check_fraction,
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            reduction=partial(check_choice, choices=get_args(Reduction)),
             ignore_index=optional(partial(check_integer, minimum=-(2**63))),
         )
 

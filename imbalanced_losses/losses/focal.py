@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class SigmoidFocalConfig:
             self,
             alpha=check_number,
             gamma=check_nonnegative,
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            reduction=partial(check_choice, choices=get_args(Reduction)),
             ignore_index=optional(partial(check_integer, minimum=-(2**63))),
         )
         if not (self.alpha == -1 or 0 <= self.alpha <= 1):
@@ -115,7 +115,7 @@ class SoftmaxFocalConfig:
             self,
             alpha=optional(check_weight_sequence),
             gamma=check_nonnegative,
-            reduction=partial(check_choice, choices=("mean", "sum", "none", "mean_positive")),
+            reduction=partial(check_choice, choices=get_args(SoftmaxReduction)),
             ignore_index=partial(check_integer, minimum=-(2**63)),
             background_class=partial(check_integer, minimum=0),
             label_smoothing=check_fraction,

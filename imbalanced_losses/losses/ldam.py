@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import final, get_args
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class LDAMConfig:
             max_margin=check_nonnegative,
             scale=check_positive,
             class_weights=optional(check_weight_sequence),
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            reduction=partial(check_choice, choices=get_args(Reduction)),
             ignore_index=partial(check_integer, minimum=-(2**63)),
         )
 

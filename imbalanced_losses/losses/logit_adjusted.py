@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import final, get_args
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class LogitAdjustedConfig:
             priors=optional(check_prior_sequence),
             tau=check_nonnegative,
             gamma=check_nonnegative,
-            reduction=partial(check_choice, choices=("mean", "sum", "none")),
+            reduction=partial(check_choice, choices=get_args(Reduction)),
             ignore_index=partial(check_integer, minimum=-(2**63)),
             label_smoothing=check_fraction,
             multilabel=check_flag,

@@ -56,7 +56,7 @@ def average_precision(
     Raises
     ------
     ValueError, TypeError
-        If a shape, dtype or device does not fit. Values of labels and weights are not looked at.
+        If a shape, dtype or device does not fit. Values of labels and weights are not checked.
 
     Examples
     --------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -13,6 +14,8 @@ from imbalanced_losses.dispatch import can_read_values
 from imbalanced_losses.label_values import check_class_id_values, check_probability_values, check_weight_values
 from imbalanced_losses.losses._cross_entropy import ParsedTargets
 from imbalanced_losses.modules._base import Config, LossModule, field_names, refuse_gradient
+from imbalanced_losses.modules._gathering import reduce_over_ranks
+from imbalanced_losses.reductions import Elements
 from imbalanced_losses.validation import check_element_weights
 
 __all__ = ["ChangedLogitsLoss", "ElementwiseLoss", "class_numbers"]
@@ -67,6 +70,32 @@ class ElementwiseLoss(ElementwiseSettings[Config], ABC):
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         """Check the values of the targets."""
 
+    @final
+    def _reduced(
+        self,
+        function: Callable[..., Tensor],
+        elements: Callable[..., Elements],
+        inputs: Tensor,
+        targets: Tensor,
+        sample_weight: Tensor | None,
+        *,
+        single_label: bool,
+        **buffers: Tensor | None,
+    ) -> Tensor:
+        """Return the loss of this rank's elements by ``function``, or that of all ranks' by ``elements``."""
+        ranks, reduction = self._find_ranks(), self._config.reduction  # type: ignore[attr-defined]
+        if ranks is None or reduction == "none":
+            self._check(inputs, targets, sample_weight)
+            return function(inputs, targets, self._config, sample_weight=sample_weight, **buffers)
+
+        def own() -> Elements:
+            self._check(inputs, targets, sample_weight)
+            return elements(inputs, targets, self._config, sample_weight=sample_weight, **buffers)
+
+        mean = reduction != "sum"
+        return reduce_over_ranks(ranks, self.grad_reduction, inputs, own, mean=mean, single_label=single_label)
+
+    @final
     def _check(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
         if not self.validate_targets:
             return

@@ -53,7 +53,7 @@ class StatefulModule(nn.Module, ABC):
         # compiled code can see neither its caller nor that buffers have been overwritten since the last call
         compiled = self._compiled_call_impl
         assert compiled is not None
-        self._compiled_call_impl = partial(_look_and_call, self, compiled)
+        self._compiled_call_impl = partial(_check_and_call, self, compiled)
 
     @abstractmethod
     def _before_compiled_call(self, **kwargs: Any) -> None:
@@ -69,6 +69,6 @@ def refuse_second_pass() -> None:
         )
 
 
-def _look_and_call(module: StatefulModule, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _check_and_call(module: StatefulModule, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     module._before_compiled_call(**kwargs)
     return compiled(*args, **kwargs)

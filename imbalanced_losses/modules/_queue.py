@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dispatch import can_read_values, is_traced, is_transformed
-from imbalanced_losses.modules._base import LossModule, fixed_setting, flag_property, refuse_gradient
+from imbalanced_losses.modules._base import LossModule, field_names, fixed_setting, flag_property, refuse_gradient
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.queue import QueueState, push, push_in_place
 from imbalanced_losses.rows import Rows
@@ -49,7 +49,7 @@ class QueueLoss(LossModule[Config], ABC):
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # loaders make models under a half type
         self.register_buffer("temperature", torch.tensor(self._settings["temperature"], dtype=dtype))
         self._warned_of_invalid_epoch = False
-        # since the last look of `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step; [C] in a loss
+        # since the last call of `warn_of_invalid_epoch`: -1 no step, 0 never valid, 1 valid in some step; [C] in a loss
         # of several classes; no buffer, because it is no state
         self._validity = torch.full((1,), -1)
 
@@ -89,7 +89,7 @@ class QueueLoss(LossModule[Config], ABC):
     @property
     def _settings(self) -> dict[str, Any]:
         """The configuration's fields."""
-        return {name: getattr(self._config, name) for name in self._config.__dataclass_fields__}  # type: ignore[attr-defined]
+        return {name: getattr(self._config, name) for name in field_names(type(self._config))}
 
     def _configuration(self) -> Config:
         return self._config

@@ -52,7 +52,7 @@ class WarmupState(StatefulModule, ABC):
     step: Tensor
     switch_step: Tensor
     _versions: tuple[object, ...] | None = None
-    _epoch_is_told = False
+    _epoch_hook_called = False
     _gather_distributed: bool | None
     _weights_warmup: bool  # whether the warm-up loss takes sample_weight
     _main_updates_queue: bool  # whether the main loss takes update_queue
@@ -173,7 +173,7 @@ class WarmupState(StatefulModule, ABC):
 
     def _await_hooks(self) -> None:
         self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
-        self._epoch_is_told = False
+        self._epoch_hook_called = False
 
     def _before_compiled_call(self, **kwargs: Any) -> None:
         self._catch_up()

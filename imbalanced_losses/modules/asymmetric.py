@@ -10,8 +10,7 @@ from imbalanced_losses.distributed import GradReduction
 from imbalanced_losses.label_values import check_probability_values
 from imbalanced_losses.losses.asymmetric import AsymmetricConfig, asymmetric, asymmetric_elements
 from imbalanced_losses.modules._elementwise import ElementwiseLoss
-from imbalanced_losses.modules._gathering import reduce_over_ranks
-from imbalanced_losses.reductions import Elements, Reduction
+from imbalanced_losses.reductions import Reduction
 from imbalanced_losses.validation import check_element_targets
 
 if TYPE_CHECKING:
@@ -70,17 +69,7 @@ class AsymmetricLoss(ElementwiseLoss[AsymmetricConfig], config=AsymmetricConfig)
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
-        ranks = self._find_ranks()
-        if ranks is None or self._config.reduction == "none":
-            self._check(inputs, targets, sample_weight)
-            return asymmetric(inputs, targets, self._config, sample_weight=sample_weight)
-
-        def elements() -> Elements:
-            self._check(inputs, targets, sample_weight)
-            return asymmetric_elements(inputs, targets, self._config, sample_weight=sample_weight)
-
-        mean = self._config.reduction == "mean"
-        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=False)
+        return self._reduced(asymmetric, asymmetric_elements, inputs, targets, sample_weight, single_label=False)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_probability_values(check_element_targets(targets, inputs), self._config.ignore_index)

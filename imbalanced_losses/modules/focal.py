@@ -20,8 +20,7 @@ from imbalanced_losses.losses.focal import (
 )
 from imbalanced_losses.modules._base import refuse_gradient
 from imbalanced_losses.modules._elementwise import ElementwiseLoss, class_numbers
-from imbalanced_losses.modules._gathering import reduce_over_ranks
-from imbalanced_losses.reductions import Elements, Reduction
+from imbalanced_losses.reductions import Reduction
 from imbalanced_losses.validation import check_class_ids, check_element_targets
 
 if TYPE_CHECKING:
@@ -86,17 +85,7 @@ class SigmoidFocalLoss(ElementwiseLoss[SigmoidFocalConfig], config=SigmoidFocalC
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss: 0-dim or, with ``reduction="none"``, of the inputs' shape."""
-        ranks = self._find_ranks()
-        if ranks is None or self._config.reduction == "none":
-            self._check(inputs, targets, sample_weight)
-            return sigmoid_focal(inputs, targets, self._config, sample_weight=sample_weight)
-
-        def elements() -> Elements:
-            self._check(inputs, targets, sample_weight)
-            return sigmoid_focal_elements(inputs, targets, self._config, sample_weight=sample_weight)
-
-        mean = self._config.reduction == "mean"
-        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=False)
+        return self._reduced(sigmoid_focal, sigmoid_focal_elements, inputs, targets, sample_weight, single_label=False)
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_probability_values(check_element_targets(targets, inputs), self._config.ignore_index)
@@ -162,18 +151,9 @@ class SoftmaxFocalLoss(ElementwiseLoss[SoftmaxFocalConfig], config=SoftmaxFocalC
 
     def forward(self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss: 0-dim or, with ``reduction="none"``, of the targets' shape."""
-        options = {"alpha": self.alpha, "sample_weight": sample_weight}
-        ranks = self._find_ranks()
-        if ranks is None or self._config.reduction == "none":
-            self._check(inputs, targets, sample_weight)
-            return softmax_focal(inputs, targets, self._config, **options)
-
-        def elements() -> Elements:
-            self._check(inputs, targets, sample_weight)
-            return softmax_focal_elements(inputs, targets, self._config, **options)
-
-        mean = self._config.reduction != "sum"
-        return reduce_over_ranks(ranks, self.grad_reduction, inputs, elements, mean=mean, single_label=True)
+        return self._reduced(
+            softmax_focal, softmax_focal_elements, inputs, targets, sample_weight, single_label=True, alpha=self.alpha
+        )
 
     def _check_values(self, inputs: Tensor, targets: Tensor) -> None:
         check_class_ids(targets, inputs)

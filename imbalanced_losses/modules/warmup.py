@@ -155,7 +155,7 @@ class LossWarmupWrapper(WarmupState):
             self._restart()
         state = without_dispatch_modes(schedule.start_epoch, self._host_state, self.config, epoch)
         self._advance(state, reset=self.reset_queue_each_epoch and (epoch != last or is_first))
-        self._epoch_is_told = True
+        self._epoch_hook_called = True
         self._awaited_hooks.discard("on_train_epoch_start")
 
     def on_train_batch_start(self, global_step: int) -> None:
@@ -170,11 +170,11 @@ class LossWarmupWrapper(WarmupState):
         self._catch_up()
         step = _read_counter("step", global_step)
         if step == 0 < without_dispatch_modes(int, self._host_state.step):
-            epoch = without_dispatch_modes(int, self._host_state.epoch) if self._epoch_is_told else 0
+            epoch = without_dispatch_modes(int, self._host_state.epoch) if self._epoch_hook_called else 0
             self._restart()
             self._advance(without_dispatch_modes(schedule.start_epoch, self._host_state, self.config, epoch))
         self._advance(without_dispatch_modes(schedule.start_step, self._host_state, self.config, step))
-        self._epoch_is_told = False
+        self._epoch_hook_called = False
         self._awaited_hooks.discard("on_train_batch_start")
 
     def forward(self, logits: Tensor, targets: Tensor, **kwargs: Any) -> Any:

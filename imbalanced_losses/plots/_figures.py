@@ -151,7 +151,7 @@ def plot_precision_recall(
     """Draw a precision-recall curve; call it again with its Axes to compare models, or a model before and after.
 
     The step-wise curve of scikit-learn's ``precision_recall_curve(drop_intermediate=True)``. The area under it is the
-    average precision, which the legend tells.
+    average precision, which the legend shows.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ def test_bug_is_where_the_table_says(bug: Bug, tmp_path: Path) -> None:
     assert not end or end.startswith("died"), f"the reproducer {end}: {result}"
     broken = bool(end) or not result.endswith("right")  # torch may warn before it
     assert broken or not bug.is_expected, (
-        f"torch {VERSION} has mended pytorch issue {bug.issue}: set fixed_in in {Path(__file__).name} to {VERSION!r} "
+        f"torch {VERSION} has fixed pytorch issue {bug.issue}: set fixed_in in {Path(__file__).name} to {VERSION!r} "
         f"and update the notes that `grep -r {bug.issue} imbalanced_losses` finds"
     )
     assert bug.is_expected or not broken, (

@@ -34,7 +34,7 @@ def run_steps(case: Case, kind: str, steps: list[Problem]) -> list[tuple[torch.T
 @over["kinds"]
 @pytest.mark.parametrize("bad", BAD, ids=str)
 @pytest.mark.parametrize("extent", EXTENTS)
-def test_one_bad_batch_spoils_one_step(case: Case, kind: str, bad: float, extent: str) -> None:
+def test_one_bad_batch_affects_one_step(case: Case, kind: str, bad: float, extent: str) -> None:
     """Later steps are those of a run in which the rows with non-finite logits were ignored."""
     clean = [example(kind, n=6, seed=seed) for seed in range(4)]
     bad_step = spoil(clean[1], bad, extent)

@@ -22,7 +22,7 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: rec
 
 
 @every_recipe
-def test_one_break_where_the_ranks_talk(processes: GroupOf, recipe: Recipe) -> None:
+def test_one_graph_break_at_the_collectives(processes: GroupOf, recipe: Recipe) -> None:
     """Model and loss as one function: a graph up to the gather, and what is left of each caller after it."""
     for result in processes(2).run(f"{JOBS}:compile_step", recipe=recipe, fullgraph=False):
         torch.testing.assert_close(result["compiled"], result["eager"])

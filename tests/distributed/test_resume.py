@@ -39,7 +39,7 @@ def test_queues_are_those_of_one_process_to_the_bit(processes: GroupOf, loss: st
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (4, 2), (3, 1), (1, 2)])
 @pytest.mark.parametrize("stop", [1, 3, 6], ids=["warm-up", "blend", "main"])
 @every_loss
-def test_goes_on_with_another_number_of_ranks(
+def test_resumes_with_another_number_of_ranks(
     processes: GroupOf, tmp_path: Path, loss: str, before: int, after: int, stop: int
 ) -> None:
     path = str(tmp_path / "checkpoint.pt")

@@ -1,4 +1,4 @@
-"""How often the processes talk, and how much they say."""
+"""The number of collectives, and their bytes."""
 
 from __future__ import annotations
 

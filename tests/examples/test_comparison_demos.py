@@ -132,18 +132,18 @@ def test_summary_is_that_of_the_runs(demo: Demo) -> None:
         summary = demo.printed.split(f"\nfinal test {metric} ")[1]
         final = {name: demo.figures(name, metric)[:, -1] for name in NAMES[demo.name]}
         for name, values in final.items():
-            told = re.search(rf"^{re.escape(name)} +([\d.]+) +([\d.]+)$", summary, re.M)
-            assert told is not None
-            assert float(told[1]) == pytest.approx(values.mean(), abs=5.1e-5)
-            assert float(told[2]) == pytest.approx(values.std(ddof=1), abs=5.1e-5)
+            printed = re.search(rf"^{re.escape(name)} +([\d.]+) +([\d.]+)$", summary, re.M)
+            assert printed is not None
+            assert float(printed[1]) == pytest.approx(values.mean(), abs=5.1e-5)
+            assert float(printed[2]) == pytest.approx(values.std(ddof=1), abs=5.1e-5)
         for name in others:
-            told = re.search(rf"^{re.escape(name)} - {baseline}: (\S+) ± (\S+) over 2 seeds: (.*)$", summary, re.M)
-            assert told is not None
+            printed = re.search(rf"^{re.escape(name)} - {baseline}: (\S+) ± (\S+) over 2 seeds: (.*)$", summary, re.M)
+            assert printed is not None
             interval = stats.ttest_rel(final[name], final[baseline]).confidence_interval(0.95)
-            assert float(told[1]) == pytest.approx((interval.low + interval.high) / 2, abs=5.1e-5)
-            assert float(told[2]) == pytest.approx((interval.high - interval.low) / 2, abs=5.1e-5)
+            assert float(printed[1]) == pytest.approx((interval.low + interval.high) / 2, abs=5.1e-5)
+            assert float(printed[2]) == pytest.approx((interval.high - interval.low) / 2, abs=5.1e-5)
             sign = int(interval.low > 0) - int(interval.high < 0)
-            assert told[3] == ["no difference that these seeds can show", "higher", "lower"][sign]
+            assert printed[3] == ["no difference that these seeds can show", "higher", "lower"][sign]
 
 
 def test_one_seed_is_no_evidence(demo: Demo, tmp_path: Path) -> None:
@@ -208,12 +208,12 @@ def test_contenders_start_from_the_same_weights_and_see_the_same_batches(example
 def test_help_shows_flags_and_defaults(name: str, examples: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(name).parse_args(["--help"])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     schedule = ("warmup-epochs", "blend-epochs", "total-epochs", "temp-start", "temp-end")
     training = ("pos-rate", "batch-size", "queue-size", "lr", "seed", "seeds", "plot")
-    assert all(f"--{flag} " in told for flag in (*schedule, *training))
-    assert "--loss" not in told  # the contenders decide it
-    assert importlib.import_module(name).__doc__ in told
+    assert all(f"--{flag} " in printed for flag in (*schedule, *training))
+    assert "--loss" not in printed  # the contenders decide it
+    assert importlib.import_module(name).__doc__ in printed
 
 
 @pytest.mark.parametrize(

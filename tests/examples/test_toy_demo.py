@@ -1,4 +1,4 @@
-"""The demo runs as a user runs it, and what it prints comes from the run."""
+"""The demo prints what its run gives; one test starts it as a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start_demo(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_demo(*flags: str) -> str:
-    """What it prints, in this process: a process of its own takes longer to start than to train."""
+    """Run the demo in this process and return what it prints: starting a process takes longer than training."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
         patch.syspath_prepend(DEMO.parent)
         from toy_demo import main
@@ -55,7 +55,7 @@ def test_temperature_decays_from_start_to_end_after_the_warm_up() -> None:
     assert 0.4 > temperatures[2] > temperatures[3] == 0.2
 
 
-def test_without_warm_up_only_the_final_score_is_told() -> None:
+def test_without_warm_up_only_the_final_score_is_printed() -> None:
     output = run_demo("--warmup-epochs", "0", "--total-epochs", "2")
     assert "after the warm-up" not in output
     assert f"final test AUCPR {table_of(output)[-1][-1]}" in output
@@ -111,10 +111,15 @@ def test_bad_flags_say_what_was_expected(
     assert message in capsys.readouterr().err
 
 
-def test_a_bad_flag_stops_before_it_trains(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_flag_stops_before_it_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(DEMO.parent)
+    from toy_demo import main
+
     with pytest.raises(SystemExit, match="2"):
-        run_demo("--batch-size", "0")
-    assert "expected --batch-size of at least 1" in capsys.readouterr().err
+        main([*QUICK, "--batch-size", "0"])
+    printed = capsys.readouterr()
+    assert "expected --batch-size of at least 1" in printed.err
+    assert not printed.out
 
 
 def test_impossible_positive_rate_says_what_is_there() -> None:

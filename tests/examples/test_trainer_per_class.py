@@ -94,5 +94,5 @@ def test_help_and_bad_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ):
         with pytest.raises(SystemExit, match=str(code)):
             parse_args(flags)
-        told = capsys.readouterr()
-        assert message in told.out + told.err
+        printed = capsys.readouterr()
+        assert message in printed.out + printed.err

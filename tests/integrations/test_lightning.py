@@ -242,7 +242,7 @@ def test_a_run_resumed_from_a_checkpoint_of_step_0_keeps_its_queue(tmp_path: Pat
     assert resumed.loss_fn.queue_state.valid.all()  # one batch alone does not fill it
 
 
-def test_an_epoch_without_a_valid_class_is_told_once() -> None:
+def test_an_epoch_without_a_valid_class_warns_once() -> None:
     with pytest.warns(UserWarning, match="expected a class that SmoothAPLoss can rank in some step of the epoch"):
         make_trainer(max_epochs=1).fit(model := Bare(only_zeros=True), Batches())
     make_trainer(max_epochs=2).fit(model, Batches())  # warnings are errors: it would raise if it warned again
@@ -286,7 +286,7 @@ def test_the_trainer_of_pytorch_lightning_takes_the_callback() -> None:
     assert model.stands == step_by_hand(model.loss_fn.config, count_batches())
 
 
-def test_lightning_is_imported_with_the_adapter_alone_and_missed_by_the_name_of_the_extra() -> None:
+def test_the_extra_is_imported_lazily_and_named_when_missing() -> None:
     code = """
 import sys, imbalanced_losses.integrations
 print([name for name in sys.modules if "lightning" in name])

@@ -60,7 +60,7 @@ every_run = pytest.mark.parametrize(
 
 
 @every_run
-def test_goes_on_as_if_never_stopped(
+def test_resumes_as_if_never_stopped(
     tmp_path: Path, main_loss: str, settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
     run = Run(tmp_path, main_loss, settings, **options)

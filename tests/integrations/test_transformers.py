@@ -1,4 +1,4 @@
-"""The Trainer's callback: schedules as the pure functions have them, logs, and a resume that nobody can tell."""
+"""The Trainer's callback: schedules as the pure functions have them, logs, and exact resuming."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_bare_ranking_loss_resumes_with_its_queue(tmp_path: Path) -> None:
     assert torch.equal(torch.stack(losses[1]), torch.stack(losses[0][3 * ACCUMULATED :]))
 
 
-def test_an_epoch_without_a_valid_class_is_told_once(tmp_path: Path) -> None:
+def test_an_epoch_without_a_valid_class_warns_once(tmp_path: Path) -> None:
     rows = digits()
     rows.labels = torch.zeros_like(rows.labels)
     trainer, _ = make_trainer(tmp_path, SmoothAPLoss(1), make_network(), rows, num_train_epochs=2)
@@ -295,7 +295,7 @@ def test_two_callbacks_are_refused(tmp_path: Path) -> None:
 # --- the extra --------------------------------------------------------------------------------------------------------
 
 
-def test_transformers_is_imported_with_the_adapter_alone_and_missed_by_the_name_of_the_extra() -> None:
+def test_the_extra_is_imported_lazily_and_named_when_missing() -> None:
     code = """
 import sys, imbalanced_losses.integrations
 print({"transformers", "accelerate"} & set(sys.modules))
@@ -303,7 +303,7 @@ sys.modules["transformers"] = None  # as if it were not installed
 import imbalanced_losses.integrations.transformers
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout == "set()\n"
+    assert done.stdout == "set()\n", done.stderr
     assert done.returncode == 1
     assert "ImportError: imbalanced_losses.integrations.transformers needs Transformers" in done.stderr
     assert "pip install 'imbalanced-losses[transformers]'" in done.stderr

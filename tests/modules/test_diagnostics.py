@@ -1,4 +1,4 @@
-"""What a loss tells of its last pass, against a pool put together by hand and the exact metrics."""
+"""What a loss reports of its last pass, against a pool put together by hand and the exact metrics."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def test_agrees_with_the_pool_put_together_by_hand(name: str, kind: str) -> None
         queue.extend(zip(logits, targets, weight, strict=True))
         entry = MAIN[name][0]
         exact = entry.metric(loss_fn.config, *rows[:2], multilabel=multilabel, sample_weight=rows[2]).reshape(n_classes)
-        told = loss_fn.diagnostics()
-        assert set(told) == COMMON | entry.reported | MAIN[name][1].diagnostics
-        torch.testing.assert_close(told["loss"], per_class, rtol=0, atol=0, equal_nan=True)
-        assert told["valid"].equal(valid)
-        torch.testing.assert_close(told["gap"], per_class - (1 - exact), equal_nan=True)
-        assert told["gap"].isnan().equal(~valid)
-        assert told["live_positives"].tolist() == count_positives(targets, n_classes, multilabel)
-        assert not any(value.requires_grad for value in told.values())
-        assert all(value.shape == (() if key.startswith("queue") else (n_classes,)) for key, value in told.items())
+        reported = loss_fn.diagnostics()
+        assert set(reported) == COMMON | entry.reported | MAIN[name][1].diagnostics
+        torch.testing.assert_close(reported["loss"], per_class, rtol=0, atol=0, equal_nan=True)
+        assert reported["valid"].equal(valid)
+        torch.testing.assert_close(reported["gap"], per_class - (1 - exact), equal_nan=True)
+        assert reported["gap"].isnan().equal(~valid)
+        assert reported["live_positives"].tolist() == count_positives(targets, n_classes, multilabel)
+        assert not any(value.requires_grad for value in reported.values())
+        assert all(value.shape == (() if key.startswith("queue") else (n_classes,)) for key, value in reported.items())
 
 
 KNOWS_A_BAND = [name for name, (loss, _) in MAIN.items() if loss.returns_diagnostics]
@@ -86,10 +86,10 @@ def test_the_band_is_that_of_the_pass(name: str, options: dict[str, Any]) -> Non
         logits, targets, weight = batch(seed, kind="classes")
         iid = torch.rand(len(targets), generator=torch.Generator().manual_seed(seed)) < 0.8
         _, stats = loss_fn(logits, targets, iid, return_diagnostics=True, sample_weight=weight)
-        told = loss_fn.diagnostics()
+        reported = loss_fn.diagnostics()
         for key in MAIN[name][0].diagnostics:
-            torch.testing.assert_close(told[key], stats[key], rtol=0, atol=0, equal_nan=True)
-        assert (told["gap"].abs() < MAIN[name][1].most).all()
+            torch.testing.assert_close(reported[key], stats[key], rtol=0, atol=0, equal_nan=True)
+        assert (reported["gap"].abs() < MAIN[name][1].most).all()
 
 
 @pytest.mark.parametrize("options", [{"pos_numerator": "live"}, {"budget_basis": "population"}])
@@ -108,12 +108,12 @@ def test_queue_fill_and_age() -> None:
     seen = []
     for step in range(5):
         loss_fn(logits, torch.full((3,), -100) if step == 2 else targets)
-        told = loss_fn.diagnostics()
-        seen.append((float(told["queue_fill"]), int(told["queue_age"])))
+        reported = loss_fn.diagnostics()
+        seen.append((float(reported["queue_fill"]), int(reported["queue_age"])))
     assert seen == [(3 / 8, 1), (6 / 8, 2), (5 / 8, 3), (5 / 8, 3), (6 / 8, 2)]  # slots: aabbb... to ddeee..d
     loss_fn.reset_queue()
-    told = loss_fn.diagnostics()
-    assert (told["queue_fill"], told["queue_age"]) == (0, 0)
+    reported = loss_fn.diagnostics()
+    assert (reported["queue_fill"], reported["queue_age"]) == (0, 0)
 
 
 @EVERY_LOSS
@@ -121,8 +121,8 @@ def test_queue_fill_and_age() -> None:
 def test_without_a_queue_or_rows(name: str, n: int) -> None:
     loss_fn = LOSSES[name](num_classes=1, queue_size=0)
     loss_fn(torch.randn(n), torch.ones(n).long())
-    told = loss_fn.diagnostics()
-    assert (told["queue_fill"], told["queue_age"], told["live_positives"]) == (0, 0, n)
+    reported = loss_fn.diagnostics()
+    assert (reported["queue_fill"], reported["queue_age"], reported["live_positives"]) == (0, 0, n)
 
 
 @EVERY_LOSS
@@ -191,10 +191,10 @@ def test_a_compiled_pass_can_be_looked_at(name: str) -> None:
         logits, targets, _ = batch(seed, kind="classes")
         eager(logits, targets)
         compiled(logits, targets)
-        told, expected = inner.diagnostics(), eager.diagnostics()
-        assert set(told) == set(expected)
+        reported, expected = inner.diagnostics(), eager.diagnostics()
+        assert set(reported) == set(expected)
         for key, value in expected.items():
-            torch.testing.assert_close(told[key], value, equal_nan=True)
+            torch.testing.assert_close(reported[key], value, equal_nan=True)
     assert counter.frame_count == 1
 
 
@@ -223,19 +223,19 @@ def test_a_sampled_pool_has_no_gap() -> None:
     loss_fn = SmoothAPLoss(num_classes=1, max_pool_size=8, queue_size=0)
     with pytest.warns(UserWarning, match="max_pool_size"):
         loss_fn(*batch(0, n=20)[:2])
-    told = loss_fn.diagnostics()
-    assert told["gap"].isnan()
-    assert told["loss"].isfinite()
+    reported = loss_fn.diagnostics()
+    assert reported["gap"].isnan()
+    assert reported["loss"].isfinite()
 
 
 def test_an_overflow_shows_in_the_loss_and_not_in_the_queue() -> None:
     loss_fn = SmoothAPLoss(num_classes=1, queue_size=8)
     logits, targets, _ = batch(0, n=4)
     loss_fn(torch.full_like(logits, torch.inf), targets.clamp_min(0))
-    told = loss_fn.diagnostics()
-    assert told["loss"].isnan()
-    assert told["gap"].isnan()
-    assert told["queue_fill"] == 0
+    reported = loss_fn.diagnostics()
+    assert reported["loss"].isnan()
+    assert reported["gap"].isnan()
+    assert reported["queue_fill"] == 0
 
 
 def test_the_wrapper_tells_its_schedule_and_then_its_main_loss() -> None:
@@ -246,10 +246,10 @@ def test_the_wrapper_tells_its_schedule_and_then_its_main_loss() -> None:
     for step, weight in enumerate([0.0, 0.5, 1.0]):
         wrapper.on_train_batch_start(step)
         wrapper(logits, targets)
-        told = wrapper.diagnostics()
-        assert told["main_weight"] == weight
-        assert float(told["temperature"]) == wrapper.current_temperature
-        assert set(told) == {"main_weight", "temperature"} | (COMMON if step > 0 else set())
+        reported = wrapper.diagnostics()
+        assert reported["main_weight"] == weight
+        assert float(reported["temperature"]) == wrapper.current_temperature
+        assert set(reported) == {"main_weight", "temperature"} | (COMMON if step > 0 else set())
     with pytest.warns(UserWarning, match="has no temperature"):
         plain = LossWarmupWrapper(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss())
     assert set(plain.diagnostics()) == {"main_weight"}
@@ -284,9 +284,9 @@ def test_a_ring_that_has_gone_round_and_a_batch_longer_than_it(
             before = copy.deepcopy(loss_fn)
             loss_fn(logits, targets, sample_weight=weight)
             before.eval()(logits, targets, sample_weight=weight)
-            told, expected = loss_fn.diagnostics(), before.diagnostics()
-            for key in set(told) - {"queue_fill", "queue_age"}:
-                torch.testing.assert_close(told[key], expected[key], rtol=0, atol=0, equal_nan=True)
+            reported, expected = loss_fn.diagnostics(), before.diagnostics()
+            for key in set(reported) - {"queue_fill", "queue_age"}:
+                torch.testing.assert_close(reported[key], expected[key], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_loss_that_was_loaded_or_moved_has_no_last_pass() -> None:

@@ -180,7 +180,7 @@ def call(name: str, compiled: bool) -> Any:
 
 @every_loss
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_weight_that_is_not_finite_spoils_one_step(name: str, compiled: bool) -> None:
+def test_a_weight_that_is_not_finite_affects_one_step(name: str, compiled: bool) -> None:
     """Also on an ignored row. Later steps are as if the row had been ignored."""
     loss_fn, clean = call(name, compiled), call(name, compiled)
     for bad, target in itertools.product([torch.inf, torch.nan], [0, 1, -100]):
@@ -199,7 +199,7 @@ def test_a_weight_that_is_not_finite_spoils_one_step(name: str, compiled: bool) 
 
 @every_loss
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_is_no_label_never_counts(name: str, compiled: bool) -> None:
+def test_invalid_labels_are_ignored(name: str, compiled: bool) -> None:
     """A nan or a label out of range is an ignored row, now and in the queue."""
     loss_fn, clean = call(name, compiled), call(name, compiled)
     for step in range(8):

@@ -44,7 +44,7 @@ def test_a_second_run_is_the_first_one(name: str, settings: dict[str, Any], step
 
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_start"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_either_hook_tells_a_new_run(hook: str, settings: dict[str, Any]) -> None:
+def test_either_hook_starts_a_new_run(hook: str, settings: dict[str, Any]) -> None:
     wrapper = make(nn.BCEWithLogitsLoss(), RANKING["smooth_ap"](), **settings, **DECAY)
     fresh = copy.deepcopy(wrapper)
     train(wrapper, range(8))
@@ -119,7 +119,7 @@ def wrapped(name: str) -> LossWarmupWrapper:
 
 @every_loss
 @pytest.mark.parametrize("compiled", [False, True])
-def test_an_epoch_without_a_valid_class_is_told_once(name: str, compiled: bool) -> None:
+def test_an_epoch_without_a_valid_class_warns_once(name: str, compiled: bool) -> None:
     wrapper = wrapped(name)
     call = torch.compile(wrapper, backend="aot_eager", fullgraph=True) if compiled else wrapper
     epoch(wrapper, 0, NEVER_VALID, call)

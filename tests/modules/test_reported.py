@@ -62,7 +62,7 @@ def by_swap(own: Tensor, other: Tensor) -> None:
 
 @pytest.mark.parametrize("fill", [by_data, by_numpy, by_swap])
 def test_the_wrapper_reads_its_buffers_on_the_cpu(fill: Any) -> None:
-    """Whether or not a version counter tells."""
+    """With and without a version counter."""
     target, source = wrapper(), trained()
     for own, other in zip(target.buffers(recurse=False), source.buffers(recurse=False), strict=True):
         fill(own, other)

@@ -50,7 +50,7 @@ def results_of(outputs: Any) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_schema_and_fake(name: str, shape: tuple[int, int]) -> None:
-    """Nothing is changed or aliased; the fake tells shapes, dtypes and strides."""
+    """Nothing is changed or aliased; the fake gives shapes, dtypes and strides."""
     utilities = ("test_schema", "test_faketensor")
     torch.library.opcheck(operator(name), arguments(name, shape), test_utils=utilities)
 
