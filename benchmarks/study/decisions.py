@@ -162,6 +162,6 @@ def ensembles(results: Results) -> str:
             gain, beyond = (results.overall("ensemble", name, TARGET, problems, other) for other in (None, REFERENCE))
             cells += [with_sign(gain), with_sign(beyond) if name != BASELINE else "-", time]
         rows.append((name, *cells))
-    titles = ("gain in AP", "minus eight of cross-entropy", "training time of one MLP's")
+    titles = ("gain in AP", "minus eight of cross-entropy", "training time / one MLP's")
     times = (f"{half}: {what}" for half in HALVES for what in titles)
     return table(("loss", *times), rows)
