@@ -113,12 +113,15 @@ print(*(worker.least_peak_bytes(call, "cpu") for call in (one_after_the_other, a
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux")
 def test_peak_memory_counts_what_lives_at_once() -> None:
     """In a process of its own, as in the benchmark: a long-lived one may have memory at hand that other tests freed."""
     command = [sys.executable, "-c", MEASURE, str(ROOT / "benchmarks")]
     finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    single, several = map(int, finished.stdout.split())
+    printed = finished.stdout.split()
+    if sys.platform != "linux":
+        assert printed == ["None", "None"]  # it is read from Linux
+        return
+    single, several = map(int, printed)
     assert single == pytest.approx(80e6, rel=0.1)
     assert several == pytest.approx(240e6, rel=0.1)
 

@@ -56,7 +56,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, 
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], type]] = {
     "SmoothAPLoss": (imbalanced_losses.smooth_ap, imbalanced_losses.SmoothAPConfig),
-    "RecallAtQuantileLoss": (imbalanced_losses.recall_at_quantile, imbalanced_losses.RecallAtQuantileConfig),
     "PAUCAtBudgetLoss": (imbalanced_losses.pauc_at_budget, imbalanced_losses.PAUCAtBudgetConfig),
 }
 

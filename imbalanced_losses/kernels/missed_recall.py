@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.dispatch import has_tangent, holds_values, is_plain_eager
-from imbalanced_losses.kernels.operators import by_classes, propagate_nonfinite, with_gradient, with_nonfinite
+from imbalanced_losses.kernels.operators import in_blocks_of_rows, propagate_nonfinite, with_gradient, with_nonfinite
 from imbalanced_losses.kernels.packing import Unpacked, pack, shares
 from imbalanced_losses.kernels.ranks.sigmoid import wide_sigmoid
 from imbalanced_losses.kernels.tuning import PACKED_FROM, RECALL_CHUNK
@@ -81,7 +81,7 @@ def missed_recall(
 @propagate_nonfinite
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Return value, statistics and gradient ``[C, M]``; on the CPU computed a few classes at a time."""
-    return by_classes(_with_gradient, RECALL_CHUNK, scores, *constants)
+    return in_blocks_of_rows(_with_gradient, RECALL_CHUNK, scores, *constants)
 
 
 def _with_gradient(

@@ -172,9 +172,9 @@ def with_gradient(
     return _Eager.apply(kernel, gradient, scores, *constants)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def by_classes(kernel: Callable[..., Outputs], size: int, scores: Tensor, *constants: Any) -> Outputs:
-    """Call a kernel of :func:`make_mean`'s signature; on the CPU for a few classes of ``size`` scores at a time."""
-    step = max(1, size // scores.shape[1]) if holds_values(scores) else len(scores)
+def in_blocks_of_rows(kernel: Callable[..., Outputs], size: int, scores: Tensor, *constants: Any) -> Outputs:
+    """Call a kernel of tensors ``[R, ...]``, on the CPU for blocks of rows with ``size`` of ``scores [R, M]`` each."""
+    step = max(1, size // max(1, scores.shape[1])) if holds_values(scores) else len(scores)
     if step >= len(scores):
         return kernel(scores, *constants)
     parts = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imbalanced_losses.dispatch import holds_values, is_plain_eager
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
-from imbalanced_losses.kernels.operators import in_graph, make_operator, rows_of_batch
+from imbalanced_losses.kernels.operators import in_blocks_of_rows, in_graph, make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows, sorts_by_integers
 from imbalanced_losses.kernels.tuning import LARGE_SHARE, OPAQUE_FROM, QUANTILE_CHUNK, SMALL_ROW
 
@@ -62,14 +62,11 @@ def _kernel(
     values: Tensor, mask: Tensor, levels: Sequence[float], interpolation: Interpolation, counts: Tensor | None
 ) -> Tensor:
     """Compute the quantiles, on the CPU a few rows at a time: temporaries are several times as large as the values."""
-    r, m = values.shape
-    step = max(1, QUANTILE_CHUNK // max(1, m)) if holds_values(values) else r
-    if step >= r:
-        return _quantiles(values, mask, levels, interpolation, counts)
-    parts = [slice(start, start + step) for start in range(0, r, step)]
-    return torch.cat(
-        [_quantiles(values[p], mask[p], levels, interpolation, counts if counts is None else counts[p]) for p in parts]
-    )
+
+    def quantiles(*arguments: Any) -> tuple[Tensor]:
+        return (_quantiles(*arguments),)
+
+    return in_blocks_of_rows(quantiles, QUANTILE_CHUNK, values, mask, levels, interpolation, counts)[0]
 
 
 def _fake(values: Tensor, mask: Tensor, levels: Sequence[float], *_: Any) -> Tensor:

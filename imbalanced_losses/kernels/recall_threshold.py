@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imbalanced_losses.dispatch import holds_values, is_plain_eager
 from imbalanced_losses.dtypes import accumulation_dtype
-from imbalanced_losses.kernels.operators import batch_of_rows, in_graph, make_operator, rows_of_batch
+from imbalanced_losses.kernels.operators import batch_of_rows, in_blocks_of_rows, in_graph, make_operator, rows_of_batch
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.packing import pack
 from imbalanced_losses.kernels.tuning import QUANTILE_CHUNK
@@ -61,10 +61,8 @@ def _kernel(scores: Tensor, mask: Tensor, weight: Tensor, recall: float) -> tupl
     """Find the thresholds, on the CPU a few rows at a time and of the masked elements alone."""
     if not holds_values(scores):
         return _thresholds(torch.where(mask, scores, -torch.inf), torch.where(mask, weight, 0), recall)
-    step = max(1, QUANTILE_CHUNK // scores.shape[1])
-    parts = [slice(start, start + step) for start in range(0, len(scores), step)]
-    found = [_of_packed(scores[p], mask[p], weight[p], recall) for p in parts]
-    return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))  # type: ignore[return-value]
+    threshold, reached, total = in_blocks_of_rows(_of_packed, QUANTILE_CHUNK, scores, mask, weight, recall)
+    return threshold, reached, total
 
 
 def _of_packed(scores: Tensor, mask: Tensor, weight: Tensor, recall: float) -> tuple[Tensor, Tensor, Tensor]:

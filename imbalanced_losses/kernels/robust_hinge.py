@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbalanced_losses.dtypes import accumulation_dtype
-from imbalanced_losses.kernels.operators import by_classes, make_mean
+from imbalanced_losses.kernels.operators import in_blocks_of_rows, make_mean
 from imbalanced_losses.kernels.ordering import argsort_rows
 from imbalanced_losses.kernels.packing import shares
 from imbalanced_losses.kernels.tuning import ROBUST_CHUNK
@@ -85,7 +85,7 @@ def robust_hinge(
 
 def _kernel(scores: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Return value, statistics and gradient; on the CPU computed a few classes at a time."""
-    return by_classes(_with_gradient, ROBUST_CHUNK, scores, *constants)
+    return in_blocks_of_rows(_with_gradient, ROBUST_CHUNK, scores, *constants)
 
 
 def _with_gradient(

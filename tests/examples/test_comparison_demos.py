@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,15 +58,8 @@ class Demo:
         return np.array([run.figures[metric] for run in self.runs if run.contender == contender])
 
 
-@pytest.fixture(scope="module")
-def examples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield
-
-
 @pytest.fixture(scope="module", params=QUICK)
-def demo(request: pytest.FixtureRequest, examples: None) -> Demo:
+def demo(request: pytest.FixtureRequest) -> Demo:
     return run_here(request.param, *QUICK[request.param].split())
 
 
@@ -166,13 +158,13 @@ def test_one_seed_is_no_evidence(demo: Demo, tmp_path: Path) -> None:
         (float("nan"), float("nan"), "nan: a run has diverged"),
     ],
 )
-def test_words_claim_no_more_than_the_interval(difference: float, margin: float, words: str, examples: None) -> None:
+def test_words_claim_no_more_than_the_interval(difference: float, margin: float, words: str) -> None:
     from comparison import Summary, in_words
 
     assert in_words(Summary("contender", 0.5, 0.1, difference, margin), 5) == words
 
 
-def test_contenders_start_from_the_same_weights_and_see_the_same_batches(examples: None) -> None:
+def test_contenders_start_from_the_same_weights_and_see_the_same_batches() -> None:
     from comparison import Contender, compare
 
     module = importlib.import_module("coverage_at_budget_demo")
@@ -205,7 +197,7 @@ def test_contenders_start_from_the_same_weights_and_see_the_same_batches(example
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_help_shows_flags_and_defaults(name: str, examples: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_flags_and_defaults(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(name).parse_args(["--help"])
     printed = capsys.readouterr().out
@@ -232,7 +224,7 @@ def test_help_shows_flags_and_defaults(name: str, examples: None, capsys: pytest
     ],
 )
 def test_bad_flags_say_what_was_expected(
-    name: str, flags: tuple[str, ...], message: str, examples: None, capsys: pytest.CaptureFixture[str]
+    name: str, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(name).main(flags)
@@ -242,12 +234,12 @@ def test_bad_flags_say_what_was_expected(
 
 
 @pytest.mark.parametrize("rate", ["0.0001", "0.9999"])
-def test_impossible_positive_rate_says_what_is_there(rate: str, examples: None) -> None:
+def test_impossible_positive_rate_says_what_is_there(rate: str) -> None:
     with pytest.raises(SystemExit, match=rf"--pos-rate {rate} needs \d+ positives; 20000 rows allow 4 to 19900"):
         importlib.import_module("coverage_at_budget_demo").main(["--pos-rate", rate])
 
 
-def test_compare_demo_trains_what_toy_demo_trains(examples: None) -> None:
+def test_compare_demo_trains_what_toy_demo_trains() -> None:
     toy = importlib.import_module("toy_demo")
     runs = {run.contender: run.history for run in run_here("compare_demo", *QUICK["compare_demo"].split()).runs[3:]}
     flags = [*QUICK["compare_demo"].removeprefix("--seeds 2").split(), "--seed", "1"]
@@ -261,7 +253,7 @@ def test_compare_demo_trains_what_toy_demo_trains(examples: None) -> None:
     assert blended[2].loss != warmed_up[2].loss
 
 
-def test_focal_demo_takes_gamma_and_alpha(examples: None) -> None:
+def test_focal_demo_takes_gamma_and_alpha() -> None:
     """Without focus, ``gamma`` only is BCE, and ``alpha`` of a half is half of it."""
     flags = (*QUICK["focal_demo"].split(), "--seeds", "1", "--gamma", "0", "--alpha", "0.5")
     losses = {run.contender: [epoch.loss for epoch in run.history] for run in run_here("focal_demo", *flags).runs}
@@ -270,14 +262,14 @@ def test_focal_demo_takes_gamma_and_alpha(examples: None) -> None:
     assert losses["BCE + pos_weight"][0] > 1.2 * losses["BCE"][0]
 
 
-def test_focal_demo_warms_up_on_bce(examples: None) -> None:
+def test_focal_demo_warms_up_on_bce() -> None:
     flags = (*QUICK["focal_demo"].split(), "--seeds", "1", "--warmup-epochs", "2")
     first, *others = (run.history for run in run_here("focal_demo", *flags).runs)
     assert all(history[:2] == first[:2] for history in others)
     assert all(history[2].loss != first[2].loss for history in others)
 
 
-def test_weighted_bce_gives_both_labels_the_same_weight(examples: None) -> None:
+def test_weighted_bce_gives_both_labels_the_same_weight() -> None:
     from comparison import WeightedBCE
     from toy_demo import Split
 
@@ -288,7 +280,7 @@ def test_weighted_bce_gives_both_labels_the_same_weight(examples: None) -> None:
     torch.testing.assert_close(loss_fn(logits, labels[:, None]), (4 * terms[0] + terms[1:].sum()).squeeze() / 5)
 
 
-def test_coverage_is_the_share_of_positives_in_the_budget(examples: None) -> None:
+def test_coverage_is_the_share_of_positives_in_the_budget() -> None:
     from comparison import compare
 
     module = importlib.import_module("coverage_at_budget_demo")
@@ -304,7 +296,7 @@ def test_coverage_is_the_share_of_positives_in_the_budget(examples: None) -> Non
     assert figures["coverage"][-1] > 0.05  # chance is 0.005
 
 
-def test_hard_negatives_crowd_the_top(examples: None) -> None:
+def test_hard_negatives_crowd_the_top() -> None:
     module = importlib.import_module("coverage_at_budget_demo")
     data = module.load(Namespace(seed=3, pos_rate=0.005))
     assert [int(labels.sum()) for labels in (data.train_labels, data.test_labels)] == [100, 200]
@@ -315,7 +307,7 @@ def test_hard_negatives_crowd_the_top(examples: None) -> None:
     assert (easy < positives.median()).float().mean() > 0.98
 
 
-def test_trapezoid_lets_its_thresholds_follow_the_scores(examples: None) -> None:
+def test_trapezoid_lets_its_thresholds_follow_the_scores() -> None:
     module = importlib.import_module("coverage_at_budget_demo")
     args = module.parse_args([])
     data = module.load(args)

@@ -62,8 +62,7 @@ def test_one_process_has_the_same_table() -> None:
             assert float(figure) == pytest.approx(float(other), abs=2e-4)
 
 
-def test_flags_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+def test_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     from ddp_demo import parse_args
 
     assert parse_args([*QUICK, "--compare"]).compare

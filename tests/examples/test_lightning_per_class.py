@@ -26,9 +26,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        return importlib.import_module("lightning_per_class")
+    return importlib.import_module("lightning_per_class")
 
 
 @pytest.fixture(scope="module")

@@ -50,10 +50,7 @@ def test_every_loss_is_in_the_table(tmp_path: Path) -> None:
         (("--plot", "picture.pdf"), "expected --plot FILE.png in a folder that exists, got picture.pdf"),
     ],
 )
-def test_bad_flags(
-    flags: tuple[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(DEMO.parent)
+def test_bad_flags(flags: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     from retrieval_demo import main
 
     with pytest.raises(SystemExit, match="2"):

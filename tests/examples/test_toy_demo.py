@@ -23,10 +23,9 @@ def start_demo(*flags: str) -> subprocess.CompletedProcess[str]:
 
 def run_demo(*flags: str) -> str:
     """Run the demo in this process and return what it prints: starting a process takes longer than training."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-        patch.syspath_prepend(DEMO.parent)
-        from toy_demo import main
+    from toy_demo import main
 
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         main([*QUICK, *flags])
     return output.getvalue()
 
@@ -101,9 +100,8 @@ def test_same_seed_same_table_other_seed_another() -> None:
     ],
 )
 def test_bad_flags_say_what_was_expected(
-    flags: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(DEMO.parent)
     from toy_demo import parse_args
 
     with pytest.raises(SystemExit, match="2"):
@@ -111,8 +109,7 @@ def test_bad_flags_say_what_was_expected(
     assert message in capsys.readouterr().err
 
 
-def test_a_bad_flag_stops_before_it_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(DEMO.parent)
+def test_a_bad_flag_stops_before_it_trains(capsys: pytest.CaptureFixture[str]) -> None:
     from toy_demo import main
 
     with pytest.raises(SystemExit, match="2"):

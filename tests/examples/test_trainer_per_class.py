@@ -64,11 +64,8 @@ def test_classes_tell_the_loss_and_the_exact_metric(output: str) -> None:
         assert float(classes[digit][3]) > float(classes[0][3])  # the loss of a rare digit is the larger one
 
 
-def test_the_tables_print_what_was_logged(
-    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tables_print_what_was_logged(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The same run in this process: its records, rounded, are the numbers in the tables."""
-    monkeypatch.syspath_prepend(EXAMPLE.parent)
     from trainer_per_class import main
 
     history = main(QUICK)
@@ -82,8 +79,7 @@ def test_the_tables_print_what_was_logged(
         assert row[5:7] == [f"{precision:.4f}" for precision in exact]
 
 
-def test_help_and_bad_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(EXAMPLE.parent)
+def test_help_and_bad_flags(capsys: pytest.CaptureFixture[str]) -> None:
     from trainer_per_class import parse_args
 
     for flags, code, message in (
