@@ -1,13 +1,13 @@
 # make demo         trains a model on real data and draws toy_demo.png; makes the environment first, if there is none
 # make check        lint and a quick part of the suite, for use between edits; about a minute
-# make test         lint, then the suite against the installed package, with its coverage gate; about 10 minutes
+# make test         lint, then the suite against the installed package, with its coverage gate; 8 to 10 minutes
 # make test-exhaustive  further variants of the losses and slow combinations; longer than make test
 # make test-compiled  compiles every loss in hundreds of cases on 1, 2 and 4 threads and compares with eager mode; under two hours
 # make lint         style, format, types, layers
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-paths  both sides of each choice between two evaluators, into docs/paths.md; two minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
-# make study        losses against tuned cross-entropy on real tables: thousands of small models, into docs/; about 75 minutes
+# make study        losses against tuned cross-entropy on real tables: thousands of small models, into docs/; 80 to 95 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
 # make docs         builds the documentation site into build/docs, warnings as errors; runs its notebooks; about 4 minutes

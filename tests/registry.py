@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sklearn.metrics import fbeta_score
 from torch import Tensor, nn
 
 from imbalanced_losses import (
@@ -172,6 +171,8 @@ def f_beta(
     sample_weight: Tensor | None = None,
 ) -> Tensor:
     """F-beta of the decisions ``s > -eta``; scikit-learn's."""
+    from sklearn.metrics import fbeta_score  # a second that the processes of tests/distributed need not spend
+
     columns = scores.reshape(len(targets), -1).unbind(1)
     found = []
     for label, column in enumerate(columns):

@@ -57,6 +57,7 @@ def test_half_steps_other_directions_and_errors_show(distributed: ModuleType) ->
     assert "| Ours | `Loss()` | 2 | 1,234 |" in lines
 
 
+@pytest.mark.exhaustive
 def test_two_processes_are_measured(distributed: ModuleType) -> None:
     found = distributed.measure("ours", sys.executable, 2, "even")
     assert list(found["steps"]) == found["cases"]

@@ -65,6 +65,7 @@ def test_costs_are_per_row_and_positive() -> None:
     assert (columns.costs > 0).all()
 
 
+@pytest.mark.exhaustive
 def test_the_answer_is_not_among_the_features() -> None:
     for name in ("credit", "bank marketing", "TV churn", "Caravan", "hypothyroid", "nursery"):
         features, labels, _ = table(name).load()

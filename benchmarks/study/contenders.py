@@ -243,6 +243,19 @@ def _packages() -> list[Contender]:
 # in training order: if time runs out, the last ones are missing
 CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages(), *_variants())
 
-# beside the single MLP with its chosen setting: eight members by one vmap
-ENSEMBLES = (BASELINE, "Smooth-AP 0.5", "pAUC pairwise, wide")
+# beside the single MLP with its chosen setting: eight members by one vmap; of each loss that the MLP takes alone, once
+ENSEMBLES = (
+    BASELINE,
+    "class weights, balanced",
+    "VS",
+    "focal",
+    "ASL",
+    "LDAM",
+    "soft F1",
+    "Smooth-AP 0.5",
+    "recall",
+    "pAUC pairwise, wide",
+    "pAUC dro",
+    "precision at recall",
+)
 MEMBERS = 8

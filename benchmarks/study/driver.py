@@ -28,7 +28,7 @@ __all__ = ["OUT_OF_TIME", "Cell", "Protocol", "Study"]
 Result = dict[str, Any]
 OUT_OF_TIME = "the run's time was spent"
 LONGEST_RUN = 240.0
-ENSEMBLE_SPLITS = 3
+ENSEMBLE_SPLITS = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Protocol:
     limits: Limits = field(default_factory=Limits)
 
     def splits(self, cell: Cell) -> range:
-        """Numbers of the splits that are reported; the first one is tuned on. Of an ensemble they are fewer."""
+        """Numbers of the splits that are reported; the first one is tuned on, and of an ensemble the only one."""
         most = ENSEMBLE_SPLITS if cell.model == "ensemble" else self.most_splits
         return range(min(cell.problem.splits, self.most_splits, most))
 

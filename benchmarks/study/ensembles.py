@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.nn import functional
 
 import imbalanced_losses
 from study.loop import Limits, average_precision, epochs, train
-from study.losses import Job, ranking_options, set_bias
+from study.losses import Job, make_loss, ranking_options, set_bias
 from study.train import Data, last_layer, make_model
 
 __all__ = ["Members", "fit_ensemble"]
@@ -49,26 +48,25 @@ class Members(nn.Module):
         return vmap(self.one, (0, None))(self.parameters_by_name(), features).mean(0)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Of one label, with the signature of a ranking loss."""
-    return functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype)), state
-
-
 FUNCTIONS: dict[str, tuple[Callable[..., Any], type]] = {
+    "SoftFBetaLoss": (imbalanced_losses.soft_fbeta, imbalanced_losses.SoftFBetaConfig),
     "SmoothAPLoss": (imbalanced_losses.smooth_ap, imbalanced_losses.SmoothAPConfig),
+    "RecallAtQuantileLoss": (imbalanced_losses.recall_at_quantile, imbalanced_losses.RecallAtQuantileConfig),
     "PAUCAtBudgetLoss": (imbalanced_losses.pauc_at_budget, imbalanced_losses.PAUCAtBudgetConfig),
+    "PrecisionAtRecallLoss": (imbalanced_losses.precision_at_recall, imbalanced_losses.PrecisionAtRecallConfig),
 }
 
 
-def make_objective(job: Job) -> Objective:
-    """Cross-entropy or a ranking loss alone, of one label."""
+def make_objective(job: Job, targets: Tensor) -> Objective:
+    """A loss alone, of one label; what has no queue passes the state on. ``targets`` are those of the training set."""
     name, schedule = job["contender"]["loss"], job["contender"]["schedule"]
     if schedule != "alone":
         raise ValueError(f"expected a loss that is trained alone, got the schedule {schedule}")
-    if name == "CrossEntropy":
-        return cross_entropy
-    function, config = FUNCTIONS[name]
-    return partial(function, cfg=config(num_classes=1, **ranking_options(job)))
+    if name in FUNCTIONS:
+        function, config = FUNCTIONS[name]
+        return partial(function, cfg=config(num_classes=1, **ranking_options(job)))
+    loss_fn = make_loss(job, targets)
+    return lambda logits, labels, state: (loss_fn(logits, labels), state)
 
 
 def fit_ensemble(data: Data, job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -81,7 +79,7 @@ def fit_ensemble(data: Data, job: Job) -> tuple[dict[str, Tensor], dict[str, Any
     models = [make_model("MLP", features.shape[1], {**job, "seed": seed}) for seed in seeds]
     for one in models:
         set_bias(last_layer(one), targets, 1, job["contender"]["start"])
-    ensemble, objective = Members(models), make_objective(job)
+    ensemble, objective = Members(models), make_objective(job, targets)
     limits = Limits(**job["limits"])
     state = [imbalanced_losses.stack_states([imbalanced_losses.init_queue(1024, 1) for _ in range(members)])]
     optimizer = torch.optim.Adam(ensemble.parameters(), lr=job["setting"]["lr"], fused=True)

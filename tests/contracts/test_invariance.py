@@ -187,24 +187,6 @@ def test_classes_are_binary_problems(case: Case, data: st.DataObject, kind: str)
             assert_close(per_class.diagnostics[name][[label]], value)
 
 
-@over["cases"]
-@few_examples
-@given(data=st.data())
-def test_two_disjoint_labels_are_two_classes(case: Case, data: st.DataObject) -> None:
-    """Multi-class ids and their one-hot multi-label rows are the same problem."""
-    problem = data.draw(problems("multiclass", min_rows=1))
-
-    def one_hot(targets: Tensor) -> Tensor:
-        hot = (targets[:, None] == torch.arange(problem.num_classes)).long()
-        return torch.where(targets[:, None] == IGNORE, IGNORE, hot)
-
-    state = replace(problem.state, targets=one_hot(problem.state.targets))
-    result = case.run(replace(problem, targets=one_hot(problem.targets), state=state))
-    expected = case.run(problem)
-    assert_close(result.loss, expected.loss)
-    assert_close(result.gradient, expected.gradient)
-
-
 # --- rows outside the iid sample --------------------------------------------------------------------------------------
 
 PAUC = RANKING["pauc"]

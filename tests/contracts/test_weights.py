@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.contracts.cases import CASES, Case, assert_close, assert_same_state, example, over
+from tests.contracts.cases import CASES, Case, assert_close, assert_same_state, case_named, example, over
 from tests.parity import reference
 from tests.strategies import Problem, few_examples, problems
 
@@ -169,7 +169,7 @@ def test_weights_carry_no_gradient(case: Case) -> None:
 @over["cases"]
 @over["queue"]
 def test_a_column_of_weights_and_flags(case: Case, with_queue: bool) -> None:
-    """``[N, 1]``, as data often comes beside logits ``[N, 1]``, is ``[N]``: function, compiled and module."""
+    """``[N, 1]``, as data often comes beside logits ``[N, 1]``, is ``[N]``, for the function and the module."""
     problem = example("binary", with_queue)
     assert problem.sample_weight is not None
     column = replace(problem, sample_weight=problem.sample_weight[:, None], iid_mask=problem.iid_mask[:, None])
@@ -177,19 +177,24 @@ def test_a_column_of_weights_and_flags(case: Case, with_queue: bool) -> None:
     assert torch.equal(result.loss, expected.loss)
     assert torch.equal(result.gradient, expected.gradient)
     assert_same_state(result.state, expected.state)
-    cfg = case.config(problem)
-    arguments = {"iid_mask": column.iid_mask, "sample_weight": column.sample_weight}
-    of_row, of_column = ({**arguments, **more} for more in (problem.extras, {}))
-    compiled = torch.compile(case.loss.function, fullgraph=True, backend="eager")
-    loss, state = compiled(problem.logits, problem.targets, problem.state, cfg, **of_column)
-    assert_close(loss, expected.loss)
-    assert_same_state(state, expected.state)
     shells = [case.shell(problem) for _ in range(2)]
     losses = [
-        shell(problem.logits, problem.targets, **more) for shell, more in zip(shells, (of_row, of_column), strict=True)
+        shell(own.logits, own.targets, **own.extras) for shell, own in zip(shells, (problem, column), strict=True)
     ]
     assert torch.equal(*losses)
     assert_same_state(shells[0].queue_state, shells[1].queue_state)
+
+
+def test_a_compiled_column_of_weights_and_flags() -> None:
+    """All losses parse their rows by one function."""
+    case, problem = case_named("recall"), example("binary")
+    assert problem.sample_weight is not None
+    column = {"iid_mask": problem.iid_mask[:, None], "sample_weight": problem.sample_weight[:, None]}
+    compiled = torch.compile(case.loss.function, fullgraph=True, backend="eager")
+    expected = case.run(problem)
+    loss, state = compiled(problem.logits, problem.targets, problem.state, case.config(problem), **column)
+    assert_close(loss, expected.loss)
+    assert_same_state(state, expected.state)
 
 
 @over["cases"]

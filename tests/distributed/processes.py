@@ -46,8 +46,9 @@ class Processes:
 
     def try_run(self, job: str, **options: Any) -> list[tuple[Any, str | None]]:
         """``(result, traceback)`` of every rank; of one that died, ``(None, "died")``."""
+        is_covered = coverage.Coverage.current() is not None
         for line in self._lines.values():
-            line.send_bytes(pickle.dumps((job, options)))
+            line.send_bytes(pickle.dumps((job, options, is_covered)))
         return [self._receive(rank) for rank in range(self.size)]
 
     def _receive(self, rank: int) -> tuple[Any, str | None]:

@@ -121,9 +121,9 @@ def train_with_loss_inside(recipe: Recipe) -> dict[str, Any]:
 
 
 @contextmanager
-def groups_of_two() -> Iterator[tuple[int, dist.ProcessGroup]]:
-    """Ranks 0 and 2 of four, 1 and 3: the number of the own group, and the group."""
-    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+def two_groups() -> Iterator[tuple[int, dist.ProcessGroup]]:
+    """Ranks 0 and 2 of three, and rank 1: the number of the own group, and the group."""
+    groups = [dist.new_group([0, 2]), dist.new_group([1])]
     which = dist.get_rank() % 2
     yield which, groups[which]
     dist.barrier()
@@ -134,10 +134,11 @@ def groups_of_two() -> Iterator[tuple[int, dist.ProcessGroup]]:
 
 def train_in_groups(recipe: Recipe) -> dict[str, Any]:
     """The two groups train at the same time, on other rows."""
-    with groups_of_two() as (which, group):
+    with two_groups() as (which, group):
         loss_fn = recipe.make_loss(group=group)
         wrap = lambda model: DistributedDataParallel(model, process_group=group)  # noqa: E731
-        result = run_steps(recipe, wrap, dist.get_rank(group), 2, loss_fn=loss_fn, first_batch=10 * which)
+        place = dist.get_rank(group), dist.get_world_size(group)
+        result = run_steps(recipe, wrap, *place, loss_fn=loss_fn, first_batch=10 * which)
         twin = copy.deepcopy(loss_fn)
         return {**result, "twin shares": twin.group is loss_fn.group is group}
 

@@ -61,8 +61,8 @@ def test_accumulated_gradients_are_those_of_one_process(processes: GroupOf, reci
 
 
 @every_recipe
-def test_two_groups_of_four_ranks_train_apart(processes: GroupOf, recipe: Recipe) -> None:
-    runs = processes(4).run(f"{JOBS}:train_in_groups", recipe=recipe)
+def test_two_groups_of_three_ranks_train_apart(processes: GroupOf, recipe: Recipe) -> None:
+    runs = processes(3).run(f"{JOBS}:train_in_groups", recipe=recipe)
     for rank, run in enumerate(runs):
         assert_equal(run, setups.alone(recipe, first_batch=10 * (rank % 2)))
         assert run["twin shares"]

@@ -26,8 +26,9 @@ COMPILERS_OWN = (
 def main(address: str, store: str, rank: int, size: int, timeout: float) -> None:
     sys.path.append(str(Path(__file__).parents[2]))  # for the tests; the package is the installed one
     torch.set_num_threads(1)
-    coverage.process_startup()  # where the suite is measured, so are its processes
+    coverage.process_startup()  # where a test is measured, so are its processes
     measured = coverage.Coverage.current()
+    is_running = measured is not None
     line = Client(address, "AF_UNIX")
     line.send(rank)
     dist.init_process_group(
@@ -39,12 +40,16 @@ def main(address: str, store: str, rank: int, size: int, timeout: float) -> None
     )
     while True:
         try:
-            job, options = pickle.loads(line.recv_bytes())
+            job, options, is_covered = pickle.loads(line.recv_bytes())
         except EOFError:
             if measured is not None:
-                measured.stop()
+                if is_running:
+                    measured.stop()
                 measured.save()
             os._exit(0)
+        if measured is not None and is_covered != is_running:
+            (measured.start if is_covered else measured.stop)()
+            is_running = is_covered
         module, _, name = job.partition(":")
         torch.manual_seed(0)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import re
@@ -60,7 +61,12 @@ class Demo:
 
 @pytest.fixture(scope="module", params=QUICK)
 def demo(request: pytest.FixtureRequest) -> Demo:
-    return run_here(request.param, *QUICK[request.param].split())
+    return run_quickly(request.param)
+
+
+@functools.cache
+def run_quickly(name: str) -> Demo:
+    return run_here(name, *QUICK[name].split())
 
 
 def run_here(name: str, *flags: str) -> Demo:
@@ -81,6 +87,7 @@ def tables_of(printed: str) -> dict[str, list[list[str]]]:
     return tables
 
 
+@pytest.mark.exhaustive
 def test_command_prints_what_this_process_prints_and_draws_a_picture(demo: Demo, tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
     command = [sys.executable, str(EXAMPLES / f"{demo.name}.py"), *demo.flags, "--plot", str(picture)]
@@ -241,7 +248,7 @@ def test_impossible_positive_rate_says_what_is_there(rate: str) -> None:
 
 def test_compare_demo_trains_what_toy_demo_trains() -> None:
     toy = importlib.import_module("toy_demo")
-    runs = {run.contender: run.history for run in run_here("compare_demo", *QUICK["compare_demo"].split()).runs[3:]}
+    runs = {run.contender: run.history for run in run_quickly("compare_demo").runs[3:]}
     flags = [*QUICK["compare_demo"].removeprefix("--seeds 2").split(), "--seed", "1"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert runs["warmup-only"] == toy.main([*flags, "--loss", "bce"])

@@ -87,6 +87,7 @@ def test_all_of_it_is_logged(run: Run) -> None:
     assert row["queue_fill"] == 1
 
 
+@pytest.mark.exhaustive
 def test_the_seed_decides(example: ModuleType, run: Run) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         same, other = (example.main([*QUICK, "--seed", seed]) for seed in ("0", "1"))

@@ -1,24 +1,15 @@
-"""The demo prints what its run gives; one test starts it as a command."""
+"""The demo prints what its run gives; `make demo` starts it as a command."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-DEMO = Path(__file__).parents[2] / "examples" / "toy_demo.py"
 QUICK = ("--total-epochs", "4", "--warmup-epochs", "2", "--blend-epochs", "1", "--queue-size", "128")
-
-
-def start_demo(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(DEMO), *QUICK, *flags], capture_output=True, text=True, check=False, timeout=300
-    )
 
 
 def run_demo(*flags: str) -> str:
@@ -46,9 +37,7 @@ def test_every_loss_trains_through_the_phases(loss: str) -> None:
 
 
 def test_temperature_decays_from_start_to_end_after_the_warm_up() -> None:
-    finished = start_demo("--temp-start", "0.4", "--temp-end", "0.2")
-    assert finished.returncode == 0, finished.stderr
-    table = table_of(finished.stdout)
+    table = table_of(run_demo("--temp-start", "0.4", "--temp-end", "0.2"))
     temperatures = [float(row[3]) for row in table]
     assert temperatures[:2] == [0.4, 0.4]
     assert 0.4 > temperatures[2] > temperatures[3] == 0.2

@@ -1,11 +1,14 @@
-"""The example runs as a user runs it, and what it prints comes from the run."""
+"""The example runs, and what it prints comes from the run."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -24,10 +27,9 @@ QUICK = (
 )
 
 
-def start_example(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLE), *flags], capture_output=True, text=True, check=False, timeout=300
-    )
+class Run(NamedTuple):
+    history: list[dict[str, float]]
+    output: str
 
 
 def rows_of(output: str) -> list[list[str]]:
@@ -35,16 +37,25 @@ def rows_of(output: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def output() -> str:
-    finished = start_example(*QUICK)
-    assert finished.returncode == 0, finished.stderr
-    assert "100%" in finished.stderr  # the bar
-    return finished.stdout
+def run() -> Run:
+    from trainer_per_class import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        history = main(QUICK)
+    return Run(history, printed.getvalue())
 
 
 @pytest.mark.exhaustive
-def test_epochs_tell_the_schedule_and_the_exact_metric(output: str) -> None:
-    epochs = rows_of(output)[:4]
+def test_the_command_prints_the_same(run: Run) -> None:
+    command = [sys.executable, str(EXAMPLE), *QUICK]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    assert "100%" in finished.stderr  # the bar
+    assert finished.stdout == run.output
+
+
+def test_epochs_tell_the_schedule_and_the_exact_metric(run: Run) -> None:
+    epochs = rows_of(run.output)[:4]
     assert [row[1] for row in epochs] == ["0.00", "0.00", "0.50", "1.00"]
     assert [row[2] for row in epochs[:2]] == ["1.0000"] * 2
     assert 1 > float(epochs[2][2]) > float(epochs[3][2]) == 0.5
@@ -53,8 +64,8 @@ def test_epochs_tell_the_schedule_and_the_exact_metric(output: str) -> None:
     assert 0.1 < common[0] < common[3]  # chance is 0.1
 
 
-def test_classes_tell_the_loss_and_the_exact_metric(output: str) -> None:
-    classes = rows_of(output)[4:]
+def test_classes_tell_the_loss_and_the_exact_metric(run: Run) -> None:
+    classes = rows_of(run.output)[4:]
     assert [row[0] for row in classes] == [str(digit) for digit in range(10)]
     assert [row[0] for row in classes if row[-1] == "rare"] == ["3", "5", "8"]
     assert [int(row[1]) for row in classes if row[-1] == "rare"] == [6, 6, 6]
@@ -64,13 +75,9 @@ def test_classes_tell_the_loss_and_the_exact_metric(output: str) -> None:
         assert float(classes[digit][3]) > float(classes[0][3])  # the loss of a rare digit is the larger one
 
 
-def test_the_tables_print_what_was_logged(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same run in this process: its records, rounded, are the numbers in the tables."""
-    from trainer_per_class import main
-
-    history = main(QUICK)
-    assert capsys.readouterr().out == output
-    epochs, classes = rows_of(output)[:4], rows_of(output)[4:]
+def test_the_tables_print_what_was_logged(run: Run) -> None:
+    """The records, rounded, are the numbers in the tables."""
+    history, epochs, classes = run.history, rows_of(run.output)[:4], rows_of(run.output)[4:]
     assert [row[4] for row in epochs] == [f"{epoch['loss']:.4f}" for epoch in history]
     for digit, row in enumerate(classes):
         names = [f"loss/{digit}", f"gap/{digit}"]

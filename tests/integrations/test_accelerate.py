@@ -72,13 +72,21 @@ class Run:
         return {**self.model.state_dict(), **{f"loss.{key}": value for key, value in self.loss_fn.state_dict().items()}}
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor], dict[str, Tensor]]:
+    """The folder of its checkpoints, its losses and its end."""
+    run, folder = Run.start(seed=0), tmp_path_factory.mktemp("whole")
+    return folder, run.train(folder), run.end()
+
+
 @pytest.mark.parametrize(("step", "phase"), [(2, "warmup"), (4, "blend"), (8, "main"), (9, "main")])
-def test_a_resumed_run_equals_one_that_never_stopped(step: int, phase: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_one_that_never_stopped(
+    step: int, phase: str, whole_run: tuple[Path, list[Tensor], dict[str, Tensor]]
+) -> None:
     """Stopped within an epoch of each phase, and (9) between two; the new objects begin with other numbers."""
-    whole = Run.start(seed=0)
-    losses, end = whole.train(tmp_path), whole.end()
+    folder, losses, end = whole_run
     resumed = Run.start(seed=1)
-    resumed.accelerator.load_state(str(tmp_path / str(step)))
+    resumed.accelerator.load_state(str(folder / str(step)))
     assert resumed.loss_fn._phase == phase
     remaining = resumed.train(skip=step * ACCUMULATED)
     assert len(remaining) == EPOCHS * BATCHES - step * ACCUMULATED

@@ -39,7 +39,8 @@ class Run:
     def fit(self, **options: Any) -> Ranker:
         """As in a process of its own: module, loss, optimizer, loader and trainer are new, the weights others."""
         model = Ranker(make_loss(self.main_loss, **self.settings), seed=2 if "ckpt_path" in options else 1)
-        saves = ModelCheckpoint(self.folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        kept = 0 if "ckpt_path" in options else -1  # none or all
+        saves = ModelCheckpoint(self.folder, "{step}", every_n_train_steps=1, save_top_k=kept)
         trainer = make_trainer(saves, enable_checkpointing=True, **self.options)
         trainer.fit(model, Batches(), **options)
         return model
@@ -108,11 +109,13 @@ def test_goes_on_where_max_steps_stopped_it(tmp_path: Path) -> None:
         assert_same_run(stopped.resume(step), whole.model, first=step)
 
 
-@pytest.mark.parametrize("name", ["main_loss.queue_logits", "switch_step", "main_loss.queue_cursor"])
-def test_a_state_that_was_lost_would_be_noticed(tmp_path: Path, name: str) -> None:
-    run = Run(tmp_path, "smooth_ap", IN_EPOCHS)
-    checkpoint = torch.load(tmp_path / "step=7.ckpt", weights_only=False)
-    checkpoint["state_dict"][f"loss_fn.{name}"].fill_(0)
-    torch.save(checkpoint, tmp_path / "step=7.ckpt")
-    with pytest.raises(AssertionError):
-        assert_same_run(run.resume(7), run.model, first=7)
+def test_a_state_that_was_lost_would_be_noticed(tmp_path: Path) -> None:
+    run, path = Run(tmp_path, "smooth_ap", IN_EPOCHS), tmp_path / "step=7.ckpt"
+    whole = path.read_bytes()
+    for name in ("main_loss.queue_logits", "switch_step", "main_loss.queue_cursor"):
+        path.write_bytes(whole)
+        checkpoint = torch.load(path, weights_only=False)
+        checkpoint["state_dict"][f"loss_fn.{name}"].fill_(0)
+        torch.save(checkpoint, path)
+        with pytest.raises(AssertionError):
+            assert_same_run(run.resume(7), run.model, first=7)

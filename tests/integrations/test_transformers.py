@@ -45,7 +45,8 @@ class Run:
 
 def run(cfg: ScheduleConfig, folder: Path, checkpoint: Path | None = None) -> Run:
     loss_fn, model = make_loss(cfg), make_network()
-    trainer, recorder = make_trainer(folder, loss_fn, model, digits(), save_strategy="steps", save_steps=3)
+    saves = "steps" if checkpoint is None else "no"
+    trainer, recorder = make_trainer(folder, loss_fn, model, digits(), save_strategy=saves, save_steps=3)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     end = {**model.state_dict(), **{f"loss.{name}": value for name, value in loss_fn.state_dict().items()}}
     return Run(cfg, folder, recorder, trainer.state.log_history, end)

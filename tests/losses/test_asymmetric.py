@@ -213,18 +213,18 @@ def test_float32_against_float64(gamma: float, margin: float, values: list[float
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @every_case
-def test_a_logit_that_is_not_finite_shows(case: Case, bad: float, reduction: str) -> None:
+def test_a_logit_that_is_not_finite_shows(case: Case, bad: float) -> None:
     """In the loss and, for a GradScaler, in the gradient; whatever the label is."""
     logits, targets = case.inputs()
     for label in (0.0, 1.0):
         logits.view(-1)[-1], targets.view(-1)[-1] = bad, label
-        loss, gradient = value_and_grad(case, logits, targets, reduction=reduction)
-        assert not loss.isfinite().all()
-        assert not gradient.isfinite().all()
-        assert gradient.view(-1)[:-1].isfinite().all()
+        for reduction in ("mean", "sum", "none"):
+            loss, gradient = value_and_grad(case, logits, targets, reduction=reduction)
+            assert not loss.isfinite().all()
+            assert not gradient.isfinite().all()
+            assert gradient.view(-1)[:-1].isfinite().all()
         traced = grad(lambda z, y: case.call(z, y, reduction="sum"))(logits, targets)
         assert not traced.isfinite().all()
 

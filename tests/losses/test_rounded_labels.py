@@ -72,6 +72,11 @@ def test_derivatives_and_transforms(gamma: float) -> None:
     for derivative in (second, gradient):
         assert derivative(rounded).isfinite().all()
         assert torch.equal(derivative(rounded), derivative(exact))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 2.5])
+def test_compiled(gamma: float) -> None:
+    logits, rounded, exact = problem(torch.float32)
     compiled = torch.compile(sigmoid_focal, fullgraph=True, backend="aot_eager")
     settings = {"gamma": gamma, "reduction": "none"}
     assert_close(

@@ -24,19 +24,17 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.fixture(params=[1, 1000, 1 << 19])
-def chunk_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a row, of several rows of several classes, and one of all."""
-    monkeypatch.setattr(CHUNK, request.param)
+BLOCKS = {"rows alone": 1, "several rows of several classes": 1000, "all in one": 1 << 19}  # pairs in a block
 
 
-@pytest.fixture(params=["pairs", "ranks", "as on an accelerator"])
-def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=[*BLOCKS, "ranks", "as on an accelerator"])
+def evaluator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     name: str = request.param
-    monkeypatch.setattr(FEW, math.inf if name == "pairs" else -1)
+    monkeypatch.setattr(FEW, math.inf if name in BLOCKS else -1)
+    if name in BLOCKS:
+        monkeypatch.setattr(CHUNK, BLOCKS[name])
     if name == "as on an accelerator":
         monkeypatch.setattr("imbalanced_losses.dispatch._is_host_tensor", lambda _: False)
-    return name
 
 
 def missed_precision(*arguments: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ def reference(scores: Tensor, positive: Tensor, negative: Tensor, weight: Tensor
     return torch.stack(totals)
 
 
-@pytest.mark.usefixtures("chunk_pairs", "evaluator")
+@pytest.mark.usefixtures("evaluator")
 @pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.3, 10.0])
 @pytest.mark.parametrize(("classes", "m"), [(2, 3), (3, 60), (7, 300)])
 @pytest.mark.parametrize("kind", SCORES)
@@ -83,7 +81,7 @@ def test_value_and_gradient(kind: str, classes: int, m: int, temperature: float)
     assert error <= 1e-4 * max(expected_gradient.norm().item(), floor) + underflow / temperature
 
 
-@pytest.mark.usefixtures("chunk_pairs", "evaluator")
+@pytest.mark.usefixtures("evaluator")
 def test_no_positives() -> None:
     scores = torch.randn(3, 5, requires_grad=True)
     none, temperature = torch.zeros(3, 5, dtype=torch.bool), torch.tensor(0.1)
@@ -108,9 +106,8 @@ def test_scores_that_are_not_finite_touch_no_other_class(bad: float) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
 
-@pytest.mark.usefixtures("evaluator")
 def test_derivatives_of_the_gradient() -> None:
-    """They come from the ranks."""
+    """They come from the ranks, whichever evaluator was used."""
     positive, negative, weight = (x.double() if x.is_floating_point() else x for x in masks(3, 12))
     scores, temperature = torch.randn(3, 12, dtype=torch.float64, requires_grad=True), torch.tensor(0.3).double()
 
@@ -141,7 +138,7 @@ def test_forward_mode_and_batches_of_gradients() -> None:
     assert (off_diagonal[1:] == 0).all()
 
 
-@pytest.mark.usefixtures("chunk_pairs", "evaluator")
+@pytest.mark.usefixtures("evaluator")
 def test_the_weights_of_the_positives_are_summed() -> None:
     positive, negative, weight = masks(5, 40)
     _, mass = ranks.missed_precision(torch.randn(5, 40), positive, negative, weight, torch.tensor(0.1))

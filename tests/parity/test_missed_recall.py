@@ -60,7 +60,13 @@ def test_values_and_derivatives(knots: int) -> None:
         return missed_recall(scores, thresholds, positive, weight, temperature)[0]
 
     assert torch.autograd.gradcheck(value, scores, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(value, scores)
+
+
+@pytest.mark.parametrize("knots", [1, 2, 5])
+def test_second_derivatives(knots: int) -> None:
+    """Those of the expression, whichever evaluator was used."""
+    scores, *rest = inputs(knots)
+    assert torch.autograd.gradgradcheck(lambda s: missed_recall(s, *rest)[0], scores.requires_grad_())
 
 
 @pytest.mark.usefixtures("evaluator")

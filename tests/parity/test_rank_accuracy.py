@@ -46,15 +46,18 @@ def smooth_ap_and_gradient(scores: Tensor, targets: Tensor, temperature: float) 
 
 
 def reference(scores: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Smooth-AP from the [positives, pool] matrix in float64, by autograd."""
-    valid, positive = targets >= 0, targets == 1
+    """Smooth-AP from the [positives, pool] matrix in float64, by autograd, some positives at a time."""
+    valid, positive = targets >= 0, (targets == 1).nonzero()[:, 0]
     scores = scores.double().requires_grad_()
-    pool = scores[valid]
-    pairs = torch.sigmoid((pool[None] - scores[positive, None]) / temperature)
-    ranks = 0.5 + pairs.sum(1)
-    negatives = (pairs * (targets[valid] == 0)).sum(1)
-    loss = (negatives / ranks).mean()
-    return loss.detach(), torch.autograd.grad(loss, scores)[0]
+    loss, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(scores)
+    for rows in positive.split(32):
+        pairs = torch.sigmoid((scores[valid][None] - scores[rows, None]) / temperature)
+        ranks = 0.5 + pairs.sum(1)
+        negatives = (pairs * (targets[valid] == 0)).sum(1)
+        part = (negatives / ranks).sum() / len(positive)
+        loss += part.detach()
+        gradient += torch.autograd.grad(part, scores)[0]
+    return loss, gradient
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -22,6 +22,7 @@ def not_meant(case: Case) -> tuple[str, ...]:
     return tuple(name for name, is_meant in meant.items() if not is_meant)
 
 
+@pytest.mark.exhaustive  # `make test` checks a function in the doctest of check_ranking_loss, and a module below
 @pytest.mark.parametrize(("case", "kind"), IN_TURN, ids=lambda part: getattr(part, "name", part))
 def test_ranking_functions(case: Case, kind: str) -> None:
     num_classes, multilabel = KINDS[kind]

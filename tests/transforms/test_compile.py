@@ -216,6 +216,7 @@ def test_subsampling_compiles(case: Case) -> None:
         assert gradient.isfinite().all()
 
 
+@pytest.mark.exhaustive  # tests/compiled does this for the first case of each loss
 @every_loss
 def test_default_backend(case: Case) -> None:
     """Generated code in float32, as a training step runs it."""
@@ -264,19 +265,6 @@ def test_compiled_shell_equals_eager_shell(case: Case) -> None:
         assert_close(shell_step(fast, inputs), shell_step(eager, inputs), rtol=1e-4)
         assert_close(dict(plain.state_dict()), dict(eager.state_dict()), rtol=0)
     assert counter.frame_count == 2
-
-
-@every_loss
-def test_one_compilation_of_the_shell_over_a_schedule(case: Case) -> None:
-    """A Python float a step, assigned between the calls, is not a reason to compile."""
-    shell = case.shell()
-    counter = CompileCounterWithBackend("aot_eager")
-    fast = compiled(shell, counter)
-    for i in range(STEPS):
-        shell.temperature = 0.5 * 0.8**i
-        loss, _ = shell_step(fast, case.inputs(i))
-        assert loss.isfinite()
-    assert counter.frame_count == 1
 
 
 @every_loss

@@ -7,23 +7,9 @@ import torch
 
 from imbalanced_losses import init_queue
 from imbalanced_losses.queue import push
-from tests.transforms.cases import CASES, ONE_PER_LOSS, QUEUE_SIZE, Case, assert_conforms, assert_same_state
+from tests.transforms.cases import CASES, ONE_PER_LOSS, Case, assert_same_state
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@every_case
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_new_state_conforms_to_the_old_one(case: Case, dtype: torch.dtype) -> None:
-    """Whatever the dtype of the logits, a batch of any length, and a queue of any size."""
-    generator = torch.Generator().manual_seed(0)
-    for queue_size in (0, 1, QUEUE_SIZE):
-        for n_rows in (0, 3, QUEUE_SIZE, QUEUE_SIZE + 3):
-            state = case.empty_queue(torch.float32, queue_size)
-            logits = torch.randn(n_rows, case.num_classes, dtype=dtype, generator=generator, requires_grad=True)
-            targets = case.targets(generator, n_rows) if n_rows else case.targets(generator, 1)[:0]
-            _, new = case.call(logits, targets, state, torch.tensor(0.5))
-            assert_conforms(new, state)
 
 
 @every_case
@@ -35,14 +21,6 @@ def test_losses_push_the_live_rows(case: Case) -> None:
     plain = case.call(inputs.logits, inputs.targets, inputs.state, inputs.temperature)[1]
     ones = torch.ones(len(inputs.logits))
     assert_same_state(plain, push(inputs.state, inputs.logits, inputs.targets, ones.bool(), ones))
-
-
-@every_case
-def test_update_queue_false_leaves_the_queue(case: Case) -> None:
-    inputs = case.inputs()
-    loss, state = case.loss.function(inputs.logits, inputs.targets, inputs.state, case.config(), update_queue=False)
-    assert_same_state(state, inputs.state)
-    assert torch.equal(loss, case.loss.function(inputs.logits, inputs.targets, inputs.state, case.config())[0])
 
 
 @pytest.mark.parametrize("case", ONE_PER_LOSS, ids=str)
