@@ -147,6 +147,7 @@ def step(z: Tensor, ids: Tensor, labels: Tensor, counts: Any) -> Any:
     return loss + logit_adjusted(z[:, 0], labels[:, 0], LogitAdjustedConfig(priors=0.1)), counts, labelled
 
 
+@pytest.mark.exhaustive  # tests/compiled has the module and the function
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_the_default_backend_is_eager_mode(threads: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -36,6 +36,7 @@ def test_ranking_functions(case: Case, kind: str) -> None:
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("reduction", "skip"), [("sum", ["range"]), ("none", [])])
 def test_other_reductions(reduction: str, skip: list[str]) -> None:
     loss = case_named("recall").loss
