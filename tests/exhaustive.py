@@ -63,7 +63,7 @@ KEPT: dict[str, dict[str, str]] = {
         "test_one_graph_break_at_the_collectives": r"smooth_ap|sigmoid_focal",
     },
     "distributed/test_dro_fbeta.py": {
-        "test_five_steps_equal_those_of_one_process": r"-even$",
+        "test_five_steps_equal_those_of_one_process": r"^(dro_two_way|soft_fbeta_classes)-uneven$|^pairwise.*-even$",
     },
     "distributed/test_exact.py": {
         "test_five_steps_equal_those_of_one_process": r"-even-2$|^(smooth_ap|sigmoid_focal)-uneven-3$",
@@ -223,7 +223,10 @@ def mark_and_sort(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         covered, others = by_file.setdefault(file, ([], []))
         is_slow = path.startswith(("distributed/", "modules/", "transforms/"))
         words = re.split(r"[-. \]]", parameters)
-        if file != "distributed/test_exact.py":  # which runs them for the losses' sake
+        if file not in (
+            "distributed/test_exact.py",
+            "distributed/test_dro_fbeta.py",
+        ):  # where the losses are the matter
             words = [word.removesuffix("_classes").removesuffix("_multilabel") for word in words]
         further = not (FURTHER | LATER if is_slow else FURTHER).isdisjoint(words)
         if further or not re.search(KEPT.get(file, {}).get(test, ""), parameters.removesuffix("]")):

@@ -243,7 +243,7 @@ def _packages() -> list[Contender]:
 # in training order: if time runs out, the last ones are missing
 CONTENDERS = (*_references(), *_trees(), *_full_batch(), *_ranking(), *_packages(), *_variants())
 
-# beside the single MLP with its chosen setting: eight members by one vmap; of each loss that the MLP takes alone, once
+# eight members by one vmap, beside the single MLP with its chosen setting: our losses that it takes alone on one label
 ENSEMBLES = (
     BASELINE,
     "class weights, balanced",

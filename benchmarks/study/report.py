@@ -69,7 +69,7 @@ NOT_TRIED = """\
 - a warm-up by a schedule: *after cross-entropy* starts from the tuned weights instead;
 - `min_tpr`, the trapezoid, `threshold_gradient="stop"`, and mixes of the other losses;
 - ranking losses with 26 classes, except one mix: a step takes ten times as long;
-- ensembles of mixes, of scale-free Smooth-AP, of FPR at recall and of the other class weights, for lack of time;
+- ensembles of mixes, of scale-free Smooth-AP and of the other class weights, for lack of time;
 - a memory of embeddings in retrieval: a step takes thirty times as long.
 
 Costs are in one table only, which is held out: it shows savings, but no loss was chosen by them."""

@@ -1,4 +1,4 @@
-"""The demos that compare losses run as a user runs them, and all that they print comes from their runs."""
+"""The demos that compare losses run, and all that they print comes from their runs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""The demo prints what its run gives; `make demo` starts it as a command."""
+"""The demo prints what its run gives, as a command too."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,14 @@ def test_every_loss_trains_through_the_phases(loss: str) -> None:
     first, warmed_up, last = (float(table[epoch][-1]) for epoch in (0, 1, -1))
     assert last > first > 0.03  # better than at the start, which is better than chance: 3 percent are positive
     assert f"test AUCPR after the warm-up {warmed_up:.4f}\nfinal test AUCPR {last:.4f}" in output
+
+
+@pytest.mark.exhaustive  # .ci/run calls `make demo`
+def test_the_command_prints_the_same() -> None:
+    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / "toy_demo.py"), *QUICK]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    assert table_of(finished.stdout) == table_of(run_demo())
 
 
 def test_temperature_decays_from_start_to_end_after_the_warm_up() -> None:

@@ -61,11 +61,12 @@ def test_values_and_derivatives(problems: int) -> None:
     assert torch.autograd.gradcheck(lambda s: discordant_pairs(s, *rest), scores, check_batched_grad=True)
 
 
+@pytest.mark.usefixtures("evaluator")
 @pytest.mark.parametrize("problems", [1, 3])
 def test_second_derivatives(problems: int) -> None:
-    """Those of one expression, whichever evaluator was used."""
+    """Those of one expression, whichever evaluator was used: random projections are enough."""
     scores, *rest = inputs((problems, 40))
-    assert torch.autograd.gradgradcheck(lambda s: discordant_pairs(s, *rest), scores.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda s: discordant_pairs(s, *rest), scores.requires_grad_(), fast_mode=True)
 
 
 @pytest.mark.usefixtures("evaluator")

@@ -62,11 +62,12 @@ def test_values_and_derivatives(knots: int) -> None:
     assert torch.autograd.gradcheck(value, scores, check_batched_grad=True)
 
 
+@pytest.mark.usefixtures("evaluator")
 @pytest.mark.parametrize("knots", [1, 2, 5])
 def test_second_derivatives(knots: int) -> None:
-    """Those of the expression, whichever evaluator was used."""
+    """Those of the expression, whichever evaluator was used: random projections are enough."""
     scores, *rest = inputs(knots)
-    assert torch.autograd.gradgradcheck(lambda s: missed_recall(s, *rest)[0], scores.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda s: missed_recall(s, *rest)[0], scores.requires_grad_(), fast_mode=True)
 
 
 @pytest.mark.usefixtures("evaluator")
