@@ -37,6 +37,9 @@ FURTHER = frozenset(
 LATER = frozenset({"dro", "precision_at_recall", "fpr_at_recall", "soft_fbeta"})
 """First variants whose tests in slow folders (distributed, modules, transforms) are marked ``exhaustive``, too."""
 
+ABOUT_LOSSES = ("distributed/test_exact.py", "distributed/test_dro_fbeta.py")
+"""Here ``dro_classes`` is a case of its own; elsewhere it is ``dro`` with another kind of targets."""
+
 # starting four processes takes longer than their tests
 _THREE_RANKS_AT_MOST = r"^(?!.*1\+2\+3\+4)"
 
@@ -223,10 +226,7 @@ def mark_and_sort(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         covered, others = by_file.setdefault(file, ([], []))
         is_slow = path.startswith(("distributed/", "modules/", "transforms/"))
         words = re.split(r"[-. \]]", parameters)
-        if file not in (
-            "distributed/test_exact.py",
-            "distributed/test_dro_fbeta.py",
-        ):  # where the losses are the matter
+        if file not in ABOUT_LOSSES:
             words = [word.removesuffix("_classes").removesuffix("_multilabel") for word in words]
         further = not (FURTHER | LATER if is_slow else FURTHER).isdisjoint(words)
         if further or not re.search(KEPT.get(file, {}).get(test, ""), parameters.removesuffix("]")):
