@@ -140,3 +140,14 @@ def test_frozen_queue_keeps_the_old_state() -> None:
     problem = spoil(example("binary"), float("nan"), "batch")
     for case in over["losses"].args[1]:
         assert_same_state(case.run(problem, {"update_queue": False}).state, problem.state)
+
+
+@over["cases"]
+def test_a_class_without_positives_is_valid_with_a_logit_that_is_not_finite(case: Case) -> None:
+    """Its loss is then nan, which an invalid class would hide from whoever reads ``valid``."""
+    problem = example("multiclass", with_queue=False)
+    logits = problem.logits.clone()
+    logits[0, 1] = torch.nan
+    result = case.per_class(replace(problem, logits=logits, targets=torch.zeros_like(problem.targets)))
+    assert result.valid[1:].tolist() == [True, False]
+    assert result.loss[1].isnan()
