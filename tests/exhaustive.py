@@ -158,6 +158,13 @@ KEPT: dict[str, dict[str, str]] = {
     "modules/test_second_pass.py": {
         "test_a_first_pass_can_leave_the_queue_as_it_is": r"^False-|smooth_ap|wrapper",
     },
+    # second derivatives are those of one expression: `make test` takes an evaluator of pairs and one of ranks
+    "parity/test_discordant_pairs.py": {
+        "test_second_derivatives": r"^(few pairs-1|soft ranks-3)$",
+    },
+    "parity/test_missed_recall.py": {
+        "test_second_derivatives": r"^(eager|expression)-",
+    },
     "parity/test_rank_accuracy.py": {
         "test_a_positive_that_is_missed_by_far_keeps_its_gradient": r"False$|smooth_ap",
         "test_loss_and_gradient": r"^(near_linear.*-(2|130|5000)|(all|pairs).*-(2|130|1500)|auto.*-130)-(0.01|10.0)$",

@@ -69,6 +69,17 @@ def test_page_of_both_ways_is_what_its_numbers_say(monkeypatch: pytest.MonkeyPat
     assert {name: list(sizes) for name, sizes in measured.items()} == {c.name: list(c.sizes) for c in paths.CHOICES}
 
 
+@pytest.mark.exhaustive
+def test_both_ways_are_timed_at_every_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import paths
+
+    command = [sys.executable, str(ROOT / "benchmarks" / "paths.py"), "--output", str(tmp_path), "--seconds", "0"]
+    subprocess.run([*command, "--rounds", "1"], check=True, capture_output=True, timeout=120)
+    measured = json.loads((tmp_path / "paths.json").read_text(encoding="utf-8"))["choices"]
+    assert {name: list(sizes) for name, sizes in measured.items()} == {c.name: list(c.sizes) for c in paths.CHOICES}
+
+
 def run_smallest(folder: Path, *flags: str) -> dict[str, Any]:
     """The cells of a run with our package alone."""
     smallest = ("--quick", "--rows", "sweep", "--max-rows", "1056", "--threads", "1", "--output", str(folder))

@@ -28,7 +28,6 @@ def main(address: str, store: str, rank: int, size: int, timeout: float) -> None
     torch.set_num_threads(1)
     coverage.process_startup()  # where a test is measured, so are its processes
     measured = coverage.Coverage.current()
-    is_running = measured is not None
     line = Client(address, "AF_UNIX")
     line.send(rank)
     dist.init_process_group(
@@ -43,13 +42,11 @@ def main(address: str, store: str, rank: int, size: int, timeout: float) -> None
             job, options, is_covered = pickle.loads(line.recv_bytes())
         except EOFError:
             if measured is not None:
-                if is_running:
-                    measured.stop()
+                measured.stop()
                 measured.save()
             os._exit(0)
-        if measured is not None and is_covered != is_running:
+        if measured is not None and is_covered != (coverage.Coverage.current() is not None):
             (measured.start if is_covered else measured.stop)()
-            is_running = is_covered
         module, _, name = job.partition(":")
         torch.manual_seed(0)
         try:

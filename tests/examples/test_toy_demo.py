@@ -43,7 +43,7 @@ def test_the_command_prints_the_same() -> None:
     command = [sys.executable, str(Path(__file__).parents[2] / "examples" / "toy_demo.py"), *QUICK]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    assert table_of(finished.stdout) == table_of(run_demo())
+    assert finished.stdout == run_demo()
 
 
 def test_temperature_decays_from_start_to_end_after_the_warm_up() -> None:

@@ -64,9 +64,9 @@ def test_values_and_derivatives(problems: int) -> None:
 @pytest.mark.usefixtures("evaluator")
 @pytest.mark.parametrize("problems", [1, 3])
 def test_second_derivatives(problems: int) -> None:
-    """Those of one expression, whichever evaluator was used: random projections are enough."""
+    """Those of one expression, whichever evaluator was used."""
     scores, *rest = inputs((problems, 40))
-    assert torch.autograd.gradgradcheck(lambda s: discordant_pairs(s, *rest), scores.requires_grad_(), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda s: discordant_pairs(s, *rest), scores.requires_grad_())
 
 
 @pytest.mark.usefixtures("evaluator")
@@ -157,8 +157,6 @@ def test_under_transforms() -> None:
         dims = tuple(0 if k == mapped else None for k in range(5))
         stacked = [t[None] if k == mapped else t for k, t in enumerate(arguments)]
         torch.testing.assert_close(torch.vmap(discordant_pairs, in_dims=dims)(*stacked)[0], expected)
-    torch.testing.assert_close(
-        torch.compile(discordant_pairs, fullgraph=True, backend="aot_eager")(*arguments), expected
-    )
+    torch.testing.assert_close(torch.compile(discordant_pairs, fullgraph=True)(*arguments), expected)
     gradient = torch.func.grad(lambda *a: discordant_pairs(*a).sum())(*arguments)
     torch.testing.assert_close(gradient, torch.func.grad(lambda *a: definition(*a).sum())(*arguments))

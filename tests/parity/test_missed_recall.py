@@ -65,9 +65,9 @@ def test_values_and_derivatives(knots: int) -> None:
 @pytest.mark.usefixtures("evaluator")
 @pytest.mark.parametrize("knots", [1, 2, 5])
 def test_second_derivatives(knots: int) -> None:
-    """Those of the expression, whichever evaluator was used: random projections are enough."""
+    """Those of the expression, whichever evaluator was used."""
     scores, *rest = inputs(knots)
-    assert torch.autograd.gradgradcheck(lambda s: missed_recall(s, *rest)[0], scores.requires_grad_(), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda s: missed_recall(s, *rest)[0], scores.requires_grad_())
 
 
 @pytest.mark.usefixtures("evaluator")

@@ -77,11 +77,8 @@ def test_cases_are_worth_transforming(case: Case) -> None:
         assert (logits.grad.abs().sum(0) > 1e-3).all()
 
 
-@pytest.mark.parametrize(
-    ("case", "in_dims"),
-    [(case, in_dims) for case in CASES for in_dims in (IN_DIMS if case in DIAGONAL else IN_DIMS[:1])],
-    ids=str,
-)
+@every_case
+@pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
 def test_vmap_equals_loop(case: Case, in_dims: tuple[int | None, ...]) -> None:
     loop, stacked = ensemble(case, in_dims)
     assert_vmap_equals_loop(case.call, loop, stacked, in_dims)
