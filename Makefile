@@ -7,7 +7,7 @@
 # make bench        time and memory of every loss beside a peer package and torch.sort, into docs/; about 25 minutes
 # make bench-paths  both sides of each choice between two evaluators, into docs/paths.md; two minutes
 # make bench-distributed  a step of several processes beside that of one, ours and others', into docs/; about 10 minutes
-# make study        losses against tuned cross-entropy on real tables: thousands of small models, into docs/; 80 to 95 minutes
+# make study        losses against tuned cross-entropy on real tables: thousands of small models, into docs/; about 85 minutes
 # make test-oldest  the suite on the oldest supported torch, in an environment of its own (a download of gigabytes)
 # make notebooks    runs the notebooks' scripts and renders them anew; half a minute
 # make docs         builds the documentation site into build/docs, warnings as errors; runs its notebooks; about 4 minutes
