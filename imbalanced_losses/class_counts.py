@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values
+from imbalanced_losses.dtypes import accumulation_dtype
 from imbalanced_losses.kernels.operators import make_operator
 from imbalanced_losses.pytree import state_dataclass
-from imbalanced_losses.settings import check_flag, check_integer
+from imbalanced_losses.settings import check_flag, check_ignore_index, check_integer
 from imbalanced_losses.validation import check_tensor
 
 __all__ = ["ClassCounts", "class_priors", "count_classes", "init_class_counts", "update_class_counts"]
@@ -66,8 +67,8 @@ def update_class_counts(
     ----------
     state : ClassCounts
     targets : Tensor [N, ...], integer, or [N, C, ...] with ``multilabel``, or of any shape for one class
-        Class ids in [0, C). For binary and multi-label targets labels in [0, 1]; those above 1/2 are positive. Any
-        other value counts for no class.
+        Class ids in [0, C). For binary and multi-label targets labels in [0, 1], which are rounded: those above 1/2 are
+        positive. A value that is not nearest to 0 or 1, or to no class id, counts for no class.
     multilabel : bool
         Each class has its own label, on axis 1.
     ignore_index : int
@@ -114,7 +115,8 @@ def class_priors(state: ClassCounts) -> Tensor:
 
 
 def _estimate(positives: Tensor, labels: Tensor) -> Tensor:
-    return (positives + 0.5) / (labels + 1.0)
+    wide = accumulation_dtype(positives.device)  # not the default dtype, which may be a half type
+    return ((positives.to(wide) + 0.5) / (labels.to(wide) + 1)).float()
 
 
 # Opaque, so that a compiled backward uses the priors that its forward saved. For an expression the partitioner would
@@ -125,6 +127,7 @@ _operator = make_operator("class_priors(Tensor positives, Tensor labels) -> Tens
 def count_classes(state: ClassCounts, targets: Tensor, *, multilabel: bool, ignore_index: int) -> ClassCounts:
     """Count the labels of one batch; ``state`` gives the shape and the device."""
     num_classes = len(state.positives)
+    ignore_index = check_ignore_index("ignore_index", ignore_index)
     _check_targets(targets, state, multilabel=check_flag("multilabel", multilabel))
     if multilabel or num_classes == 1:
         return _count_labels(targets, num_classes, ignore_index)

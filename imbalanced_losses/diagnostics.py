@@ -55,6 +55,10 @@ class StepRecord(NamedTuple):
         """Add the versions of the queue's tensors, unless the pool is kept or the code is traced."""
         return self if self.parts is None or is_traced() else self._replace(versions=_versions(queue))
 
+    def matches(self, queue: QueueState) -> bool:
+        """Whether ``queue`` is as the step left it, if that is known."""
+        return self.versions is None or self.versions == _versions(queue)
+
     def settle(self, queue: QueueState, exact: Exact) -> StepRecord:
         """Replace the step's pool by its statistics; ``queue`` is the queue after the step."""
         if self.stats is not None:
@@ -70,7 +74,7 @@ class StepRecord(NamedTuple):
         if self.pool is not None:
             return self.pool
         assert self.parts is not None
-        if self.versions is not None and self.versions != _versions(queue):
+        if not self.matches(queue):
             raise RuntimeError(
                 "expected the queue as the last pass left it, got one that something else has filled since: call "
                 "diagnostics() before, or after the next pass"
@@ -86,7 +90,8 @@ Exact = Callable[[Pool, Any], tuple[Tensor, dict[str, Tensor]]]
 def describe_queue(queue: QueueState, n_live: int) -> dict[str, Tensor]:
     """Return the queue's current fill and age, after batches of ``n_live`` rows."""
     held = queue.valid if queue.valid.dim() == 1 else queue.valid.any(1)
-    return {"queue_fill": held.sum() / max(len(held), 1), "queue_age": _age(held, queue.cursor, n_live)}
+    fill = held.sum(dtype=torch.float32) / max(len(held), 1)
+    return {"queue_fill": fill, "queue_age": _age(held, queue.cursor, n_live)}
 
 
 def _versions(queue: QueueState) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imbalanced_losses.dispatch import is_in_backward, without_autocast
 from imbalanced_losses.validation import check_tensor
 
 __all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is for the module shells
@@ -171,6 +172,17 @@ def all_gather_header(
     return received, everyones[:, len(head) :].contiguous().view(torch.float64)
 
 
+def to_report(error: Exception) -> Exception:
+    """Return an error of any type, for the next collective to report: the other ranks wait for this one there.
+
+    In a backward there is none to report: the forward has checked the inputs. Activation checkpointing ends its second
+    pass by an exception, on all ranks alike.
+    """
+    if is_in_backward():
+        raise error
+    return error
+
+
 def _raise_first_error(ranks: Ranks, error: Exception | None) -> NoReturn:
     kind = next((kind for kind in (TypeError, ValueError) if isinstance(error, kind)), RuntimeError)
     errors: list[Any] = [None] * ranks.size
@@ -223,7 +235,8 @@ def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int
     for column, part in zip(columns, torch.split(everyones, widths, -1), strict=True):
         rows = [_from_bytes(part[rank, :n], column) for rank, n in enumerate(counts)]
         rows[ranks.rank] = column
-        gathered.append(torch.cat(rows))
+        with without_autocast(column.device):  # it does not join two half types
+            gathered.append(torch.cat(rows))
     return gathered
 
 
@@ -245,8 +258,8 @@ def _gather(tensor: Tensor, ranks: Ranks) -> Tensor:
         _check_rows(tensor)
         rest = list(tensor.shape[1:])
         facts = [len(tensor), dtype_number(tensor.dtype), len(rest), *rest, *[0] * (_MAX_DIMENSIONS - len(rest))]
-    except Exception as caught:  # of any type: the other ranks wait
-        error = caught
+    except Exception as caught:
+        error = to_report(caught)
     everyones, _ = all_gather_header(ranks, "all_gather", device, facts, error)
     require_equal_on_ranks("the dtype", [dtype_name(number) for _, number, *_ in everyones])
     require_equal_on_ranks("the shape of a row", [row[3 : 3 + row[2]] for row in everyones])

@@ -157,7 +157,8 @@ def join_memory(live: Rows, queue: QueueState, task: RetrievalTask, temperature:
     n_live, dtype = len(live.logits), compute_dtype(live.logits)
     if n_live == 0:  # one ignored row, joined so that the loss stays connected to the graph
         dummy = Rows(*(rows.new_zeros(1, *rows.shape[1:]) for rows in live))
-        live = Rows(*(torch.cat(pair) for pair in zip(live, dummy, strict=True)))
+        with without_autocast(live.logits.device):  # it does not join two half types
+            live = Rows(*(torch.cat(pair) for pair in zip(live, dummy, strict=True)))
     # replaced before the product: its gradient would be 0 * nan
     queries = live.logits.to(dtype)
     if not (may_branch_on_values(live.valid) and live.valid.all()):

@@ -17,7 +17,7 @@ from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.queue import QueueState, init_queue
 from imbalanced_losses.rows import Rows, Task, parse_rows
 from imbalanced_losses.settings import check_flag
-from imbalanced_losses.validation import check_temperature, check_tensor
+from imbalanced_losses.validation import check_floating, check_temperature
 
 __all__ = ["Pool", "check_queue", "join_rows", "pool_of_scores"]
 
@@ -158,7 +158,7 @@ def pool_of_scores(
     check_values: bool = False,
 ) -> Pool:
     """The pool of one batch of scores ``[N]`` or ``[N, C]`` and no queue, for what ranks as the losses do."""
-    check_tensor("scores", scores)
+    check_floating("scores", scores)
     if scores.dim() not in (1, 2):
         raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
     task = _Task(1 if scores.dim() == 1 else scores.shape[1], check_flag("multilabel", multilabel), ignore_index)

@@ -15,7 +15,7 @@ from torch import Tensor
 from imbalanced_losses.dispatch import may_branch_on_values, without_autocast
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.rows import Rows
-from imbalanced_losses.settings import check_flag, check_integer
+from imbalanced_losses.settings import check_flag, check_ignore_index, check_integer
 
 __all__ = [
     "QueueState",
@@ -109,10 +109,10 @@ def init_queue(
     """
     queue_size = check_integer("queue_size", queue_size, minimum=0)
     num_classes = check_integer("num_classes", num_classes, minimum=1)
-    ignore_index = check_integer("ignore_index", ignore_index, minimum=-(2**63))
+    ignore_index = check_ignore_index("ignore_index", ignore_index)
     multilabel = check_flag("multilabel", multilabel)
-    if not dtype.is_floating_point:
-        raise TypeError(f"expected a floating-point queue dtype, got {dtype}")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"expected a floating-point queue dtype, got {dtype!r}")
     shape = (queue_size, num_classes) if multilabel else (queue_size,)
     return QueueState(
         logits=torch.zeros(queue_size, num_classes, dtype=dtype, device=device),

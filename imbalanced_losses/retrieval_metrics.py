@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imbalanced_losses.embeddings import SIMILARITIES, Similarity, similarities, take_labelled
 from imbalanced_losses.reductions import mean_over_weight
-from imbalanced_losses.settings import check_choice, check_integer
+from imbalanced_losses.settings import check_choice, check_ignore_index, check_integer
 
 __all__ = ["map_at_r", "mean_average_precision", "recall_at_k"]
 
@@ -183,7 +183,7 @@ def _precision_within(ranks: _Ranks) -> Tensor:
 def _rank_all(embeddings: Tensor, labels: Tensor, similarity: Similarity, ignore_index: int) -> Iterator[_Ranks]:
     """Rank the keys of all queries, a block of queries at a time."""
     check_choice("similarity", similarity, SIMILARITIES)
-    ignore_index = check_integer("ignore_index", ignore_index, minimum=-(2**63))
+    ignore_index = check_ignore_index("ignore_index", ignore_index)
     rows, targets, valid = take_labelled(embeddings, labels, ignore_index)
     n = len(rows)
     positions = torch.arange(n, device=rows.device)

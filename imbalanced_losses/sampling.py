@@ -27,7 +27,7 @@ def subsample(pool: Pool, size: int, multilabel: bool, generator: torch.Generato
     shape = (len(groups) + 1 if multilabel else 2, groups.shape[1])
     # the compiler does not accept generator=None with a size that varies
     random = torch.rand if generator is None else partial(torch.rand, generator=generator)
-    noise = random(shape, device=groups.device)
+    noise = random(shape, dtype=torch.float32, device=groups.device)  # the default may be a half type, with ties
     shuffled = noise[1:].argsort(-1).expand_as(groups)
     members = groups.gather(-1, shuffled)
     first = members & (members.cumsum(-1) <= quota)

@@ -24,14 +24,15 @@ __all__ = [
     "check_finite_number",
     "check_flag",
     "check_fraction",
+    "check_ignore_index",
     "check_integer",
     "check_module",
     "check_nonnegative",
+    "check_normal_number",
     "check_number",
     "check_open_fraction",
     "check_positive",
     "check_prior_sequence",
-    "check_temperature_number",
     "check_weight_sequence",
     "described",
     "optional",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+INT64 = torch.iinfo(torch.int64)
 
 Check = Callable[[str, Any], Any]
 """A function of a setting's name and value that returns the value to keep, or raises."""
@@ -97,6 +100,14 @@ def check_integer(name: str, value: object, minimum: int) -> int:
     if number < minimum:
         raise ValueError(f"expected {name} to be at least {minimum}, got {number}")
     return int(number)
+
+
+def check_ignore_index(name: str, value: object) -> int:
+    """Return an int that fits int64, the dtype of targets, as Python's."""
+    number = check_integer(name, value, minimum=INT64.min)
+    if number > INT64.max:
+        raise ValueError(f"expected {name} to be at most {INT64.max}, got {number}")
+    return number
 
 
 def check_counter(name: str, value: object) -> int | Tensor:
@@ -170,8 +181,8 @@ def check_open_fraction(name: str, value: object, remedy: str) -> float:
     return number
 
 
-def check_temperature_number(name: str, value: object) -> float:
-    """Return a number that is finite and > 0 also in float32, in which losses divide by it."""
+def check_normal_number(name: str, value: object) -> float:
+    """Return a number that is finite and > 0 also in float32, in which losses divide or multiply by it."""
     number = check_positive(name, value)
     float32 = torch.finfo(torch.float32)
     if not float32.tiny <= number <= float32.max:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import remedies
-from imbalanced_losses.settings import check_temperature_number
+from imbalanced_losses.settings import check_normal_number
 
 __all__ = [
     "check_class_ids",
@@ -18,6 +18,7 @@ __all__ = [
     "check_class_weights",
     "check_element_targets",
     "check_element_weights",
+    "check_floating",
     "check_logits",
     "check_row_flags",
     "check_row_weights",
@@ -37,7 +38,7 @@ def check_tensor(name: str, value: object) -> None:
 
 def check_logits(logits: Tensor, num_classes: int) -> Tensor:
     """Return raw scores ``[N, C]``; ``[N]`` is taken as ``[N, 1]``."""
-    _check_floating(logits)
+    check_floating("logits", logits)
     columns = logits.unsqueeze(-1) if logits.dim() == 1 else logits
     if columns.dim() != 2 or columns.shape[1] != num_classes:
         remedy = remedies.for_ranking_logits(logits, num_classes)
@@ -86,7 +87,7 @@ def check_row_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:
 
 def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
     """Return labels of the logits' shape, of any real dtype, without gradient."""
-    _check_floating(logits)
+    check_floating("logits", logits)
     check_tensor("targets", targets)
     if targets.is_complex():
         raise TypeError(f"expected targets of a real dtype, got {targets.dtype}")
@@ -95,12 +96,12 @@ def check_element_targets(targets: Tensor, logits: Tensor) -> Tensor:
         expected = f"expected targets of shape {list(logits.shape)} like the logits"
         raise ValueError(f"{expected}, got {list(targets.shape)}{remedy}")
     _check_device("targets", targets, logits)
-    return targets.detach() if targets.requires_grad else targets
+    return targets.detach()
 
 
 def check_class_ids(targets: Tensor, logits: Tensor) -> None:
     """Check that class ids ``[N, ...]`` of an integer dtype fit logits ``[N, C, ...]``."""
-    _check_floating(logits)
+    check_floating("logits", logits)
     check_tensor("targets", targets)
     if logits.dim() < 2 or logits.shape[1] == 0:
         remedy = ": for one logit a row use SigmoidFocalLoss" if logits.dim() == 1 else ""
@@ -137,7 +138,7 @@ def check_class_priors(name: str, priors: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(f"expected {name} of shape {expected}, got {list(priors.shape)}")
     if priors.device != logits.device:  # tested here, so that the remedy is formatted only when needed
         _check_device(name, priors, logits, remedies.for_loss_elsewhere(logits.device))
-    return priors.detach() if priors.requires_grad else priors
+    return priors.detach()
 
 
 def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def check_element_weights(name: str, weights: Tensor, targets: Tensor) -> Tensor
 def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
     """Return a finite number > 0 or a 0-dim tensor as a 0-dim tensor, detached, of ``like``'s dtype and device."""
     if not isinstance(temperature, Tensor):
-        number = check_temperature_number("temperature", temperature)
+        number = check_normal_number("temperature", temperature)
         return torch.full((), number, dtype=like.dtype, device=like.device)
     if temperature.is_complex() or temperature.dtype == torch.bool:
         raise TypeError(f"expected temperature of a real dtype, got {temperature.dtype}")
@@ -169,10 +170,11 @@ def check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
     return temperature.detach().to(like, copy=True)
 
 
-def _check_floating(logits: Tensor) -> None:
-    check_tensor("logits", logits)
-    if not logits.is_floating_point():
-        raise TypeError(f"expected floating-point logits, got {logits.dtype}{remedies.for_integer_logits(logits)}")
+def check_floating(name: str, scores: Tensor) -> None:
+    """Check that scores are a dense Tensor of a floating-point dtype."""
+    check_tensor(name, scores)
+    if not scores.is_floating_point():
+        raise TypeError(f"expected floating-point {name}, got {scores.dtype}{remedies.for_integer_logits(scores)}")
 
 
 def _check_real(name: str, weights: Tensor) -> None:

@@ -92,6 +92,7 @@ def test_priors_are_finite() -> None:
         (3, IDS * 1j, {}, TypeError, "expected targets of a real dtype"),
         (3, IDS.to("meta"), {}, ValueError, "expected targets on cpu like the class counts"),
         (3, IDS, {"multilabel": 2}, TypeError, "expected multilabel to be True or False"),
+        (3, IDS, {"ignore_index": None}, TypeError, "expected ignore_index to be an int"),
     ],
 )
 def test_errors(num_classes: int, targets: Any, options: Any, error: type[Exception], message: str) -> None:

@@ -283,7 +283,7 @@ BAD_CALLS = [
         ValueError,
         r"scores of shape \[N\] or \[N, C\], got \[2, 2, 2\]",
     ),
-    (exact.average_precision, {"scores": torch.zeros(4).long()}, TypeError, "torch.int64"),
+    (exact.average_precision, {"scores": torch.zeros(4).long()}, TypeError, "scores, got torch.int64"),
     (exact.average_precision, {"targets": torch.zeros(5).long()}, ValueError, r"targets of shape \[4\], got \[5\]"),
     (exact.average_precision, {"sample_weight": torch.ones(3)}, ValueError, r"sample_weight of shape \[4\], got \[3\]"),
     (exact.recall_at_quantile, {"quantile": 1.5}, ValueError, r"quantile in \[0, 1\], got 1.5"),

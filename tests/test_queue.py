@@ -150,6 +150,8 @@ def test_init_queue_defaults_and_device() -> None:
     ("arguments", "error", "message"),
     [
         ({"queue_size": -1}, ValueError, "queue_size.*-1"),
+        ({"dtype": "float32"}, TypeError, "expected a floating-point queue dtype, got 'float32'"),
+        ({"ignore_index": 2**63}, ValueError, "expected ignore_index to be at most"),
         ({"num_classes": 0}, ValueError, "num_classes.*0"),
         ({"queue_size": 2.0}, TypeError, r"queue_size.*2\.0"),
         ({"num_classes": True}, TypeError, "num_classes.*True"),

@@ -591,7 +591,7 @@ def test_intervals_cover_what_the_threshold_reaches_on_new_rows(choose) -> None:
 
 BAD_CALLS = [
     ("budget", {"scores": [0.5]}, TypeError, "scores to be a Tensor, got list"),
-    ("budget", {"scores": torch.zeros(4).long()}, TypeError, "floating-point logits, got torch.int64"),
+    ("budget", {"scores": torch.zeros(4).long()}, TypeError, "floating-point scores, got torch.int64"),
     ("budget", {"scores": torch.zeros(4, 1, 1)}, ValueError, r"scores of shape \[N\] or \[N, C\], got \[4, 1, 1\]"),
     ("budget", {"scores": torch.tensor([0, math.nan, math.inf, 0])}, ValueError, "finite scores, got 2 .* nan"),
     ("budget", {"targets": torch.zeros(5).long()}, ValueError, r"targets of shape \[4\], got \[5\]"),

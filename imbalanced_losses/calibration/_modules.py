@@ -14,7 +14,7 @@ from imbalanced_losses.calibration._fitting import fit_platt, fit_temperature
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.label_values import check_class_id_values, check_weight_values
 from imbalanced_losses.pool import pool_of_scores
-from imbalanced_losses.settings import check_integer
+from imbalanced_losses.settings import check_ignore_index, check_integer
 from imbalanced_losses.validation import check_class_ids, check_element_weights, check_logits
 
 __all__ = ["PlattScaling", "TemperatureScaling"]
@@ -95,7 +95,7 @@ class PlattScaling(_Calibrator):
     def __init__(self, num_classes: int = 1, *, ignore_index: int = -100) -> None:
         super().__init__()
         self.num_classes = check_integer("num_classes", num_classes, minimum=1)
-        self.ignore_index = check_integer("ignore_index", ignore_index, minimum=-(2**63))
+        self.ignore_index = check_ignore_index("ignore_index", ignore_index)
         self.register_buffer("scale", torch.ones(self.num_classes, dtype=_buffer_dtype()))
         self.register_buffer("shift", torch.zeros(self.num_classes, dtype=_buffer_dtype()))
         self.register_buffer("fitted", torch.zeros(self.num_classes, dtype=torch.bool))
@@ -202,7 +202,7 @@ class TemperatureScaling(_Calibrator):
 
     def __init__(self, *, ignore_index: int = -100) -> None:
         super().__init__()
-        self.ignore_index = check_integer("ignore_index", ignore_index, minimum=-(2**63))
+        self.ignore_index = check_ignore_index("ignore_index", ignore_index)
         self.register_buffer("temperature", torch.ones((), dtype=_buffer_dtype()))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 

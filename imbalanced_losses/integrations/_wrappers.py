@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from imbalanced_losses.modules._queue import QueueLoss
+from imbalanced_losses.modules._runs import forget_rows
+from imbalanced_losses.modules.logit_adjusted import LogitAdjustedLoss
 from imbalanced_losses.modules.warmup import LossWarmupWrapper
 
 __all__ = ["find_wrappers", "has_losses", "read_schedules", "start_new_run"]
@@ -16,20 +18,25 @@ def find_wrappers(module: nn.Module) -> dict[str, LossWarmupWrapper]:
 
 
 def has_losses(module: nn.Module) -> bool:
-    """Whether a module contains a wrapper or a loss with a queue."""
-    return any(isinstance(part, (LossWarmupWrapper, QueueLoss)) for part in module.modules())
+    """Whether a module contains a wrapper, or a loss that keeps rows or class counts."""
+    return any(isinstance(part, LossWarmupWrapper) or _remembers(part) for part in module.modules())
 
 
 def start_new_run(module: nn.Module) -> None:
-    """Restart every schedule and empty the queue of every loss, so that nothing of an earlier run is left.
+    """Restart every schedule, queue and class count of a loss, so that nothing of an earlier run is left.
 
     Unlike a wrapper's loss, a model may have other parts with a ``reset_queue``, which is not ours to call.
     """
     for part in module.modules():
         if isinstance(part, LossWarmupWrapper):
             part.start_new_run()
-        elif isinstance(part, QueueLoss):
-            part.reset_queue()
+        elif _remembers(part):
+            forget_rows(part)
+
+
+def _remembers(part: nn.Module) -> bool:
+    """Whether it is a loss with a queue, or one that estimates its priors from a stream."""
+    return isinstance(part, QueueLoss) or (isinstance(part, LogitAdjustedLoss) and part.num_classes is not None)
 
 
 def read_schedules(wrappers: dict[str, LossWarmupWrapper]) -> dict[str, float]:

@@ -35,13 +35,14 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     ``heads.fraud/main_weight``. It takes no arguments.
 
     A run from step 0 without a checkpoint is a new run (another fold, a ``fit`` of a new Trainer): every schedule
-    restarts, and the queue of every ranking loss, in a wrapper or not, is emptied. A run that continues, with
-    ``ckpt_path=`` or in a second ``fit`` of the same Trainer, keeps both.
+    restarts; the queue of every ranking loss, in a wrapper or not, is emptied, and the class counts of every
+    ``LogitAdjustedLoss("stream")`` are reset. A run that continues, with ``ckpt_path=`` or in a second ``fit`` of the
+    same Trainer, keeps all of them.
 
     Warns
     -----
     UserWarning
-        If training starts and the module has neither a wrapper nor a ranking loss; and once per ranking loss that had
+        If training starts and the module has none of these losses; and once per ranking loss that had
         no valid class in any step of an epoch.
 
     Notes

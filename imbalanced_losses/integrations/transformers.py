@@ -144,8 +144,8 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     exactly, from any folder, in new objects.
 
     A run that does not resume from a checkpoint is a new run (a second ``train()``, a trial of
-    ``hyperparameter_search``): every schedule restarts, and the queue of every ranking loss in ``loss_fn`` and in the
-    model is emptied.
+    ``hyperparameter_search``): every schedule restarts; the queue of every ranking loss in ``loss_fn`` and in the model
+    is emptied, and the class counts of every ``LogitAdjustedLoss("stream")`` are reset.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ class Asymmetric(Focal):
         if counted is not None:
             z, y = torch.where(counted, z, 0), torch.where(counted, y, 0)
         if not _is_finite(z):  # an infinite logit becomes nan, so that loss and gradient show it beside any label
-            z = z + torch.where(z.detach().abs() < torch.inf, 0.0, torch.nan)
+            z = z + torch.where(z.detach().abs() < torch.inf, z.new_zeros(()), torch.nan)
         p, q, log_p = z.sigmoid(), (-z).sigmoid(), softplus(-z)
         return _Terms(
             y,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values, may_run_in_place
+from imbalanced_losses.kernels.operators import refuse_forward_over_forward
 from imbalanced_losses.kernels.tuning import FEW_LOGITS
 
 __all__ = ["Focal", "Terms", "by_blocks", "floored", "lowest_base", "softplus"]
@@ -44,6 +45,7 @@ class Focal(ABC):
         if is_traced():  # tracers do not support a Function's jvp and vmap
             return self._value(logits, targets, alpha)
         if is_transformed():
+            refuse_forward_over_forward()
             return _MappedClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
         return _ClosedForm.apply(self, logits, targets, alpha)  # type: ignore[no-any-return, no-untyped-call]
 

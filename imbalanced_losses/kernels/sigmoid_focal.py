@@ -18,10 +18,8 @@ __all__ = ["SigmoidFocal"]
 
 class _SigmoidTerms(NamedTuple):
     sign: Tensor  # 1 for labels up to 1/2, else -1
-    certainty: Tensor  # |y - 1/2|
-    ambiguity: Tensor  # 1/2 - certainty
     p_wrong: Tensor  # probability of the class farther from the label
-    miss: Tensor  # 1 - p_t
+    error: Tensor  # sign * (p - y)
     cross_entropy: Tensor
     weight: Tensor | float  # alpha_t
 
@@ -29,7 +27,7 @@ class _SigmoidTerms(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)  # Dynamo of torch 2.8 hashes it before its fields are set
 class SigmoidFocal(Focal):
-    """``alpha_t (1 - p_t)^gamma CE`` for logits of any shape and labels in [0, 1].
+    """``alpha_t |y - p|^gamma CE`` for logits of any shape and labels in [0, 1].
 
     Formulated with the probability of the wrong class, a small loss keeps full precision. A label that rounding moved
     out of [0, 1] counts as 0 or 1.
@@ -75,15 +73,15 @@ class SigmoidFocal(Focal):
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
-        loss = floored(terms.miss, self.gamma).pow(self.gamma) * terms.cross_entropy
+        loss = floored(terms.error.abs(), self.gamma).pow(self.gamma) * terms.cross_entropy
         return self._unless_ignored(loss if self.balance == -1 else loss * terms.weight, targets)
 
     def _vjp(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
-        sign, certainty, ambiguity, p_wrong, miss, cross_entropy, weight = self._terms(logits, targets)
-        miss = floored(miss, self.gamma - 1)
-        spread = certainty * p_wrong * (1 - p_wrong)
-        slope = torch.addcmul(miss * (p_wrong - ambiguity), spread, cross_entropy, value=2 * self.gamma)
-        return self._unless_ignored(grad * sign * (weight * miss.pow(self.gamma - 1)) * slope, targets)
+        sign, p_wrong, error, cross_entropy, weight = self._terms(logits, targets)
+        size = floored(error.abs(), self.gamma - 1)
+        by_size = error.sign() * p_wrong * (1 - p_wrong)
+        slope = torch.addcmul(size * error, by_size, cross_entropy, value=self.gamma)
+        return self._unless_ignored(grad * sign * (weight * size.pow(self.gamma - 1)) * slope, targets)
 
     def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         return self._vjp(tangent, logits, targets, alpha)  # the Jacobian is diagonal
@@ -93,15 +91,14 @@ class SigmoidFocal(Focal):
         z = self._unless_ignored(logits.to(dtype), targets)
         half = 0.5 - _unrounded(self._unless_ignored(targets.to(dtype), targets), label_slack(targets.dtype))
         sign = half.new_ones(()).copysign(half)
-        certainty = sign * half
+        ambiguity = 0.5 - sign * half
         if not may_run_in_place(logits):  # so that autograd's gradient is not finite where the loss is not
             sign = sign.add(z.detach(), alpha=0)
         x = sign * z
-        ambiguity, p_wrong = 0.5 - certainty, x.sigmoid()
-        miss = torch.addcmul(ambiguity, certainty, p_wrong, value=2)
+        p_wrong = x.sigmoid()
         cross_entropy = torch.addcmul(softplus(x), ambiguity, x, value=-1)
         weight = 1.0 if self.balance == -1 else (1 - 2 * self.balance) * half + 0.5
-        return _SigmoidTerms(sign, certainty, ambiguity, p_wrong, miss, cross_entropy, weight)
+        return _SigmoidTerms(sign, p_wrong, p_wrong - ambiguity, cross_entropy, weight)
 
     def _unless_ignored(self, value: Tensor, targets: Tensor) -> Tensor:
         counted = self.counted(targets)
@@ -162,31 +159,32 @@ def _soft_block(z: Tensor, y: Tensor, grad: Tensor | None, balance: float, gamma
 
 
 def _loss(z: Tensor, y: Tensor, gamma: float) -> Tensor:
-    _, _, miss, cross_entropy = _terms(z, y)
-    if low := lowest_base(gamma, miss.dtype):
-        miss.clamp_min_(low)
-    return miss.pow_(gamma).mul_(cross_entropy)
+    _, _, error, cross_entropy = _terms(z, y)
+    size = error.abs_()
+    if low := lowest_base(gamma, size.dtype):
+        size.clamp_min_(low)
+    return size.pow_(gamma).mul_(cross_entropy)
 
 
 def _derivative(z: Tensor, y: Tensor, gamma: float) -> Tensor:
-    p, q, miss, cross_entropy = _terms(z, y)
-    by_miss = (p * q).mul_(cross_entropy)
-    by_miss.mul_(torch.mul(y, -2, out=cross_entropy).add_(1))
-    if low := lowest_base(gamma - 1, miss.dtype):
-        miss.clamp_min_(low)
-    slope = torch.lerp(p, q.neg_(), y, out=p).mul_(miss).add_(by_miss, alpha=gamma)
-    return slope if gamma == 1 else slope.mul_(miss if gamma == 2 else miss.pow_(gamma - 1))
+    p, q, error, cross_entropy = _terms(z, y)
+    by_size = p.mul_(q).mul_(cross_entropy).mul_(torch.sign(error, out=q))
+    size = torch.abs(error, out=cross_entropy)
+    if low := lowest_base(gamma - 1, size.dtype):
+        size.clamp_min_(low)
+    slope = error.mul_(size).add_(by_size, alpha=gamma)
+    return slope if gamma == 1 else slope.mul_(size if gamma == 2 else size.pow_(gamma - 1))
 
 
 def _terms(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the probabilities of the labels 1 and 0, ``1 - p_t`` and the cross-entropy.
+    """Return the probabilities of the labels 1 and 0, ``p - y`` and the cross-entropy.
 
-    Labels interpolate between terms of the same sign, so that small results keep full precision.
+    Labels interpolate between the terms of 0 and 1, so that small results keep full precision.
     """
     negated = -z
     p, q = z.sigmoid(), negated.sigmoid()
-    miss = torch.lerp(p, q, y)
+    error = torch.lerp(p, -q, y)
     cross_entropy = z.clamp_min(0)
     torch.lerp(cross_entropy, negated.clamp_min_(0), y, out=cross_entropy)
     cross_entropy.sub_(torch.minimum(p, q, out=negated).neg_().log1p_())
-    return p, q, miss, cross_entropy
+    return p, q, error, cross_entropy

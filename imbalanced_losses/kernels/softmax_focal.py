@@ -106,14 +106,17 @@ class SoftmaxFocal(Focal):
         z = logits.to(compute_dtype(logits))
         targets = targets.long().unsqueeze(1)
         ignored = targets == self.ignore_index
+        if is_traced():  # values are not checked there: a label out of range counts for no class
+            ignored = ignored | (targets.clamp(0, z.shape[1] - 1) != targets)
         own_class = targets.masked_fill(ignored, 0)
         if may_run_in_place(logits) and z.shape[1] > 1:
             others, highest = self._fused_others(z, own_class)
             broken = highest * 0
         else:
             intact = z.detach().amax(1, keepdim=True).abs() < torch.inf  # -inf if all classes are ruled out
-            broken = torch.where(intact | ignored, 0.0, torch.nan)  # a compiler may replace 0 * z by 0
-            z = torch.where(z < torch.inf, z, 0)
+            # a compiler may replace 0 * z by 0
+            broken = torch.where(intact | ignored, z.new_zeros(()), torch.nan)
+            z = torch.where((z < torch.inf) & ~ignored, z, 0)
             others, highest = self._others(z, own_class)
         rest = others.sum(1, keepdim=True)
         own, log_rest = _own(z, own_class) - highest, rest.log()

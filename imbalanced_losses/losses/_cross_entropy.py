@@ -125,4 +125,4 @@ def _with_nonfinite_gradient(loss: Tensor, reads: bool) -> Tensor:
     """
     if loss.dim() == 0 and reads and math.isfinite(loss.item()):
         return loss
-    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+    return loss * torch.where(loss.detach().isfinite(), loss.new_ones(()), torch.nan)

@@ -23,8 +23,9 @@ from imbalanced_losses.settings import (
     check_config,
     check_fields,
     check_flag,
+    check_ignore_index,
     check_integer,
-    check_temperature_number,
+    check_normal_number,
     optional,
 )
 from imbalanced_losses.spread import TAU_SCALES, TauScale
@@ -50,9 +51,9 @@ class RankingConfig:
         check_fields(
             self,
             num_classes=partial(check_integer, minimum=1),
-            temperature=check_temperature_number,
+            temperature=check_normal_number,
             reduction=partial(check_choice, choices=get_args(Reduction)),
-            ignore_index=partial(check_integer, minimum=-(2**63)),
+            ignore_index=check_ignore_index,
             max_pool_size=optional(partial(check_integer, minimum=2)),
             multilabel=check_flag,
             tau_scale=partial(check_choice, choices=self._tau_scales),

@@ -21,7 +21,14 @@ from imbalanced_losses.embeddings import (
 from imbalanced_losses.queue import QueueState, push
 from imbalanced_losses.reductions import Reduction, mean_over_weight
 from imbalanced_losses.rows import Rows
-from imbalanced_losses.settings import check_choice, check_config, check_fields, check_integer, check_temperature_number
+from imbalanced_losses.settings import (
+    check_choice,
+    check_config,
+    check_fields,
+    check_ignore_index,
+    check_integer,
+    check_normal_number,
+)
 
 __all__ = ["RetrievalConfig", "RetrievalStep", "evaluate", "retrieval_step"]
 
@@ -41,9 +48,9 @@ class RetrievalConfig:
             self,
             embedding_size=partial(check_integer, minimum=1),
             similarity=partial(check_choice, choices=SIMILARITIES),
-            temperature=check_temperature_number,
+            temperature=check_normal_number,
             reduction=partial(check_choice, choices=get_args(Reduction)),
-            ignore_index=partial(check_integer, minimum=-(2**63)),
+            ignore_index=check_ignore_index,
         )
 
 

@@ -15,7 +15,7 @@ from imbalanced_losses.settings import (
     check_config,
     check_fields,
     check_fraction,
-    check_integer,
+    check_ignore_index,
     check_nonnegative,
     optional,
 )
@@ -56,7 +56,7 @@ class AsymmetricConfig:
             gamma_neg=check_nonnegative,
             margin=check_fraction,
             reduction=partial(check_choice, choices=get_args(Reduction)),
-            ignore_index=optional(partial(check_integer, minimum=-(2**63))),
+            ignore_index=optional(check_ignore_index),
         )
 
 

@@ -18,6 +18,7 @@ from imbalanced_losses.settings import (
     check_config,
     check_fields,
     check_fraction,
+    check_ignore_index,
     check_integer,
     check_nonnegative,
     check_number,
@@ -74,7 +75,7 @@ class SigmoidFocalConfig:
             alpha=check_number,
             gamma=check_nonnegative,
             reduction=partial(check_choice, choices=get_args(Reduction)),
-            ignore_index=optional(partial(check_integer, minimum=-(2**63))),
+            ignore_index=optional(check_ignore_index),
         )
         if not (self.alpha == -1 or 0 <= self.alpha <= 1):
             raise ValueError(f"expected alpha in [0, 1], or -1 to switch it off, got {self.alpha}")
@@ -116,7 +117,7 @@ class SoftmaxFocalConfig:
             alpha=optional(check_weight_sequence),
             gamma=check_nonnegative,
             reduction=partial(check_choice, choices=get_args(SoftmaxReduction)),
-            ignore_index=partial(check_integer, minimum=-(2**63)),
+            ignore_index=check_ignore_index,
             background_class=partial(check_integer, minimum=0),
             label_smoothing=check_fraction,
         )
@@ -130,12 +131,12 @@ def sigmoid_focal(
     With :math:`p = \sigma(z)` and the label :math:`y`,
 
     .. math::
-        \ell = \alpha_t (1 - p_t)^\gamma \,\mathrm{CE}, \qquad
-        p_t = y p + (1 - y)(1 - p), \quad \alpha_t = y \alpha + (1 - y)(1 - \alpha), \quad
+        \ell = \alpha_t \lvert y - p \rvert^\gamma \,\mathrm{CE}, \qquad
+        \alpha_t = y \alpha + (1 - y)(1 - \alpha), \quad
         \mathrm{CE} = -y \log p - (1 - y) \log(1 - p)
 
-    For labels 0 and 1 this is the paper's loss, as then :math:`\mathrm{CE} = -\log p_t`. For labels between them the
-    cross-entropy stays the cross-entropy, so that :math:`\gamma = 0` is binary cross-entropy for any labels.
+    For labels 0 and 1 this is the focal loss :math:`-\alpha_t (1 - p_t)^\gamma \log p_t`. For labels between them it is
+    the quality focal loss: its minimum is at :math:`p = y`, and :math:`\gamma = 0` is binary cross-entropy.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ def sigmoid_focal(
     Notes
     -----
     Cost: O(1) per element. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest (of
-    up to 4,096 logits on the CPU it keeps all).
+    up to 2^20 logits on the CPU it keeps the terms of the forward, at most 19 MB).
 
     References
     ----------
@@ -251,7 +252,7 @@ def softmax_focal(
     Notes
     -----
     Cost: O(C) per position. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest (of
-    up to 4,096 logits on the CPU it keeps all).
+    up to 2^20 logits on the CPU it keeps the terms of the forward, at most 19 MB).
 
     References
     ----------

@@ -19,10 +19,10 @@ from imbalanced_losses.settings import (
     check_choice,
     check_config,
     check_fields,
-    check_integer,
+    check_ignore_index,
     check_nonnegative,
+    check_normal_number,
     check_number,
-    check_positive,
     check_prior_sequence,
     check_weight_sequence,
     optional,
@@ -67,10 +67,10 @@ class LDAMConfig:
             self,
             counts=optional(check_prior_sequence),
             max_margin=check_nonnegative,
-            scale=check_positive,
+            scale=check_normal_number,
             class_weights=optional(check_weight_sequence),
             reduction=partial(check_choice, choices=get_args(Reduction)),
-            ignore_index=partial(check_integer, minimum=-(2**63)),
+            ignore_index=check_ignore_index,
         )
 
 
@@ -206,15 +206,15 @@ def deferred_weights(progress: Tensor | float, counts: Tensor, start: float, bet
     start = check_number("start", start)
     if math.isnan(start):
         raise ValueError("expected start to be a number, got nan")
+    wide = accumulation_dtype(counts.device)
     if not isinstance(progress, Tensor):
-        progress = torch.full((), check_number("progress", progress), dtype=torch.float64)
+        progress = torch.full((), check_number("progress", progress), dtype=wide, device=counts.device)
     if progress.dim() != 0:
         raise ValueError(f"expected progress as a number or a 0-dim tensor, got shape {list(progress.shape)}")
     # in float64: compiled, torch's expm1 is exp(x) - 1 on the CPU, which has three digits left in float32
-    wide = counts.detach().to(accumulation_dtype(counts.device))
-    weights = relative_weights(wide, "effective", beta).to(compute_dtype(counts))
+    weights = relative_weights(counts.detach().to(wide), "effective", beta).to(compute_dtype(counts))
     # not in int32, which would be compared in float32: 2^24 + 1 is 2^24 there
-    return torch.where(progress.to(wide) >= start, weights, 1)
+    return torch.where(progress.to(counts.device, wide) >= start, weights, 1)
 
 
 def enforce_margins(

@@ -18,7 +18,7 @@ from imbalanced_losses.settings import (
     check_fields,
     check_flag,
     check_fraction,
-    check_integer,
+    check_ignore_index,
     check_nonnegative,
     check_prior_sequence,
     optional,
@@ -71,7 +71,7 @@ class LogitAdjustedConfig:
             tau=check_nonnegative,
             gamma=check_nonnegative,
             reduction=partial(check_choice, choices=get_args(Reduction)),
-            ignore_index=partial(check_integer, minimum=-(2**63)),
+            ignore_index=check_ignore_index,
             label_smoothing=check_fraction,
             multilabel=check_flag,
         )

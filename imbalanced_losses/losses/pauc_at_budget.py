@@ -31,8 +31,7 @@ from imbalanced_losses.settings import (
     check_fields,
     check_fraction,
     check_integer,
-    check_positive,
-    check_temperature_number,
+    check_normal_number,
     optional,
 )
 from imbalanced_losses.spread import TAU_SCALES
@@ -108,8 +107,8 @@ class PAUCAtBudgetConfig(RankingConfig):
             budget_basis=partial(check_choice, choices=("fpr", "population")),
             quantile_interpolation=partial(check_choice, choices=INTERPOLATIONS),
             threshold_gradient=partial(check_choice, choices=("stop", "implicit")),
-            margin=check_positive,
-            positive_temperature=optional(check_temperature_number),
+            margin=check_normal_number,
+            positive_temperature=optional(check_normal_number),
             min_tpr=check_fraction,
         )
         if not self.alpha < self.beta:

@@ -15,7 +15,7 @@ from imbalanced_losses.kernels.ranks import soft_counts
 from imbalanced_losses.losses._retrieval import RetrievalConfig, evaluate
 from imbalanced_losses.queue import QueueState
 from imbalanced_losses.reductions import mean_over_weight
-from imbalanced_losses.settings import check_fields, check_integer, check_temperature_number, described, plain
+from imbalanced_losses.settings import check_fields, check_integer, check_normal_number, described, plain
 
 __all__ = ["RecallAtKConfig", "measure_recall_at_k", "retrieval_recall_at_k"]
 
@@ -42,7 +42,7 @@ class RecallAtKConfig(RetrievalConfig):
 
     def __post_init__(self) -> None:
         RetrievalConfig.__post_init__(self)
-        check_fields(self, k=_check_k, rank_temperature=check_temperature_number)
+        check_fields(self, k=_check_k, rank_temperature=check_normal_number)
 
 
 def _check_k(name: str, value: object) -> tuple[int, ...]:
@@ -153,4 +153,4 @@ def _propagate_nonfinite(loss: Tensor, scores: Tensor, is_finite: Tensor) -> Ten
         return loss
     spoilt = ~is_finite.all(-1)
     guard = torch.where(spoilt[:, None], scores, 0).sum(-1)
-    return loss + guard * torch.where(spoilt, torch.nan, 0.0)
+    return loss + guard * torch.where(spoilt, torch.nan, loss.new_zeros(()))

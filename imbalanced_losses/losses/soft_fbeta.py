@@ -13,7 +13,7 @@ from imbalanced_losses.kernels.operators import with_nonfinite
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, evaluate, mark_invalid, reduced
 from imbalanced_losses.pool import Pool
 from imbalanced_losses.queue import QueueState
-from imbalanced_losses.settings import check_fields, check_finite_number, check_positive
+from imbalanced_losses.settings import check_fields, check_finite_number, check_normal_number
 from imbalanced_losses.spread import describe_temperature, scaled_temperature
 
 __all__ = ["SoftFBetaConfig", "soft_fbeta", "soft_fbeta_per_class"]
@@ -42,7 +42,7 @@ class SoftFBetaConfig(RankingConfig):
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)
-        check_fields(self, beta=check_positive, eta=check_finite_number)
+        check_fields(self, beta=check_normal_number, eta=check_finite_number)
         if abs(self.eta) > torch.finfo(torch.float32).max:
             raise ValueError(f"expected eta to be finite in float32, got {self.eta}")
 
@@ -183,7 +183,7 @@ def _distance(pool: Pool, cfg: SoftFBetaConfig) -> Tensor:
 def _one_minus_fbeta(pool: Pool, error: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """One minus F-beta ``[C]``, 0 where invalid, and validity; ``error [C, M]`` is how wrong each decision is.
 
-    With A = TP + FN the loss is ``(beta^2 FN + FP) / ((1 + beta^2) A - FN + FP)``. It is precise near 0, and
+    With A = TP + FN the loss is ``(beta^2 FN + FP) / (beta^2 A + (A - FN) + FP)``. It is precise near 0, and
     the denominator is at least ``beta^2 A``.
     """
     weight = pool.row_weight.to(error.dtype)
@@ -191,5 +191,5 @@ def _one_minus_fbeta(pool: Pool, error: Tensor, beta: float) -> tuple[Tensor, Te
     missed, total = (of_positives * error).sum(-1), of_positives.sum(-1)
     false = (torch.where(pool.negative, weight, 0) * error).sum(-1)
     valid = total > 0
-    denominator = torch.where(valid, (1 + beta**2) * total - missed + false, 1)
+    denominator = torch.where(valid, beta**2 * total + (total - missed) + false, 1)
     return torch.where(valid, (beta**2 * missed + false) / denominator, 0), valid

@@ -48,13 +48,13 @@ class _SharedGroup:
 
 
 def field_property(name: str) -> property:
-    """A property for a field of ``module._config``. An assignment sets ``module.config``."""
+    """A property for a field of ``module._config``."""
 
     def read(module: Any) -> Any:
         return getattr(module._config, name)
 
     def assign(module: Any, value: Any) -> None:
-        module.config = dataclasses.replace(module._config, **{name: value})
+        module._set_field(name, value)
 
     return property(read, assign, doc=f"``config.{name}``.")
 
@@ -131,13 +131,23 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
     def config(self, config: Config) -> None:
         if type(config) is not type(self._config):
             raise TypeError(f"expected config to be a {type(self._config).__name__}, got {type(config).__name__}")
+        self._check_fixed(config)
+        held = self._configuration()
+        for name in self._buffer_fields:
+            if getattr(config, name) != getattr(held, name):
+                setattr(self, name, getattr(config, name))
+        self._config = config
+
+    def _set_field(self, name: str, value: Any) -> None:
+        """Change a field that is not in a buffer; the others stay as they are."""
+        config = dataclasses.replace(self._config, **{name: value})  # type: ignore[type-var]
+        self._check_fixed(config)
+        self._config = config
+
+    def _check_fixed(self, config: Config) -> None:
         for name in self._fixed_fields:
             if getattr(config, name) != getattr(self._config, name):
                 raise fixed_setting(self, name)
-        for name in self._buffer_fields:
-            if getattr(config, name) != getattr(self._config, name):
-                setattr(self, name, getattr(config, name))
-        self._config = config
 
     @property
     def grad_reduction(self) -> GradReduction:

@@ -47,7 +47,9 @@ class ElementwiseSettings(LossModule[Config], ABC):
         refuse_gradient(name, value)
         config = dataclasses.replace(self._config, **{name: value})  # type: ignore[type-var]
         new = class_numbers(value, getattr(config, name))
-        self._buffers[name] = new if new is None or old is None else new.to(old)
+        held = [self._buffers.get(field) for field in (name, *self._buffer_fields)]
+        like = next((buffer for buffer in held if buffer is not None), None)
+        self._buffers[name] = new if new is None or like is None else new.to(like)
         self._config = config
 
     def _configuration(self) -> Config:

@@ -17,6 +17,7 @@ from imbalanced_losses.distributed import (
     gather_columns,
     header_device,
     require_equal_on_ranks,
+    to_report,
     with_local_gradient,
 )
 from imbalanced_losses.losses._ranking import RankingConfig
@@ -60,8 +61,8 @@ def gather_rows(
         rows = parse()
         check_queue(queue, rows, cfg)
         facts = _describe(rows, cfg, queue, update_queue, has_flags, has_weights)
-    except Exception as caught:  # of any type: the other ranks wait
-        error = caught
+    except Exception as caught:
+        error = to_report(caught)
     everyones, _ = all_gather_header(ranks, "a ranking loss", device, facts, error)
     assert rows is not None  # else every rank has raised
     counts, dtypes, flagged, weighted, seeds, *settings = map(list, zip(*everyones, strict=True))
@@ -145,8 +146,8 @@ def reduce_over_ranks(
     own, total_weight = torch.zeros(2, device=device)
     try:
         own, total_weight = sum_elements(*elements())
-    except Exception as caught:  # of any type: the other ranks wait
-        error = caught
+    except Exception as caught:
+        error = to_report(caught)
     n_columns = inputs.shape[1] if error is None and (single_label or inputs.dim() == 2) else 0
     total, total_weight = _add_up(ranks, n_columns, error, own, total_weight, updates)
     if mean:
@@ -162,8 +163,8 @@ def keep_own_elements(ranks: Ranks, inputs: Tensor, loss: Callable[[], Tensor], 
     own = torch.zeros((), device=header_device(inputs, ranks))
     try:
         own = loss()
-    except Exception as caught:  # of any type: the other ranks wait
-        error = caught
+    except Exception as caught:
+        error = to_report(caught)
     _add_up(ranks, 0, error, own.new_zeros(()), own.new_zeros(()), updates)
     return own
 

@@ -16,7 +16,7 @@ from imbalanced_losses.modules._base import LossModule, field_names, fixed_setti
 from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.queue import QueueState, push, push_in_place
 from imbalanced_losses.rows import Rows
-from imbalanced_losses.settings import check_integer, check_temperature_number
+from imbalanced_losses.settings import check_integer, check_normal_number
 from imbalanced_losses.validation import check_temperature
 
 __all__ = ["QueueLoss"]
@@ -121,7 +121,7 @@ class QueueLoss(LossModule[Config], ABC):
         refuse_gradient(name, value)
         temperature = check_temperature(value, self.temperature)
         if self.validate_targets and can_read_values(temperature):
-            check_temperature_number("temperature", float(temperature))
+            check_normal_number("temperature", float(temperature))
         with torch.no_grad():
             self.temperature.copy_(temperature)
         if not isinstance(value, Tensor) and not is_traced():
@@ -129,7 +129,8 @@ class QueueLoss(LossModule[Config], ABC):
 
     def _place_validity(self, device: torch.device) -> None:
         if self._validity.device != device:  # a loader may have filled the buffers one by one
-            self._validity = torch.full_like(self._validity, -1, device=device)
+            with torch.inference_mode(False):  # an inference tensor could not be written to in training
+                self._validity = torch.full_like(self._validity, -1, device=device)
 
     def _note_validity(self, valid: Tensor) -> None:
         if self.training:

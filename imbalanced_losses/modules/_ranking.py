@@ -50,9 +50,11 @@ class RankingLoss(QueueLoss[Config], ABC):
 
     def reset_queue(self) -> None:
         """Empty the queue."""
-        if self._record is not None and self._record.parts is not None:  # part of the pool is still in the queue
+        record, queue = self._record, self.queue_state
+        if record is not None and record.parts is not None and record.matches(queue):
+            # part of its pool is still in the queue
             with torch.no_grad():
-                self._record = self._record.settle(self.queue_state, self._exact)
+                self._record = record.settle(queue, self._exact)
         super().reset_queue()
 
     def reset_parameters(self) -> None:

@@ -24,7 +24,7 @@ from imbalanced_losses.modules._callables import (
     warn_of_missing_hooks,
 )
 from imbalanced_losses.modules._lifecycle import StatefulModule, refuse_second_pass
-from imbalanced_losses.modules._runs import empty_queues
+from imbalanced_losses.modules._runs import empty_queues, forget_rows
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 from imbalanced_losses.settings import check_callable, check_config, check_flag, optional
 
@@ -119,6 +119,9 @@ class WarmupState(StatefulModule, ABC):
                 state = dataclasses.replace(state, switch_step=self._first_state().switch_step)
             self._advance(state)
 
+    def _set_field(self, name: str, value: Any) -> None:
+        self.config = dataclasses.replace(self.config, **{name: value})
+
     @property
     def auto_step(self) -> bool:
         """Whether calls in training mode are steps."""
@@ -162,14 +165,14 @@ class WarmupState(StatefulModule, ABC):
         self._await_hooks()
 
     def start_new_run(self) -> None:
-        """Restart the schedule and empty the queues, as the hooks do at epoch 0 or step 0 of a new run."""
+        """Restart the schedule, queues and class counts, as the hooks do at epoch 0 or step 0 of a new run."""
         self._restart()
         self._await_hooks()
 
     def _restart(self) -> None:
         self._fill_buffers(self._first_state())
-        empty_queues(self.warmup_loss)
-        empty_queues(self.main_loss)
+        forget_rows(self.warmup_loss)
+        forget_rows(self.main_loss)
 
     def _await_hooks(self) -> None:
         self._awaited_hooks = {"on_train_epoch_start", "on_train_batch_start"}
@@ -179,8 +182,18 @@ class WarmupState(StatefulModule, ABC):
         self._catch_up()
         if self._takes_own_steps:
             refuse_second_pass()
-        if self._phase != "warmup" and isinstance(self.main_loss, StatefulModule):
+        if self._runs_warmup_loss and isinstance(self.warmup_loss, StatefulModule):
+            self.warmup_loss._before_compiled_call()  # it gets no other keyword than sample_weight
+        if self._runs_main_loss and isinstance(self.main_loss, StatefulModule):
             self.main_loss._before_compiled_call(**kwargs)
+
+    @property
+    def _runs_warmup_loss(self) -> bool:
+        return self._phase != "main" or self.config.final_main_weight < 1
+
+    @property
+    def _runs_main_loss(self) -> bool:
+        return self._phase != "warmup"
 
     @property
     def _takes_own_steps(self) -> bool:

@@ -35,8 +35,8 @@ class LDAMLoss(ChangedLogitsLoss[LDAMConfig], config=LDAMConfig):
     scale : float
         Above 0. Multiplies the logits less their margins. The default is for cosines: normalise features and weights.
     class_weights : sequence of C floats or Tensor [C], optional
-        Non-negative, stored in the buffer ``class_weights``. For deferred re-weighting assign those of
-        :func:`~imbalanced_losses.deferred_weights` in each epoch.
+        Non-negative, stored in the buffer ``class_weights``. For deferred re-weighting start with ones, so that the
+        buffer is in every checkpoint, and assign those of :func:`~imbalanced_losses.deferred_weights` in each epoch.
     reduction : {"mean", "sum", "none"}
         ``"mean"`` divides by the number (with sample weights: the total weight) of targets that are not ignored, also
         with ``class_weights``.

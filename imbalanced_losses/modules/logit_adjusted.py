@@ -127,6 +127,10 @@ class LogitAdjustedLoss(ChangedLogitsLoss[LogitAdjustedConfig], config=LogitAdju
     def reset_parameters(self) -> None:
         """Reset the priors to those of the configuration, or the counts of a stream to 0."""
         super().reset_parameters()
+        self.reset_class_counts()
+
+    def reset_class_counts(self) -> None:
+        """Set the counts of a stream to 0, for another run or fold; a loss with given priors has none."""
         if self._is_streaming:
             with torch.no_grad():
                 self.class_positives.zero_()

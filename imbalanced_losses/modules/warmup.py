@@ -78,8 +78,9 @@ class LossWarmupWrapper(WarmupState):
     Notes
     -----
     *New runs.* Epoch 0 after a later epoch, or step 0 after a later step, starts a new run (another fold, a second
-    ``fit``): the schedule restarts, and queues are emptied. If the hooks cannot detect this (a loop of a single epoch
-    without the batch hook), call :meth:`start_new_run`. To resume, load the state and continue counting.
+    ``fit``): the schedule restarts, queues are emptied, and class counts of a stream are reset. If the hooks cannot
+    detect this (a loop of a single epoch without the batch hook), call :meth:`start_new_run`. To resume, load the state
+    and continue counting.
 
     *Speed.* Forward and batch hook never wait for a device. The epoch hook does, once per epoch, if a ranking loss is
     on one. A copy of the schedule's state on the host, advanced by the same pure functions, decides which losses run.
@@ -248,9 +249,9 @@ class LossWarmupWrapper(WarmupState):
     def _mix(self, logits: Tensor, targets: Tensor, kwargs: dict[str, Any]) -> Any:
         if not self._main_updates_queue:
             kwargs = {name: value for name, value in kwargs.items() if name != "update_queue"}
-        if self._phase == "warmup":
+        if not self._runs_main_loss:
             return self._run_warmup_loss(logits, targets, kwargs)
-        if self._phase == "main" and self.config.final_main_weight == 1:
+        if not self._runs_warmup_loss:
             return self.main_loss(logits, targets, **kwargs)
         # the warm-up loss first: if it rejects the inputs, the main loss has not changed its queue yet
         warmup = self._run_warmup_loss(logits, targets, kwargs)

@@ -15,8 +15,8 @@ from imbalanced_losses.settings import (
     check_fields,
     check_fraction,
     check_integer,
+    check_normal_number,
     check_positive,
-    check_temperature_number,
     optional,
 )
 
@@ -95,8 +95,8 @@ class ScheduleConfig:
             warmup_steps=optional(length),
             blend_steps=optional(length),
             temp_decay_steps=partial(check_integer, minimum=1),
-            temp_start=check_temperature_number,
-            temp_end=check_temperature_number,
+            temp_start=check_normal_number,
+            temp_end=check_normal_number,
             final_main_weight=lambda name, value: check_fraction(name, check_positive(name, value)),
         )
         in_steps = {name: getattr(self, name) for name in ("warmup_steps", "blend_steps")}

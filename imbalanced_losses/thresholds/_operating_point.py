@@ -156,5 +156,5 @@ def _multiplicities(ranking: Ranking, resampling: Resampling) -> Iterator[Tensor
     for start in range(0, n, size):
         shape = (min(size, n - start), n_rows)
         drawn = torch.randint(n_rows, shape, generator=resampling.generator, device=device)
-        times = torch.zeros(shape, device=device)
+        times = torch.zeros(shape, dtype=torch.float32, device=device)
         yield times.scatter_add_(1, drawn, times.new_ones(()).expand(shape))

@@ -11,7 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
-from tests.contracts.elements import Case, each_loss, every_case, on_every_path, value_and_grad
+from imbalanced_losses import SoftmaxFocalConfig, ldam, logit_adjusted, softmax_focal
+from tests.contracts.elements import CASES, Case, each_loss, every_case, on_every_path, value_and_grad
 from tests.reads_data import ReadsData
 
 # torch's own forward mode scripts some of its decompositions
@@ -64,6 +65,25 @@ def test_jacobians_agree(case: Case) -> None:
 
     assert_close(jacfwd(loss)(logits), jacrev(loss)(logits))
     assert_close(hessian(lambda z: loss(z, "mean"))(logits), jacrev(jacrev(lambda z: loss(z, "mean")))(logits))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.own.labels], ids=str)
+def test_labels_carry_no_tangent(case: Case) -> None:
+    logits, targets = case.inputs()
+    _, pushed = jvp(lambda labels: case.call(logits, labels), (targets,), (torch.ones_like(targets),))
+    assert pushed.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.loss.function not in (logit_adjusted, ldam)], ids=str)
+def test_forward_mode_over_forward_mode_is_refused(case: Case) -> None:
+    """Torch would give 0 for a derivative in closed form."""
+    logits, targets = case.inputs()
+
+    def loss(logits: Tensor) -> Tensor:
+        return case.call(logits, targets, reduction="mean")
+
+    with pytest.raises(RuntimeError, match="expected forward mode once at most"):
+        jacfwd(jacfwd(loss))(logits)
 
 
 @every_case
@@ -152,6 +172,27 @@ def test_compiled_is_eager(case: Case, reduction: str) -> None:
     for rows in (logits, 1e3 * logits, spoilt):
         expected = value_and_grad(case.call, rows, targets, sample_weight=weights, **changes)
         assert_close(value_and_grad(loss, rows, targets, sample_weight=weights), expected)
+
+
+@pytest.mark.parametrize("alpha", [None, (1.0, 2.0, 3.0)])
+def test_a_compiled_class_id_out_of_range_has_no_loss_and_no_gradient(alpha: Any) -> None:
+    """Compiled code does not check values; eager code refuses it."""
+    logits, targets = torch.randn(4, 3), torch.tensor([1, 7, -1, 2])
+    cfg = SoftmaxFocalConfig(alpha=alpha, reduction="none")
+    compiled = torch.compile(lambda z, y: softmax_focal(z, y, cfg), backend="aot_eager", fullgraph=True)
+    ignored = torch.where((targets >= 0) & (targets < 3), targets, -100)
+    expected = value_and_grad(lambda z, y: softmax_focal(z, y, cfg), logits, ignored)
+    assert_close(value_and_grad(compiled, logits, targets), expected)
+
+
+def test_a_smoothed_and_ignored_position_with_a_class_that_is_ruled_out() -> None:
+    """Compiled it has no gradient either."""
+    logits, targets = torch.tensor([[0.0, 1.0, 2.0], [0.5, 0.2, -torch.inf]]), torch.tensor([0, -100])
+    cfg = SoftmaxFocalConfig(label_smoothing=0.1)
+    compiled = torch.compile(lambda z: softmax_focal(z, targets, cfg), backend="aot_eager", fullgraph=True)
+    expected = value_and_grad(lambda z, _: softmax_focal(z, targets, cfg), logits, targets)
+    assert_close(value_and_grad(lambda z, _: compiled(z), logits, targets), expected)
+    assert expected[1][1].count_nonzero() == 0
 
 
 @every_case

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from imbalanced_losses import LossWarmupWrapper, SmoothAPLoss
 from imbalanced_losses.distributed import all_gather_no_grad, all_gather_with_grad
@@ -84,6 +85,37 @@ def change_in_place(recipe: Recipe) -> tuple[float, float]:
     loss /= 2
     torch.testing.assert_close(torch.autograd.grad(loss, own)[0] * 2, gradient)
     return whole.item(), loss.item()
+
+
+def checkpoint_call(recipe: Recipe, use_reentrant: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of a call, in a checkpoint and not."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    start, end = recipe.bounds(size)[rank : rank + 2]
+    logits, targets, _ = call_arguments(recipe)
+    loss_fn, own = recipe.make_loss(), logits[start:end].requires_grad_()
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return loss_fn(2 * rows, targets[start:end])  # type: ignore[no-any-return]
+
+    gradients = []
+    for loss in (loss_of(own), checkpoint(loss_of, own, use_reentrant=use_reentrant)):
+        own.grad = None
+        loss.backward()
+        assert own.grad is not None
+        gradients.append(own.grad)
+    return gradients[0], gradients[1]
+
+
+def call_under_autocast(recipe: Recipe) -> tuple[float, float]:
+    """The loss of float16 logits, beside and inside autocast to bfloat16."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    start, end = recipe.bounds(size)[rank : rank + 2]
+    logits, targets, _ = call_arguments(recipe)
+    own = logits[start:end].half().requires_grad_()
+    outside = recipe.make_loss()(own, targets[start:end])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = recipe.make_loss()(own, targets[start:end])
+    return outside.item(), inside.item()
 
 
 def call_unlike(losses: list[str]) -> str:

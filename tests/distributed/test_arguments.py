@@ -167,6 +167,23 @@ def test_the_loss_can_be_changed_in_place(processes: GroupOf, loss: str) -> None
         assert half == pytest.approx(whole / 2)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", ELEMENTWISE)
+def test_a_checkpointed_loss_without_state_is_right(
+    processes: GroupOf, loss: str, reduction: str, use_reentrant: bool
+) -> None:
+    job = {"recipe": Recipe(loss, reduction), "use_reentrant": use_reentrant}
+    for plain, checkpointed in processes(2).run(f"{JOBS}:checkpoint_call", **job):
+        torch.testing.assert_close(checkpointed, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", RANKING)
+def test_half_types_under_autocast_to_the_other(processes: GroupOf, loss: str) -> None:
+    for outside, inside in processes(2).run(f"{JOBS}:call_under_autocast", recipe=Recipe(loss)):
+        assert inside == outside
+
+
 def test_ranks_that_call_different_losses(processes: GroupOf) -> None:
     expected = (
         "expected what gathers to be the same on all ranks, got a ranking loss on rank 0, an elementwise loss on rank 1"

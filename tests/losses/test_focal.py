@@ -66,10 +66,11 @@ def test_softmax_is_the_papers_formula(gamma: float, shape: tuple[int, ...], alp
 
 @every_gamma
 def test_soft_labels_focus_the_cross_entropy(gamma: float) -> None:
+    """By the distance of the probability from the label: the quality focal loss."""
     logits, targets = torch.randn(40, dtype=torch.float64), torch.rand(40, dtype=torch.float64)
     p = logits.sigmoid()
-    p_t, alpha_t = p * targets + (1 - p) * (1 - targets), 0.3 * targets + 0.7 * (1 - targets)
-    expected = alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy(p, targets, reduction="none")
+    alpha_t = 0.3 * targets + 0.7 * (1 - targets)
+    expected = alpha_t * (targets - p).abs() ** gamma * F.binary_cross_entropy(p, targets, reduction="none")
     assert_close(sigmoid_focal(logits, targets, SigmoidFocalConfig(alpha=0.3, gamma=gamma, reduction="none")), expected)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.func import vmap
+from torch.func import jvp, vmap
 from torch.testing import assert_close
 
 from imbalanced_losses import (
@@ -201,6 +201,18 @@ def test_a_class_that_is_ruled_out() -> None:
 # --- derivatives and transforms ---------------------------------------------------------------------------------------
 
 
+def test_counts_and_weights_carry_no_tangent() -> None:
+    logits, targets = CASES[0].inputs()
+    for name in ("counts", "class_weights"):
+        numbers = {"counts": torch.tensor(COUNTS).double(), "class_weights": torch.ones(4).double()}
+
+        def loss(values: Tensor, name: str = name, numbers: Any = numbers) -> Tensor:
+            return ldam(logits, targets, LDAMConfig(), **{**numbers, name: values})
+
+        _, pushed = jvp(loss, (numbers[name],), (torch.rand(4).double(),))
+        assert pushed == 0
+
+
 def test_vmap_over_counts_and_weights() -> None:
     logits, targets = CASES[1].inputs()
     counts, weights = (torch.rand(3, 4, dtype=torch.float64) for _ in range(2))
@@ -325,6 +337,7 @@ def test_deferred_weights_that_do_not_fit(arguments: Any, error: type[Exception]
         ({"counts": torch.ones(2, 2)}, ValueError, r"expected counts of shape \[C\], got \[2, 2\]"),
         ({"counts": torch.ones(2, requires_grad=True)}, TypeError, "detach"),
         ({"class_weights": (1, -1)}, ValueError, "expected every weight in class_weights"),
+        ({"scale": 1e39}, ValueError, r"expected scale in .* \(normal in float32\), got 1e\+39"),
         ({"class_weights": "balanced"}, TypeError, "expected class_weights to be a sequence of numbers"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import vmap
+from torch.func import jvp, vmap
 from torch.testing import assert_close
 
 from imbalanced_losses import LogitAdjustedConfig, class_priors, init_class_counts, logit_adjusted, update_class_counts
@@ -126,6 +126,13 @@ def test_a_class_that_is_ruled_out() -> None:
 
 
 # --- derivatives and transforms ---------------------------------------------------------------------------------------
+
+
+def test_priors_carry_no_tangent() -> None:
+    logits, targets, priors = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([0.5, 0.3, 0.2])
+    cfg = LogitAdjustedConfig(gamma=0.5)
+    _, pushed = jvp(lambda pi: logit_adjusted(logits, targets, cfg, priors=pi), (priors,), (torch.rand(3),))
+    assert pushed == 0
 
 
 def test_vmap_over_priors() -> None:

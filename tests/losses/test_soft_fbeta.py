@@ -189,6 +189,15 @@ def test_a_positive_that_is_missed_most_has_a_gradient() -> None:
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
 
+def test_a_small_beta() -> None:
+    """Beside a positive that is missed, beta^2 is lost in 1 + beta^2."""
+    cfg = SoftFBetaConfig(num_classes=1, beta=1e-8)
+    loss, _ = soft_fbeta(torch.tensor([-40.0]), torch.tensor([1]), init_queue(0, 1), cfg)
+    assert loss.item() == pytest.approx(1)
+    with pytest.raises(ValueError, match="expected beta in"):
+        SoftFBetaConfig(num_classes=1, beta=1e200)
+
+
 def test_descent_reaches_the_perfect_decisions() -> None:
     """Scores that all start above the threshold are moved below it, for the negatives only."""
     targets = (torch.arange(20) < 3).long()

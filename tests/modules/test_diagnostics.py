@@ -289,6 +289,21 @@ def test_a_ring_that_has_gone_round_and_a_batch_longer_than_it(
                 torch.testing.assert_close(reported[key], expected[key], rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_queue_that_something_else_has_filled_can_be_emptied() -> None:
+    """An average of models, or a broadcast; the pass before it cannot be looked at then."""
+    loss_fn = SmoothAPLoss(num_classes=100)  # the pool is not kept whole
+    loss_fn(torch.randn(32, 100), torch.arange(32))
+    loss_fn.queue_logits.mul_(1)
+    with pytest.raises(RuntimeError, match="that something else has filled since"):
+        loss_fn.diagnostics()
+    loss_fn.reset_queue()
+    assert (loss_fn.queue_targets == -100).all()
+    with pytest.raises(RuntimeError, match="that something else has filled since"):
+        loss_fn.diagnostics()
+    loss_fn(torch.randn(32, 100), torch.arange(32))
+    assert loss_fn.diagnostics()["queue_fill"] == 32 / 1024
+
+
 def test_a_loss_that_was_loaded_or_moved_has_no_last_pass() -> None:
     """What is left of its pool is gone."""
     loss_fn = SmoothAPLoss(num_classes=1, queue_size=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from imbalanced_losses import LossWarmupWrapper
+from imbalanced_losses import LogitAdjustedLoss, LossWarmupWrapper
+from imbalanced_losses.integrations._wrappers import start_new_run
 from tests.modules.recorders import Recorder, bits, make, save_and_load, train
 from tests.registry import MAIN, make_main
 
@@ -71,6 +73,29 @@ def test_the_queue_of_a_warmup_loss_starts_empty_too() -> None:
     assert bits(wrapper.warmup_loss.queue_state) != bits(fresh.queue_state)
     wrapper.on_train_batch_start(0)
     assert bits(wrapper.warmup_loss.queue_state) == bits(fresh.queue_state)
+
+
+@pytest.mark.parametrize("as_main", [False, True])
+def test_the_counts_of_a_stream_start_at_0(as_main: bool) -> None:
+    """Those of another fold are not of this one; but an epoch that empties the queue goes on counting."""
+    stream = LogitAdjustedLoss("stream", num_classes=1)
+    losses = (nn.BCEWithLogitsLoss(), stream) if as_main else (stream, RANKING["smooth_ap"]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no temperature, no queue
+        wrapper = make(*losses, warmup_epochs=0 if as_main else 3, reset_queue_each_epoch=True)
+    train(wrapper, range(4))
+    counted = int(stream.class_labels)
+    wrapper.on_train_epoch_start(2)
+    assert int(stream.class_labels) == counted > 0
+    wrapper.on_train_batch_start(0)
+    assert int(stream.class_labels) == 0
+    train(wrapper, range(1))
+    assert int(stream.class_labels) > 0
+    start_new_run(nn.ModuleDict({"loss": wrapper}))
+    assert int(stream.class_labels) == 0
+    train(wrapper, range(1))
+    start_new_run(nn.ModuleDict({"loss": stream}))
+    assert int(stream.class_labels) == 0
 
 
 def test_hooks_that_repeat_themselves_empty_nothing() -> None:

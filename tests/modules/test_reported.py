@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from imbalanced_losses import (
+    LDAMLoss,
+    LogitAdjustedLoss,
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
     SigmoidFocalLoss,
@@ -201,6 +203,24 @@ def test_the_configuration_holds_the_temperature_that_was_assigned() -> None:
     assert loss_fn.temperature == torch.tensor(0.3)
 
 
+def test_class_weights_that_are_added_are_where_the_others_are() -> None:
+    loss_fn = LDAMLoss([900.0, 100.0]).double()
+    loss_fn.class_weights = torch.tensor([1.0, 2.0])
+    assert loss_fn.class_weights.dtype == torch.float64
+    loss_fn = LDAMLoss([900.0, 100.0]).to("meta")
+    loss_fn.class_weights = [1.0, 2.0]  # type: ignore[assignment]
+    assert loss_fn.class_weights.is_meta
+
+
+def test_the_first_pass_of_a_loss_made_on_meta_may_be_in_inference_mode() -> None:
+    with torch.device("meta"):
+        loss_fn = SmoothAPLoss(1, queue_size=32)
+    loss_fn.load_state_dict(SmoothAPLoss(1, queue_size=32).state_dict(), assign=True)
+    with torch.inference_mode():
+        first = loss_fn(X, Y, update_queue=False)
+    assert loss_fn(X.clone().requires_grad_(), Y) == first
+
+
 def test_settings_are_assigned_on_meta() -> None:
     with torch.device("meta"):
         ranking, focal = SmoothAPLoss(1), SoftmaxFocalLoss([0.2, 0.8])
@@ -273,6 +293,27 @@ def test_a_wrapper_compiled_in_place_is_refused_in_a_checkpoint() -> None:
     loss = checkpoint(loss_fn, logits, Y.float(), use_reentrant=False)
     with pytest.raises(RuntimeError, match="expected the loss outside activation checkpointing"):
         loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+@pytest.mark.parametrize("blend_epochs", [0, 1])
+@pytest.mark.parametrize("warmup_loss", [LogitAdjustedLoss("stream", num_classes=1), SmoothAPLoss(1, queue_size=32)])
+def test_a_warmup_loss_with_state_is_refused_there_too(warmup_loss: Any, blend_epochs: int) -> None:
+    warmup_loss = copy.deepcopy(warmup_loss)
+    main_loss = nn.BCEWithLogitsLoss()
+    with pytest.warns(UserWarning, match="has no temperature"):
+        loss_fn = LossWarmupWrapper(
+            warmup_loss, main_loss, warmup_epochs=1 - blend_epochs, blend_epochs=blend_epochs, final_main_weight=0.5
+        )
+    loss_fn.on_train_epoch_start(0)
+    loss_fn.on_train_batch_start(0)
+    loss_fn.compile(backend="aot_eager")
+    logits = X[:, None].clone().requires_grad_()
+    loss = checkpoint(lambda rows: loss_fn(2 * rows, Y[:, None].float()), logits, use_reentrant=True)
+    before = copy.deepcopy(warmup_loss.state_dict())
+    with pytest.raises(RuntimeError, match="expected the loss outside activation checkpointing"):
+        loss.backward()
+    torch.testing.assert_close(warmup_loss.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_pass_that_leaves_the_queue_alone_is_no_step_of_a_schedule() -> None:
