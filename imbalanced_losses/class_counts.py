@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import is_traced, is_transformed, may_branch_on_values
+from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import accumulation_dtype
-from imbalanced_losses.kernels.operators import make_operator
+from imbalanced_losses.kernels.operators import unchanging
 from imbalanced_losses.pytree import state_dataclass
 from imbalanced_losses.settings import check_flag, check_ignore_index, check_integer
 from imbalanced_losses.validation import check_tensor
@@ -68,7 +68,7 @@ def update_class_counts(
     state : ClassCounts
     targets : Tensor [N, ...], integer, or [N, C, ...] with ``multilabel``, or of any shape for one class
         Class ids in [0, C). For binary and multi-label targets labels in [0, 1], which are rounded: those above 1/2 are
-        positive. A value that is not nearest to 0 or 1, or to no class id, counts for no class.
+        positive. A label that rounds to neither 0 nor 1, and an id outside [0, C), count for no class.
     multilabel : bool
         Each class has its own label, on axis 1.
     ignore_index : int
@@ -109,19 +109,8 @@ def class_priors(state: ClassCounts) -> Tensor:
     >>> class_priors(update_class_counts(init_class_counts(1), torch.tensor([0, 0, 0, 1])))
     tensor([0.3000])
     """
-    if is_traced() and not is_transformed():
-        return _operator(state.positives, state.labels)  # type: ignore[no-any-return]
-    return _estimate(state.positives, state.labels)
-
-
-def _estimate(positives: Tensor, labels: Tensor) -> Tensor:
-    wide = accumulation_dtype(positives.device)  # not the default dtype, which may be a half type
-    return ((positives.to(wide) + 0.5) / (labels.to(wide) + 1)).float()
-
-
-# Opaque, so that a compiled backward uses the priors that its forward saved. For an expression the partitioner would
-# save the counts, which a module overwrites before the backward, and recompute the priors from them.
-_operator = make_operator("class_priors(Tensor positives, Tensor labels) -> Tensor", _estimate, _estimate)
+    wide = accumulation_dtype(state.positives.device)  # not the default dtype, which may be a half type
+    return unchanging(((state.positives.to(wide) + 0.5) / (state.labels.to(wide) + 1)).float())
 
 
 def count_classes(state: ClassCounts, targets: Tensor, *, multilabel: bool, ignore_index: int) -> ClassCounts:

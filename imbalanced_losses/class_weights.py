@@ -18,6 +18,7 @@ from imbalanced_losses.settings import (
     check_module,
     check_number,
     check_prior_sequence,
+    check_share_sequence,
     described,
     plain,
 )
@@ -202,9 +203,12 @@ def prior_bias_(layer: Layer, counts: Tensor | Sequence[float] | float, *, multi
     tensor([0.7000, 0.2000, 0.1000])
     """
     bias = _find_bias(layer)
-    shares = torch.tensor(check_prior_sequence("counts", counts), dtype=torch.float64, device="cpu")
     num_classes = len(bias)
     independent = check_flag("multilabel", multilabel) or num_classes == 1
+    given = check_share_sequence("counts", counts)
+    if not independent or len(given) != num_classes:  # counts, which are divided by their sum
+        given = check_prior_sequence("counts", given)
+    shares = torch.tensor(given, dtype=torch.float64, device="cpu")
     if list(shares.shape) != [num_classes] and not (num_classes == 1 and len(shares) == 2):
         expected = (
             f"{num_classes} counts, one for each output of the layer" if num_classes > 1 else "1 share or 2 counts"

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imbalanced_losses.dispatch import is_in_backward, without_autocast
+from imbalanced_losses.dispatch import without_autocast
 from imbalanced_losses.validation import check_tensor
 
 __all__ = ["GradReduction", "all_gather_no_grad", "all_gather_with_grad"]  # the rest is for the module shells
@@ -175,10 +175,9 @@ def all_gather_header(
 def to_report(error: Exception) -> Exception:
     """Return an error of any type, for the next collective to report: the other ranks wait for this one there.
 
-    In a backward there is none to report: the forward has checked the inputs. Activation checkpointing ends its second
-    pass by an exception, on all ranks alike.
+    The exception by which activation checkpointing ends its second pass, on all ranks alike, is raised instead.
     """
-    if is_in_backward():
+    if type(error).__module__ == "torch.utils.checkpoint":
         raise error
     return error
 
@@ -242,7 +241,9 @@ def gather_columns(ranks: Ranks, columns: Sequence[Tensor], counts: Sequence[int
 
 def _as_bytes(column: Tensor) -> Tensor:
     """Return the bytes of ``[N, ...]`` as uint8 ``[N, B]``."""
-    return column.detach().reshape(len(column), math.prod(column.shape[1:])).contiguous().view(torch.uint8)
+    rows = column.detach().reshape(len(column), math.prod(column.shape[1:]))
+    # cloned: `contiguous` keeps the strides of axes of length 1, which `view` refuses
+    return rows.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _from_bytes(part: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from imbalanced_losses.dispatch import may_branch_on_values
 from imbalanced_losses.dtypes import compute_dtype
 from imbalanced_losses.queue import QueueState, init_queue
 from imbalanced_losses.rows import Rows, Task, parse_rows
-from imbalanced_losses.settings import check_flag
+from imbalanced_losses.settings import check_flag, check_ignore_index
 from imbalanced_losses.validation import check_floating, check_temperature
 
 __all__ = ["Pool", "check_queue", "join_rows", "pool_of_scores"]
@@ -159,9 +159,11 @@ def pool_of_scores(
 ) -> Pool:
     """The pool of one batch of scores ``[N]`` or ``[N, C]`` and no queue, for what ranks as the losses do."""
     check_floating("scores", scores)
+    ignore_index = check_ignore_index("ignore_index", ignore_index)
     if scores.dim() not in (1, 2):
         raise ValueError(f"expected scores of shape [N] or [N, C], got {list(scores.shape)}")
     task = _Task(1 if scores.dim() == 1 else scores.shape[1], check_flag("multilabel", multilabel), ignore_index)
+    check_values = check_values or may_branch_on_values(targets)  # free there
     rows = parse_rows(scores.detach(), targets, task, sample_weight=sample_weight, check_values=check_values)
     queue = init_queue(0, task.num_classes, multilabel=multilabel, ignore_index=ignore_index, device=scores.device)
     return join_rows(rows, queue, task, temperature=1.0)

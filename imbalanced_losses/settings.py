@@ -33,6 +33,7 @@ __all__ = [
     "check_open_fraction",
     "check_positive",
     "check_prior_sequence",
+    "check_share_sequence",
     "check_weight_sequence",
     "described",
     "optional",
@@ -206,10 +207,15 @@ def check_weight_sequence(name: str, weights: object) -> tuple[float, ...]:
     return tuple(check_nonnegative(f"every weight in {name}", weight) for weight in values)
 
 
+def check_share_sequence(name: str, shares: object) -> tuple[float, ...]:
+    """Return finite numbers >= 0 as a tuple; given as a number, a sequence or a Tensor ``[C]``."""
+    number = plain(shares)
+    return check_weight_sequence(name, [number] if isinstance(number, (int, float)) else shares)
+
+
 def check_prior_sequence(name: str, priors: object) -> tuple[float, ...]:
-    """Return finite numbers >= 0, not all 0, as a tuple; given as a number, a sequence or a Tensor ``[C]``."""
-    number = plain(priors)
-    values = check_weight_sequence(name, [number] if isinstance(number, (int, float)) else priors)
+    """Return :func:`check_share_sequence` of numbers that are not all 0."""
+    values = check_share_sequence(name, priors)
     if not any(values):
         raise ValueError(f"expected {name} with a class above 0, got {values}: pass class counts or shares")
     return values

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses import remedies
+from imbalanced_losses.dispatch import is_traced
 from imbalanced_losses.settings import check_normal_number
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "check_targets",
     "check_temperature",
     "check_tensor",
+    "ids_in_range",
 ]
 
 
@@ -115,6 +117,14 @@ def check_class_ids(targets: Tensor, logits: Tensor) -> None:
         shapes = f"{positions} for logits of shape {list(logits.shape)}, got {list(targets.shape)}"
         raise ValueError(f"expected targets of shape {shapes}{remedies.for_class_ids(targets, logits)}")
     _check_device("targets", targets, logits)
+
+
+def ids_in_range(targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return class ids; in traced code, whose values are not checked, ``ignore_index`` for one out of range."""
+    if not is_traced():
+        return targets
+    ids = targets.long()  # in uint8, 156 == -100
+    return torch.where(ids.clamp(0, num_classes - 1) == ids, ids, ignore_index)
 
 
 def check_class_weights(name: str, weights: Tensor, logits: Tensor) -> Tensor:

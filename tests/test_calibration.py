@@ -552,3 +552,21 @@ class TestPriorShift:
     def test_errors(self, logits: Any, train: Any, deploy: Any, error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message):
             prior_shift(logits, train, deploy)
+
+
+def test_a_calibrator_that_a_loader_made_on_meta_is_the_identity() -> None:
+    """`from_pretrained` fills what the checkpoint lacks with memory of any content, and marks the module."""
+    with torch.device("meta"):
+        calibrators = nn.ModuleList([PlattScaling(2), TemperatureScaling()])
+    calibrators.to_empty(device="cpu")
+    for calibrator, logits in zip(calibrators, (torch.randn(4, 2), torch.randn(4, 3)), strict=True):
+        for buffer in calibrator.buffers():
+            buffer.fill_(1 if buffer.dtype == torch.bool else 7)
+        calibrator._is_hf_initialized = True  # type: ignore[assignment]
+        assert not calibrator.fitted.any()
+        assert torch.equal(calibrator(logits), logits)
+
+
+def test_temperature_scaling_refuses_predictions() -> None:
+    with pytest.raises(TypeError, match=r"expected floating-point logits, got torch\.int64"):
+        TemperatureScaling()(torch.tensor([[1, 2, 3]]))

@@ -254,6 +254,12 @@ class TestPriorBias:
         )
         assert prior_bias_(nn.Linear(2, 1), [5, 0]).bias.item() == pytest.approx(lowest, rel=1e-5)
         assert prior_bias_(nn.Linear(2, 1), [0, 5]).bias.item() == pytest.approx(-lowest, rel=1e-5)
+        assert prior_bias_(nn.Linear(2, 1), 0.0).bias.item() == pytest.approx(lowest, rel=1e-5)
+        layer = prior_bias_(nn.Linear(2, 2), torch.zeros(2), multilabel=True)
+        assert layer.bias.tolist() == pytest.approx([lowest] * 2, rel=1e-5)
+        for layer in (nn.Linear(2, 1), nn.Linear(2, 2)):
+            with pytest.raises(ValueError, match="expected counts with a class above 0"):
+                prior_bias_(layer, [0, 0])
         layer = prior_bias_(nn.Linear(2, 2), [0, 1], multilabel=True)
         assert layer.bias.tolist() == pytest.approx([lowest, -lowest], rel=1e-5)
 

@@ -283,6 +283,8 @@ BAD_CALLS = [
         ValueError,
         r"scores of shape \[N\] or \[N, C\], got \[2, 2, 2\]",
     ),
+    (exact.average_precision, {"targets": torch.tensor([-1, 1, -1, 1])}, ValueError, r"expected labels in \{0, 1\}"),
+    (exact.average_precision, {"ignore_index": 2**70}, ValueError, "expected ignore_index to be at most"),
     (exact.average_precision, {"scores": torch.zeros(4).long()}, TypeError, "scores, got torch.int64"),
     (exact.average_precision, {"targets": torch.zeros(5).long()}, ValueError, r"targets of shape \[4\], got \[5\]"),
     (exact.average_precision, {"sample_weight": torch.ones(3)}, ValueError, r"sample_weight of shape \[4\], got \[3\]"),

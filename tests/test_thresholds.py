@@ -215,6 +215,12 @@ def test_a_number_is_the_cost_of_every_row(problem: Problem, quarters: list[int]
     check(point, rows, best, with_cost=True)
 
 
+def test_costs_that_are_equal_but_for_rounding_are_equal() -> None:
+    """Eight alerts that cost 0.1 each to find a positive whose miss costs 0.8."""
+    scores, targets = torch.arange(9.0, 0, -1), torch.tensor([0] * 8 + [1])
+    assert thresholds.for_expected_cost(scores, targets, cost_fn=0.8, cost_fp=0.1).threshold == torch.inf
+
+
 def test_numbers_are_costs_in_float64() -> None:
     """Float32 rounds 0.1 and 0.3. First no alert pays, then alerts on all rows do."""
     scores, targets = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0, 1, 0, 1])

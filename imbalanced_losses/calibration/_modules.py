@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imbalanced_losses.calibration._fitting import fit_platt, fit_temperature
 from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
 from imbalanced_losses.label_values import check_class_id_values, check_weight_values
+from imbalanced_losses.lifecycle import StatefulModule
 from imbalanced_losses.pool import pool_of_scores
 from imbalanced_losses.settings import check_ignore_index, check_integer
-from imbalanced_losses.validation import check_class_ids, check_element_weights, check_logits
+from imbalanced_losses.validation import check_class_ids, check_element_weights, check_floating, check_logits
 
 __all__ = ["PlattScaling", "TemperatureScaling"]
 
 
-class _Calibrator(nn.Module, ABC):
+class _Calibrator(StatefulModule):
     """A module whose buffers a fit sets."""
 
     fitted: Tensor
 
-    @abstractmethod
-    def reset_parameters(self) -> None:
-        """Reset to the identity, which is not fitted."""
+    def _before_compiled_call(self, **kwargs: Any) -> None:
+        """Do nothing: a call changes no state."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Follow ``.to()``, but stay in float32 or wider when the module is cast to a half dtype."""
@@ -266,6 +265,7 @@ class TemperatureScaling(_Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return ``logits / T``, in float32 or float64; ``.softmax(1)`` gives probabilities."""
+        check_floating("logits", logits)
         wide = logits.to(compute_dtype(logits))
         return wide / self.temperature.to(wide.dtype)
 

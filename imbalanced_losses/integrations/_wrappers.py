@@ -23,7 +23,7 @@ def has_losses(module: nn.Module) -> bool:
 
 
 def start_new_run(module: nn.Module) -> None:
-    """Restart every schedule, queue and class count of a loss, so that nothing of an earlier run is left.
+    """Restart every schedule, and reset the queue and class counts of every loss: nothing of an earlier run is left.
 
     Unlike a wrapper's loss, a model may have other parts with a ``reset_queue``, which is not ours to call.
     """

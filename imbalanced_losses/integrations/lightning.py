@@ -42,8 +42,8 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
     Warns
     -----
     UserWarning
-        If training starts and the module has none of these losses; and once per ranking loss that had
-        no valid class in any step of an epoch.
+        If training starts and the module has none of these losses; and once per ranking loss that had no valid class in
+        any step of an epoch.
 
     Notes
     -----
@@ -83,7 +83,7 @@ class LossWarmupCallback(Callback):  # type: ignore[misc, unused-ignore]
         self._wrappers: dict[str, LossWarmupWrapper] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the wrappers. In a new run restart them and empty the queues. Then set the epoch."""
+        """Find the wrappers. In a new run restart them, empty queues and reset class counts. Then set the epoch."""
         self._wrappers = find_wrappers(pl_module)
         if not has_losses(pl_module):
             # not an error: to compare losses, users swap in a plain loss and keep the callbacks

@@ -92,7 +92,8 @@ def compute_loss_func(loss_fn: nn.Module, *, shift_labels: bool | None = None) -
     loss to ``eval()`` if gradients are off, else to ``train()``, and evaluation does not change the queue.
 
     *Several runs.* This function cannot detect that a run begins. :class:`LossWarmupCallback` then empties the loss's
-    queue; without it call ``loss_fn.reset_queue()`` before a second ``train()``, another fold or trial.
+    queue and resets class counts; without it call ``loss_fn.reset_queue()`` or ``loss_fn.reset_class_counts()`` before
+    a second ``train()``, another fold or trial.
 
     The loss is moved to the logits' device.
 
@@ -189,7 +190,7 @@ class LossWarmupCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the wrappers. On resume restore the loss's state, else restart schedules and empty queues."""
+        """Find the wrappers. On resume restore the loss's state, else start a new run."""
         saved = _saved_state(state, type(self).__name__)
         searched = self._searched(kwargs["model"])
         self._wrappers = find_wrappers(searched)

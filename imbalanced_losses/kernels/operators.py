@@ -24,7 +24,15 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from imbalanced_losses.dispatch import forward_levels, has_tangent, holds_values, is_plain_eager, without_autocast
+from imbalanced_losses.dispatch import (
+    forward_levels,
+    has_tangent,
+    holds_values,
+    is_plain_eager,
+    is_traced,
+    is_transformed,
+    without_autocast,
+)
 from imbalanced_losses.dtypes import accumulation_dtype
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "propagate_nonfinite",
     "refuse_forward_over_forward",
     "rows_of_batch",
+    "unchanging",
     "with_gradient",
     "with_nonfinite",
 ]
@@ -70,6 +79,18 @@ def _fresh(result: Tensor) -> Tensor:
     # below autograd a view does not show that it is one, but it starts at an offset or does not fill its storage
     owns_storage = result.storage_offset() == 0 and result.untyped_storage().nbytes() == result.nbytes
     return result if owns_storage and result.is_contiguous() else result.clone(memory_format=torch.contiguous_format)
+
+
+_copy = make_operator("copy(Tensor value) -> Tensor", torch.clone, torch.empty_like)
+
+
+def unchanging(value: Tensor) -> Tensor:
+    """Return what a compiled backward needs of a value that is computed from a buffer, as its forward has seen it.
+
+    For an expression the partitioner would save the buffer, which a module overwrites before the backward, and compute
+    the value from it again. The operator is opaque to it. ``value`` carries no gradient.
+    """
+    return _copy(value) if is_traced() and not is_transformed() else value
 
 
 def in_graph(function: F) -> F:

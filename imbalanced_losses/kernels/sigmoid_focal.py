@@ -73,15 +73,18 @@ class SigmoidFocal(Focal):
 
     def _value(self, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         terms = self._terms(logits, targets)
-        loss = floored(terms.error.abs(), self.gamma).pow(self.gamma) * terms.cross_entropy
+        loss = _power(terms.error, self.gamma) * terms.cross_entropy
         return self._unless_ignored(loss if self.balance == -1 else loss * terms.weight, targets)
 
     def _vjp(self, grad: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         sign, p_wrong, error, cross_entropy, weight = self._terms(logits, targets)
-        size = floored(error.abs(), self.gamma - 1)
-        by_size = error.sign() * p_wrong * (1 - p_wrong)
-        slope = torch.addcmul(size * error, by_size, cross_entropy, value=self.gamma)
-        return self._unless_ignored(grad * sign * (weight * size.pow(self.gamma - 1)) * slope, targets)
+        by_error = p_wrong * (1 - p_wrong) * cross_entropy
+        if self.gamma >= 2:
+            slope = error * _power(error, self.gamma - 2) * torch.add(error * error, by_error, alpha=self.gamma)
+        else:
+            size = floored(error.abs(), self.gamma - 1)
+            slope = size.pow(self.gamma - 1) * torch.add(size * error, error.sign() * by_error, alpha=self.gamma)
+        return self._unless_ignored(grad * sign * weight * slope, targets)
 
     def _jvp(self, tangent: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None) -> Tensor:
         return self._vjp(tangent, logits, targets, alpha)  # the Jacobian is diagonal
@@ -136,6 +139,14 @@ def _binary_label_terms(z: Tensor, y: Tensor, balance: float, gamma: float) -> _
     miss = x.sigmoid_()
     weight = torch.rsub(y, 1, alpha=2) if balance == -1 else torch.rsub(y, 1 - balance)
     return _BinaryLabelTerms(miss, cross_entropy, miss.pow(gamma).mul_(weight), gamma)
+
+
+def _power(error: Tensor, gamma: float) -> Tensor:
+    """Return ``|error|^gamma``, whose second derivative at 0 is right from 2 on; below it is 0 there."""
+    size = error.abs()
+    if gamma < 2:
+        return floored(size, gamma).pow(gamma)
+    return error.square() * floored(size, gamma - 2).pow(gamma - 2)
 
 
 def _in_bounds(y: Tensor) -> bool:

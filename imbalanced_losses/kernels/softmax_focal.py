@@ -106,8 +106,6 @@ class SoftmaxFocal(Focal):
         z = logits.to(compute_dtype(logits))
         targets = targets.long().unsqueeze(1)
         ignored = targets == self.ignore_index
-        if is_traced():  # values are not checked there: a label out of range counts for no class
-            ignored = ignored | (targets.clamp(0, z.shape[1] - 1) != targets)
         own_class = targets.masked_fill(ignored, 0)
         if may_run_in_place(logits) and z.shape[1] > 1:
             others, highest = self._fused_others(z, own_class)

@@ -12,7 +12,7 @@ from torch import Tensor
 from imbalanced_losses.dispatch import holds_values, may_branch_on_values
 from imbalanced_losses.label_values import Bounds, read_bounds
 from imbalanced_losses.reductions import Elements, Reduction, reduce_elements
-from imbalanced_losses.validation import check_class_ids, check_element_targets, check_element_weights
+from imbalanced_losses.validation import check_class_ids, check_element_targets, check_element_weights, ids_in_range
 
 __all__ = ["ChangedLogits", "ParsedTargets", "compare", "parse_label_targets", "which_counted"]
 
@@ -104,6 +104,8 @@ def compare(
 ) -> ChangedLogits:
     """Pair changed logits with their converted targets, after ignored logits are replaced."""
     reads = parsed.reads and holds_values(z)
+    if not parsed.binary:
+        targets = ids_in_range(targets, z.shape[1], ignore_index)
     counted = which_counted(targets, ignore_index, parsed.bounds)
     # before the loss, whose gradient is nan beside nan, unless all logits are known to be finite
     if counted is not None and not (reads and math.isfinite(z.detach().sum().item())):

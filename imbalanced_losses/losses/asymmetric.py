@@ -74,7 +74,7 @@ def asymmetric(
     The exponents focus on hard elements separately for the labels 1 and 0. The margin removes easy negatives: where
     :math:`p \le m`, the loss of the label 0 and its gradient are 0. Labels between 0 and 1 mix both terms. The gradient
     is the derivative of this formula, also through the powers. :math:`\gamma_+ = \gamma_- = m = 0` is binary
-    cross-entropy; :math:`m = 0` and equal exponents give the focal loss without its weight.
+    cross-entropy; :math:`m = 0` and equal exponents give, for the labels 0 and 1, the focal loss without its weight.
 
     Parameters
     ----------

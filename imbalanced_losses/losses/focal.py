@@ -30,6 +30,7 @@ from imbalanced_losses.validation import (
     check_class_weights,
     check_element_targets,
     check_element_weights,
+    ids_in_range,
 )
 
 __all__ = [
@@ -162,12 +163,13 @@ def sigmoid_focal(
 
     Notes
     -----
-    Cost: O(1) per element. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest (of
-    up to 2^20 logits on the CPU it keeps the terms of the forward, at most 19 MB).
+    Cost: O(1) per element. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest. On the
+    CPU it can also keep terms of the forward of up to 2^20 logits, at most 13 MB in float32.
 
     References
     ----------
     Lin, Goyal, Girshick, He, Dollar. Focal Loss for Dense Object Detection. ICCV 2017, eq. 5.
+    Li, Wang, Wu, Chen, Hu, Li, Tang, Yang. Generalized Focal Loss. NeurIPS 2020: the quality focal loss.
 
     Examples
     --------
@@ -251,8 +253,8 @@ def softmax_focal(
 
     Notes
     -----
-    Cost: O(C) per position. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest (of
-    up to 2^20 logits on the CPU it keeps the terms of the forward, at most 19 MB).
+    Cost: O(C) per position. In eager mode the backward keeps ``logits`` and ``targets`` and recomputes the rest. On the
+    CPU it can also keep terms of the forward of up to 2^20 logits, at most 19 MB in float32.
 
     References
     ----------
@@ -265,7 +267,7 @@ def softmax_focal(
     >>> softmax_focal(logits, targets, SoftmaxFocalConfig(gamma=1.0, reduction="none"))  # 0.5 log 2, and little
     tensor([0.3466, 0.0151])
     """
-    focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
+    focal, targets, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
     if cfg.reduction == "mean" and weights is None and (mean := focal.fused_mean(logits, targets, alpha)) is not None:
         return mean
     elements = _softmax_elements(focal, logits, targets, cfg, alpha, weights)
@@ -281,20 +283,21 @@ def softmax_focal_elements(
     sample_weight: Tensor | None = None,
 ) -> Elements:
     """:func:`softmax_focal` before its reduction."""
-    focal, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
+    focal, targets, alpha, weights = _check_softmax(logits, targets, cfg, alpha, sample_weight)
     return _softmax_elements(focal, logits, targets, cfg, alpha, weights)
 
 
 def _check_softmax(
     logits: Tensor, targets: Tensor, cfg: SoftmaxFocalConfig, alpha: Tensor | None, sample_weight: Tensor | None
-) -> tuple[SoftmaxFocal, Tensor | None, Tensor | None]:
+) -> tuple[SoftmaxFocal, Tensor, Tensor | None, Tensor | None]:
     check_config(cfg, SoftmaxFocalConfig)
     check_class_ids(targets, logits)
     if cfg.background_class >= logits.shape[1]:
         raise ValueError(f"expected background_class in [0, {logits.shape[1]}), got {cfg.background_class}")
     weights = None if sample_weight is None else check_element_weights("sample_weight", sample_weight, targets)
     focal = SoftmaxFocal(cfg.gamma, cfg.ignore_index, cfg.label_smoothing)
-    return focal, _class_weights(logits, cfg, alpha), weights
+    targets = ids_in_range(targets, logits.shape[1], cfg.ignore_index)
+    return focal, targets, _class_weights(logits, cfg, alpha), weights
 
 
 def _softmax_elements(

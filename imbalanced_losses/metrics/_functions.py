@@ -56,7 +56,8 @@ def average_precision(
     Raises
     ------
     ValueError, TypeError
-        If a shape, dtype or device does not fit. Values of labels and weights are not checked.
+        If a shape, dtype or device does not fit. Values of labels and weights are checked in
+        eager mode on the CPU only.
 
     Examples
     --------
@@ -92,8 +93,9 @@ def recall_at_quantile(
     .. math:: \theta = \mathrm{quantile}(s, 1 - q), \qquad
         \mathrm{recall} = \frac{\sum_{i \in P} w_i \, [s_i \ge \theta]}{\sum_{i \in P} w_i}
 
-    The loss's limit counts a positive exactly at the threshold by half, this metric in full. With rows tied at the
-    threshold the share of alerts may exceed ``quantile``; :func:`coverage_at_budget` never exceeds its budget.
+    The loss's limit counts a positive exactly at the threshold by half, this metric in full. With the default
+    interpolation the alerts are :math:`\lfloor q (n - 1) \rfloor + 1` of n rows, and those tied with the last of them,
+    which can exceed the share ``quantile``; :func:`coverage_at_budget` never exceeds its budget.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 from torch import Tensor, nn
 
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
-from imbalanced_losses.modules._lifecycle import StatefulModule
+from imbalanced_losses.lifecycle import StatefulModule
 from imbalanced_losses.settings import check_choice, check_flag
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
         if type(config) is not type(self._config):
             raise TypeError(f"expected config to be a {type(self._config).__name__}, got {type(config).__name__}")
         self._check_fixed(config)
-        held = self._configuration()
+        held = self._held_settings()
         for name in self._buffer_fields:
-            if getattr(config, name) != getattr(held, name):
+            if getattr(config, name) != held.get(name, getattr(self._config, name)):
                 setattr(self, name, getattr(config, name))
         self._config = config
 
@@ -170,7 +170,11 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     @abstractmethod
     def _configuration(self) -> Config:
-        """Return the configuration, with the values in the buffers."""
+        """Return the configuration, with the values in the buffers, if these are settings alone."""
+
+    def _held_settings(self) -> dict[str, Any]:
+        """Return the configuration's fields that are in buffers, if these are settings alone and can be read."""
+        return {}
 
     @final
     def _find_ranks(self) -> Ranks | None:

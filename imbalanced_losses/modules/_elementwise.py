@@ -57,7 +57,6 @@ class ElementwiseSettings(LossModule[Config], ABC):
         return dataclasses.replace(self._config, **held) if held else self._config  # type: ignore[type-var]
 
     def _held_settings(self) -> dict[str, Any]:
-        """Return the configuration's fields that are in buffers, if their values can be read."""
         buffers = {name: getattr(self, name) for name in self._buffer_fields}
         return {name: tuple(buffer.tolist()) for name, buffer in buffers.items() if can_read_values(buffer)}
 

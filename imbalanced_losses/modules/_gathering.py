@@ -42,6 +42,7 @@ class EmbeddingTask:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(
     ranks: Ranks,
+    inputs: Tensor,
     parse: Callable[[], Rows],
     cfg: RankingConfig | EmbeddingTask,
     queue: QueueState,
@@ -56,7 +57,7 @@ def gather_rows(
     rank has them. The returned generator samples the pool (``max_pool_size``) the same way on all ranks.
     """
     error: Exception | None = None
-    rows, facts, device = None, [0] * (5 + len(_SETTINGS)), queue.logits.device
+    rows, facts, device = None, [0] * (5 + len(_SETTINGS)), header_device(inputs, ranks)
     try:
         rows = parse()
         check_queue(queue, rows, cfg)
@@ -104,7 +105,8 @@ def _has_class_ids(cfg: RankingConfig | EmbeddingTask) -> bool:
 def _encode(rows: Rows, cfg: RankingConfig | EmbeddingTask) -> Tensor:
     """Return the targets to send. Binary and multi-label ones take a byte: 0, 1, or 2 for any other value."""
     if _has_class_ids(cfg):
-        return rows.targets
+        # a row whose weight is not finite counts, with the class id 0
+        return torch.where(rows.valid, 1, rows.targets) if cfg.ignore_index == 0 else rows.targets
     counts = rows.valid & (rows.targets.clamp(0, 1) == rows.targets)
     return torch.where(counts, rows.targets, 2).to(torch.uint8)
 

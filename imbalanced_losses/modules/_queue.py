@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from imbalanced_losses.dispatch import can_read_values, is_traced, is_transformed
+from imbalanced_losses.lifecycle import refuse_second_pass
 from imbalanced_losses.modules._base import LossModule, field_names, fixed_setting, flag_property, refuse_gradient
-from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.queue import QueueState, push, push_in_place
 from imbalanced_losses.rows import Rows
 from imbalanced_losses.settings import check_integer, check_normal_number
@@ -92,6 +92,7 @@ class QueueLoss(LossModule[Config], ABC):
         return {name: getattr(self._config, name) for name in field_names(type(self._config))}
 
     def _configuration(self) -> Config:
+        """Return the configuration; its temperature is the number last assigned, not what a schedule has filled in."""
         return self._config
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -15,9 +15,9 @@ from torch import Tensor
 from imbalanced_losses.diagnostics import StepRecord, describe_queue
 from imbalanced_losses.dispatch import is_traced, is_transformed
 from imbalanced_losses.distributed import with_local_gradient
+from imbalanced_losses.lifecycle import refuse_second_pass
 from imbalanced_losses.losses._ranking import PerClass, RankingConfig, mark_invalid, ranking_step, reduced
 from imbalanced_losses.modules._gathering import gather_rows
-from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.modules._queue import QueueLoss
 from imbalanced_losses.queue import QueueState, init_queue
 from imbalanced_losses.rows import parse_rows
@@ -148,7 +148,7 @@ class RankingLoss(QueueLoss[Config], ABC):
             rows = parse()
         else:
             given = {"has_flags": iid_mask is not None, "has_weights": sample_weight is not None}
-            rows, generator = gather_rows(ranks, parse, cfg, queue, update_queue, **given)
+            rows, generator = gather_rows(ranks, logits, parse, cfg, queue, update_queue, **given)
         if not is_traced():
             self._warn_of_subsampling(rows.logits.shape[0] + self.queue_size)
         objective = partial(self._objective, **options)

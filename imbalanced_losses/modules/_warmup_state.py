@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from imbalanced_losses import schedule
 from imbalanced_losses.dispatch import can_read_values, is_plain_eager, version_of, without_dispatch_modes
+from imbalanced_losses.lifecycle import StatefulModule, refuse_second_pass
 from imbalanced_losses.modules._base import field_property
 from imbalanced_losses.modules._callables import (
     Loss,
@@ -23,7 +24,6 @@ from imbalanced_losses.modules._callables import (
     takes,
     warn_of_missing_hooks,
 )
-from imbalanced_losses.modules._lifecycle import StatefulModule, refuse_second_pass
 from imbalanced_losses.modules._runs import empty_queues, forget_rows
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
 from imbalanced_losses.settings import check_callable, check_config, check_flag, optional
@@ -165,7 +165,7 @@ class WarmupState(StatefulModule, ABC):
         self._await_hooks()
 
     def start_new_run(self) -> None:
-        """Restart the schedule, queues and class counts, as the hooks do at epoch 0 or step 0 of a new run."""
+        """Restart the schedule, and reset queues and class counts, as the hooks do when epoch or step is 0 again."""
         self._restart()
         self._await_hooks()
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from imbalanced_losses.class_counts import ClassCounts, class_priors, count_classes, init_class_counts
 from imbalanced_losses.distributed import GradReduction, Ranks
+from imbalanced_losses.lifecycle import refuse_second_pass
 from imbalanced_losses.losses._cross_entropy import ChangedLogits, parse_label_targets
 from imbalanced_losses.losses.logit_adjusted import LogitAdjustedConfig, adjust
 from imbalanced_losses.modules._base import refuse_gradient
 from imbalanced_losses.modules._elementwise import ChangedLogitsLoss, class_numbers
 from imbalanced_losses.modules._gathering import keep_own_elements, reduce_over_ranks, sum_over_ranks
-from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.reductions import Reduction
 from imbalanced_losses.settings import check_choice, check_prior_sequence
 
@@ -191,6 +191,8 @@ class LogitAdjustedLoss(ChangedLogitsLoss[LogitAdjustedConfig], config=LogitAdju
     def _compared(self, inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> ChangedLogits:
         parsed = parse_label_targets(inputs, targets, multilabel=self._config.multilabel)
         self._check_parsed(inputs, parsed, sample_weight)
+        if parsed.binary and not self._config.multilabel and self._num_classes not in (None, 1):
+            raise ValueError(f"expected num_classes=1 for one logit, got {self._num_classes}: make a new loss")
         priors: Any = class_priors(self.class_counts) if self._is_streaming else self.priors
         return adjust(inputs, parsed, self._config, priors)
 

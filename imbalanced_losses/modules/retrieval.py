@@ -11,11 +11,11 @@ from torch import Tensor
 from imbalanced_losses.dispatch import is_transformed
 from imbalanced_losses.distributed import GradReduction, with_local_gradient
 from imbalanced_losses.embeddings import Similarity, check_memory, parse_embeddings
+from imbalanced_losses.lifecycle import refuse_second_pass
 from imbalanced_losses.losses._retrieval import RetrievalConfig, retrieval_step
 from imbalanced_losses.losses.retrieval_ap import RetrievalAPConfig, measure_retrieval_ap
 from imbalanced_losses.losses.retrieval_recall_at_k import RecallAtKConfig, measure_recall_at_k
 from imbalanced_losses.modules._gathering import EmbeddingTask, gather_rows
-from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.modules._queue import QueueLoss
 from imbalanced_losses.queue import QueueState, init_queue
 from imbalanced_losses.reductions import Reduction
@@ -63,7 +63,7 @@ class RetrievalLoss(QueueLoss[Config], ABC):
         else:
             task = EmbeddingTask(cfg.embedding_size, cfg.ignore_index)
             given = {"has_flags": False, "has_weights": sample_weight is not None}
-            rows, _ = gather_rows(ranks, parse, task, queue, update_queue, **given)
+            rows, _ = gather_rows(ranks, embeddings, parse, task, queue, update_queue, **given)
         step = retrieval_step(self._objective, rows, queue, cfg, temperature=self.temperature, update_queue=False)
         if update_queue:
             self._push(queue, rows)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from imbalanced_losses import schedule
 from imbalanced_losses.dispatch import is_traced, without_dispatch_modes
+from imbalanced_losses.kernels.operators import unchanging
+from imbalanced_losses.lifecycle import refuse_second_pass
 from imbalanced_losses.modules._base import flag_property
 from imbalanced_losses.modules._callables import (
     Loss,
@@ -17,7 +19,6 @@ from imbalanced_losses.modules._callables import (
     has_temperature,
     warn_of_missing_hooks,
 )
-from imbalanced_losses.modules._lifecycle import refuse_second_pass
 from imbalanced_losses.modules._runs import warn_of_invalid_epoch
 from imbalanced_losses.modules._warmup_state import WarmupState
 from imbalanced_losses.schedule import ScheduleConfig, ScheduleState
@@ -256,7 +257,7 @@ class LossWarmupWrapper(WarmupState):
         # the warm-up loss first: if it rejects the inputs, the main loss has not changed its queue yet
         warmup = self._run_warmup_loss(logits, targets, kwargs)
         main = self.main_loss(logits, targets, **kwargs)
-        weight = schedule.main_weight(self.schedule_state, self.config)
+        weight = unchanging(schedule.main_weight(self.schedule_state, self.config))
         if isinstance(main, tuple):
             return schedule.blend(warmup, main[0], weight), *main[1:]
         return schedule.blend(warmup, main, weight)

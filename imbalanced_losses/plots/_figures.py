@@ -12,8 +12,8 @@ from torch.nn import functional
 from imbalanced_losses.label_values import check_target_values
 from imbalanced_losses.metrics import average_precision
 from imbalanced_losses.schedule import PHASES, Preview
-from imbalanced_losses.settings import check_number
-from imbalanced_losses.validation import check_targets, check_tensor
+from imbalanced_losses.settings import check_ignore_index, check_number
+from imbalanced_losses.validation import check_floating, check_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,9 +215,8 @@ def binary_rows(
     scores: Tensor, targets: Tensor, ignore_index: int, *, name: str = "scores"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [M] as float64 and labels [M] as bool of the rows that take part, on the CPU, and which do, [N]."""
-    check_tensor(name, scores)
-    if not scores.is_floating_point():
-        raise TypeError(f"expected floating-point {name}, got {scores.dtype}")
+    check_floating(name, scores)
+    ignore_index = check_ignore_index("ignore_index", ignore_index)
     column = scores[:, None] if scores.dim() == 1 else scores
     if column.dim() != 2 or column.shape[1] != 1:
         raise ValueError(f"expected {name} of shape [N] or [N, 1], got {list(scores.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -163,6 +164,9 @@ class Outcome:
 
 def accepts(loss: Loss, name: str) -> bool:
     """Whether the loss takes this keyword argument."""
+    loss = getattr(loss, "_orig_mod", loss)  # torch.compile(module) is a wrapper whose forward accepts any keyword
+    if isinstance(loss, functools.partial) and isinstance(loss.func, nn.Module):
+        return accepts(loss.func, name)
     function = loss.forward if isinstance(loss, nn.Module) else loss
     parameters = inspect.signature(function).parameters
     return name in parameters or any(own.kind is own.VAR_KEYWORD for own in parameters.values())

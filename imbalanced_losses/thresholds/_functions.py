@@ -269,7 +269,8 @@ def for_expected_cost(
     def goal(curves: Curves) -> tuple[Tensor, Tensor]:
         assert curves.cost is not None  # costs were given
         cost = torch.where(curves.is_candidate, curves.cost, torch.inf)
-        cheapest = cost == cost.amin(-1, keepdim=True)
+        slack = SLACK * torch.where(curves.is_candidate, curves.cost, 0).amax(-1, keepdim=True)
+        cheapest = cost <= cost.amin(-1, keepdim=True) + slack
         return first(cheapest), cheapest.any(-1)
 
     resampling = Resampling(n_bootstrap, confidence, generator)

@@ -12,7 +12,15 @@ import torch
 from torch.func import vmap
 from torch.utils import _pytree
 
-from imbalanced_losses import ClassCounts, class_priors
+from imbalanced_losses import (
+    ClassCounts,
+    RecallAtKConfig,
+    RetrievalAPConfig,
+    class_priors,
+    init_queue,
+    retrieval_ap,
+    retrieval_recall_at_k,
+)
 from imbalanced_losses.metrics import average_precision, fpr_at_recall, partial_auc, recall_at_quantile
 from imbalanced_losses.pool import pool_of_scores
 from imbalanced_losses.sampling import subsample
@@ -86,6 +94,27 @@ def test_elementwise_losses(case: elements.Case, mode: str, reduction: str, defa
         return elements.value_and_grad(loss_of, logits, targets)
 
     assert_same_under(default, compute)
+
+
+@every_default
+@elements.every_module
+def test_a_step_of_an_elementwise_module(case: elements.Case, default: torch.dtype) -> None:
+    loss_fn, batch = elements.made(case)
+    loss_fn.eval()
+    assert_same_under(default, lambda: elements.value_and_grad(loss_fn, *batch))
+
+
+@every_default
+@pytest.mark.parametrize(
+    ("loss", "config"),
+    [(retrieval_ap, RetrievalAPConfig), (retrieval_recall_at_k, RecallAtKConfig)],
+)
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_retrieval_losses(loss: Any, config: Any, spoilt: bool, default: torch.dtype) -> None:
+    embeddings, labels = torch.randn(8, 3), torch.arange(8) % 3
+    embeddings[0, 0] = torch.nan if spoilt else 0
+    queue = init_queue(4, 3)
+    assert_same_under(default, lambda: loss(embeddings, labels, queue, config(embedding_size=3, reduction="none")))
 
 
 @every_default

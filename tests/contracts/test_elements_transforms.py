@@ -174,15 +174,15 @@ def test_compiled_is_eager(case: Case, reduction: str) -> None:
         assert_close(value_and_grad(loss, rows, targets, sample_weight=weights), expected)
 
 
-@pytest.mark.parametrize("alpha", [None, (1.0, 2.0, 3.0)])
-def test_a_compiled_class_id_out_of_range_has_no_loss_and_no_gradient(alpha: Any) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if not case.own.labels], ids=str)
+def test_a_compiled_class_id_out_of_range_is_ignored(case: Case) -> None:
     """Compiled code does not check values; eager code refuses it."""
-    logits, targets = torch.randn(4, 3), torch.tensor([1, 7, -1, 2])
-    cfg = SoftmaxFocalConfig(alpha=alpha, reduction="none")
-    compiled = torch.compile(lambda z, y: softmax_focal(z, y, cfg), backend="aot_eager", fullgraph=True)
-    ignored = torch.where((targets >= 0) & (targets < 3), targets, -100)
-    expected = value_and_grad(lambda z, y: softmax_focal(z, y, cfg), logits, ignored)
-    assert_close(value_and_grad(compiled, logits, targets), expected)
+    logits, targets = case.inputs(ignored=False)
+    wrong = targets.clone()
+    wrong.view(-1)[:2] = torch.tensor([case.rest[0], -1])
+    compiled = torch.compile(case.call, backend="aot_eager", fullgraph=True)
+    expected = value_and_grad(case.call, logits, torch.where((wrong < 0) | (wrong >= case.rest[0]), -100, wrong))
+    assert_close(value_and_grad(compiled, logits, wrong), expected)
 
 
 def test_a_smoothed_and_ignored_position_with_a_class_that_is_ruled_out() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from imbalanced_losses import LossWarmupWrapper, SmoothAPLoss
+from imbalanced_losses import LossWarmupWrapper, RetrievalAPLoss, SmoothAPLoss
 from imbalanced_losses.distributed import all_gather_no_grad, all_gather_with_grad
 from tests.distributed.training import LOSSES, Recipe
 
@@ -116,6 +116,29 @@ def call_under_autocast(recipe: Recipe) -> tuple[float, float]:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = recipe.make_loss()(own, targets[start:end])
     return outside.item(), inside.item()
+
+
+def gather_columns_of_tables(counts: list[int]) -> tuple[Tensor, Tensor]:
+    """Rows that are columns of a table: a transposed one, and a strided one whose stride stays where it has one row."""
+    count = counts[dist.get_rank()]
+    table = rows_of(dist.get_rank(), count, torch.float32, (5,))
+    column = table.T.contiguous().T[:, 3:4]
+    return all_gather_no_grad(column), all_gather_no_grad(table[:, 3])
+
+
+def call_with_infinite_weight() -> tuple[float, float]:
+    """The losses of rows of which an ignored one has an infinite weight, where the ignored class id is 0."""
+    rank = dist.get_rank()
+    logits, targets = torch.linspace(-1, 1, 24).view(8, 3), torch.tensor([0, 1, 2, 1, 2, 1, 2, 1])
+    weight = torch.ones(8)
+    weight[0] = torch.inf
+    own, losses = slice(4 * rank, 4 * rank + 4), []
+    for loss_fn in (
+        SmoothAPLoss(3, ignore_index=0, validate_targets=False),
+        RetrievalAPLoss(3, ignore_index=0, validate_targets=False),
+    ):
+        losses.append(loss_fn(logits[own], targets[own], sample_weight=weight[own]).item())
+    return losses[0], losses[1]
 
 
 def call_unlike(losses: list[str]) -> str:

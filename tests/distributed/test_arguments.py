@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,11 @@ def test_a_checkpointed_loss_without_state_is_right(
 def test_half_types_under_autocast_to_the_other(processes: GroupOf, loss: str) -> None:
     for outside, inside in processes(2).run(f"{JOBS}:call_under_autocast", recipe=Recipe(loss)):
         assert inside == outside
+
+
+def test_a_weight_that_is_not_finite_shows_where_the_ignored_class_is_0(processes: GroupOf) -> None:
+    for losses in processes(2).run(f"{JOBS}:call_with_infinite_weight"):
+        assert all(math.isnan(loss) for loss in losses)
 
 
 def test_ranks_that_call_different_losses(processes: GroupOf) -> None:

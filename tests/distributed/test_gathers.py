@@ -40,6 +40,14 @@ def test_all_rows_in_the_order_of_the_ranks(processes: GroupOf, counts: list[int
         assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("counts", [[4, 4], [5, 1]], ids=str)
+def test_columns_of_a_table(processes: GroupOf, counts: list[int]) -> None:
+    table = torch.cat([rows_of(rank, count, torch.float32, (5,)) for rank, count in enumerate(counts)])
+    for column, numbers in processes(2).run(f"{JOBS}:gather_columns_of_tables", counts=counts):
+        assert torch.equal(column, table[:, 3:4])
+        assert torch.equal(numbers, table[:, 3])
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (2, 0)], ids=str)
 def test_any_shape_of_a_row(processes: GroupOf, shape: tuple[int, ...]) -> None:
     expected = torch.cat([rows_of(rank, count, torch.float32, shape) for rank, count in enumerate([2, 1])])

@@ -37,12 +37,12 @@ def over_elements(element_loss: Any, z: np.ndarray, targets: np.ndarray, cfg: An
     return losses
 
 
-# --- focal losses: Lin et al., eq. 5 ----------------------------------------------------------------------------------
+# --- focal losses: Lin et al., eq. 5; for soft labels Li et al., Generalized Focal Loss -------------------------------
 
 
 def sigmoid_focal(z: np.ndarray, targets: np.ndarray, cfg: Any) -> np.ndarray:
     def loss(score: float, y: float, index: Any) -> float:
-        missed = (1 - y) * sigmoid(score) + y * sigmoid(-score)
+        missed = sigmoid(-score) if y == 1 else abs(y - sigmoid(score))
         alpha_t = 1.0 if cfg.alpha == -1 else cfg.alpha * y + (1 - cfg.alpha) * (1 - y)
         cross_entropy = -y * log_sigmoid(score) - (1 - y) * log_sigmoid(-score)
         return float(alpha_t * missed**cfg.gamma * cross_entropy)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import grad
 from torch.testing import assert_close
 
 from imbalanced_losses import SigmoidFocalConfig, SoftmaxFocalConfig, sigmoid_focal, softmax_focal
@@ -72,6 +74,18 @@ def test_soft_labels_focus_the_cross_entropy(gamma: float) -> None:
     alpha_t = 0.3 * targets + 0.7 * (1 - targets)
     expected = alpha_t * (targets - p).abs() ** gamma * F.binary_cross_entropy(p, targets, reduction="none")
     assert_close(sigmoid_focal(logits, targets, SigmoidFocalConfig(alpha=0.3, gamma=gamma, reduction="none")), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0, 2.5, 3.0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_second_derivative_at_the_label(gamma: float, compiled: bool) -> None:
+    """Such as that of a head that starts at zero and a label of 1/2; for gammas up to 2 there is none but at 0."""
+    cfg = SigmoidFocalConfig(alpha=-1, gamma=gamma, reduction="sum")
+    label = torch.tensor(0.5, dtype=torch.float64)
+    second = grad(grad(lambda z: sigmoid_focal(z[None], label[None], cfg)))
+    second = torch.compile(second, backend="aot_eager") if compiled else second
+    expected = {0.0: 1 / 4, 2.0: math.log(2) / 8}.get(gamma, 0.0)
+    assert second(torch.zeros_like(label)).item() == pytest.approx(expected, abs=1e-12)
 
 
 @every_gamma

@@ -165,3 +165,11 @@ def test_a_compiled_stream_uses_the_counts_of_its_forward_in_the_backward(shape:
             found.append((loss.detach(), inputs.grad))
         torch.testing.assert_close(found[1], found[0])
         assert inner.class_positives.equal(eager.class_positives)
+
+
+def test_a_stream_of_two_classes_refuses_one_logit() -> None:
+    loss_fn = LogitAdjustedLoss("stream", num_classes=2)
+    for labels in (torch.tensor([0, 1, 0]), torch.tensor([0.0, 1.0, 0.0])):
+        with pytest.raises(ValueError, match="expected num_classes=1 for one logit, got 2"):
+            loss_fn(torch.zeros(3), labels)
+    assert loss_fn.class_labels.tolist() == [0, 0]

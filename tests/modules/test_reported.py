@@ -16,9 +16,11 @@ from imbalanced_losses import (
     LogitAdjustedLoss,
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
+    RecallAtKLoss,
     SigmoidFocalLoss,
     SmoothAPConfig,
     SmoothAPLoss,
+    SoftFBetaLoss,
     SoftmaxFocalConfig,
     SoftmaxFocalLoss,
     smooth_ap,
@@ -314,6 +316,44 @@ def test_a_warmup_loss_with_state_is_refused_there_too(warmup_loss: Any, blend_e
     with pytest.raises(RuntimeError, match="expected the loss outside activation checkpointing"):
         loss.backward()
     torch.testing.assert_close(warmup_loss.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["recall", "retrieval"])
+def test_a_compiled_backward_is_at_the_temperature_of_its_forward(name: str) -> None:
+    """Also where the next step's temperature is assigned before it."""
+    logits, targets, gradients = torch.randn(16, 3), torch.arange(16) % 3, []
+    for backend in (None, "aot_eager_decomp_partition"):  # partitions as the default backend does
+        if name == "retrieval":
+            loss_fn: Any = RecallAtKLoss(3, k=2)
+        else:
+            loss_fn = make_main(name, num_classes=3, queue_size=0)
+        loss_fn.temperature = 0.7
+        if backend is not None:
+            loss_fn.compile(backend=backend)
+        leaf = logits.clone().requires_grad_()
+        loss = loss_fn(leaf, targets)
+        loss_fn.temperature = 0.1
+        loss.backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+def test_a_compiled_blend_of_two_passes_takes_one_weight() -> None:
+    """The first pass is no step, so the schedule goes back before its backward."""
+    gradients = []
+    for backend in (None, "aot_eager_decomp_partition"):
+        main_loss = SoftFBetaLoss(1, queue_size=32)
+        loss_fn = LossWarmupWrapper(
+            nn.BCEWithLogitsLoss(), main_loss, warmup_steps=0, blend_steps=5, auto_step=True, temp_decay_steps=3
+        )
+        if backend is not None:
+            loss_fn.compile(backend=backend)
+        for update_queue in (False, True, False, True):
+            leaf = X.clone().requires_grad_()
+            loss_fn(leaf, Y.float(), update_queue=update_queue).backward()
+            gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[:4], gradients[4:])
 
 
 def test_a_pass_that_leaves_the_queue_alone_is_no_step_of_a_schedule() -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from imbalanced_losses import (
+    LDAMConfig,
+    LDAMLoss,
     PAUCAtBudgetLoss,
     RecallAtQuantileLoss,
     SigmoidFocalConfig,
@@ -111,6 +113,13 @@ def test_an_assignment_holds_or_raises(loss: type[nn.Module], name: str, compile
     torch.testing.assert_close(loss_fn(*rows(loss)), expected(*rows(loss)))
     changes_nothing = name in (*OF_EVERY_LOSS, "update_queue_in_eval", *ENTRIES[loss].silent)
     assert changes_nothing or not torch.equal(before, loss_fn(*rows(loss)))
+
+
+def test_a_configuration_repairs_a_buffer() -> None:
+    loss_fn = LDAMLoss([9.0, 1.0])
+    loss_fn.counts.fill_(torch.nan)
+    loss_fn.config = LDAMConfig(counts=(9, 1))
+    assert loss_fn.counts.tolist() == [9, 1]
 
 
 @pytest.mark.parametrize("loss", [entry.shell for entry in ELEMENTWISE.values() if entry.shell._buffer_fields])

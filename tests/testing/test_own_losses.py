@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from imbalanced_losses.testing import check_elementwise_loss, check_ranking_loss
+from imbalanced_losses.testing.properties import accepts
 from tests.contracts import elements
 from tests.contracts.cases import CASES, Case, case_named, over
 from tests.strategies import KINDS
@@ -34,6 +37,16 @@ def test_ranking_functions(case: Case, kind: str) -> None:
         skip=not_meant(case),
         max_examples=EXAMPLES,
     )
+
+
+def test_keywords_of_a_wrapped_module_are_those_of_its_forward() -> None:
+    class Unweighted(nn.Module):
+        def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    for loss in (Unweighted(), partial(Unweighted()), torch.compile(Unweighted(), backend="eager")):
+        assert not accepts(loss, "sample_weight")
+        assert accepts(loss, "targets")
 
 
 @pytest.mark.exhaustive
