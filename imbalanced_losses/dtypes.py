@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "compute_dtype", "label_slack"]
+__all__ = ["accumulation_dtype", "at_least_float32", "compute_dtype", "label_slack", "moved_at_least_float32"]
 
 ROUNDINGS = 4  # mixing, smoothing or resizing labels rounds a few times
 
@@ -13,6 +15,18 @@ ROUNDINGS = 4  # mixing, smoothing or resizing labels rounds a few times
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype to compute scores, weights and losses in: float64 for float64 input, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, converted to float32 if it has a half dtype."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
+
+
+def moved_at_least_float32(move: Callable[[Tensor], Tensor], buffer: Tensor) -> Tensor:
+    """Apply a module's ``.to()`` to a buffer, but keep the buffer's precision if it casts to a half dtype."""
+    moved = move(buffer)
+    is_half = moved.is_floating_point() and moved.dtype.itemsize < 4
+    return at_least_float32(buffer).to(moved.device) if is_half else moved
 
 
 def label_slack(dtype: torch.dtype) -> float:

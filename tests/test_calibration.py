@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from imbalanced_losses.calibration import PlattScaling, TemperatureScaling, prior_shift
 from imbalanced_losses.calibration._fitting import fit_platt, fit_temperature
+from tests.default_dtype import default_dtype
 
 SEEDS = st.integers(0, 10**6)
 
@@ -47,9 +48,8 @@ def weights_for(n: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def _float64_buffers() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 def platt_reference(z: Tensor, y: Tensor, w: Tensor | None = None) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
 from imbalanced_losses import SigmoidFocalLoss, SoftmaxFocalLoss, class_weights, pos_weight, prior_bias_
+from tests.default_dtype import default_dtype
 
 SCHEMES = ("balanced", "sqrt", "effective")
 COUNTS = st.lists(st.integers(0, 10**7), min_size=1, max_size=6)
@@ -104,11 +105,8 @@ class TestClassWeights:
 
     def test_follow_the_default_dtype(self) -> None:
         for default, expected in ((torch.float64, torch.float64), (torch.float16, torch.float32)):
-            torch.set_default_dtype(default)
-            try:
+            with default_dtype(default):
                 assert class_weights([9, 1]).dtype == pos_weight(9, 1).dtype == expected
-            finally:
-                torch.set_default_dtype(torch.float32)
 
     @pytest.mark.parametrize("scheme", SCHEMES)
     def test_mapped_compiled_and_on_meta(self, scheme: Any) -> None:

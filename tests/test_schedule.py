@@ -27,6 +27,7 @@ from imbalanced_losses.schedule import (
     start_step,
     temperature,
 )
+from tests.default_dtype import default_dtype
 
 SHORT = ScheduleConfig(warmup_epochs=2, blend_epochs=3, temp_start=1.0, temp_end=0.1, temp_decay_steps=7)
 IN_STEPS = ScheduleConfig(warmup_steps=4, blend_steps=5, temp_decay_steps=6, final_main_weight=0.7)
@@ -385,12 +386,8 @@ def test_a_new_state_conforms_to_the_old_one(cfg: ScheduleConfig, count: int | T
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16])
 def test_values_are_float32_whatever_the_default(default: torch.dtype) -> None:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
+    with default_dtype(default):
         _, index, weight, tau = advance(init_schedule(SHORT), SHORT, torch.tensor(3), torch.tensor(5))
-    finally:
-        torch.set_default_dtype(before)
     assert (index.dtype, weight.dtype, tau.dtype) == (torch.int64, torch.float32, torch.float32)
     assert weight.shape == tau.shape == index.shape == ()
 

@@ -19,6 +19,8 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 from torch.nn import functional
 
+from tests.default_dtype import default_dtype
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -364,9 +366,8 @@ def test_full_batch_lowers_the_loss_that_it_starts_from(tmp_path: Path) -> None:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 @pytest.mark.usefixtures("float64")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from imbalanced_losses.calibration._fitting import fit_platt, fit_temperature
-from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype
+from imbalanced_losses.dtypes import accumulation_dtype, compute_dtype, moved_at_least_float32
 from imbalanced_losses.label_values import check_class_id_values, check_weight_values
 from imbalanced_losses.lifecycle import StatefulModule
 from imbalanced_losses.pool import pool_of_scores
@@ -30,13 +31,7 @@ class _Calibrator(StatefulModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Follow ``.to()``, but stay in float32 or wider when the module is cast to a half dtype."""
-
-        def at_least_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            is_half = moved.is_floating_point() and moved.dtype.itemsize < 4
-            return tensor.to(moved.device) if is_half else moved
-
-        return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(partial(moved_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
 
 
 @final

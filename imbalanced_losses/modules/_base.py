@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import ABC
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 
 from torch import Tensor, nn
 
 from imbalanced_losses.distributed import GradReduction, Ranks, find_ranks
+from imbalanced_losses.dtypes import at_least_float32, moved_at_least_float32
 from imbalanced_losses.lifecycle import StatefulModule
 from imbalanced_losses.settings import check_choice, check_flag
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "LossModule",
-    "at_least_float32",
     "field_names",
     "field_property",
     "fixed_setting",
@@ -114,7 +114,7 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follow ``.to()``, but stay in float32 when the module is cast to a half dtype, in which weights overflow."""
-        return super()._apply(partial(_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(partial(moved_at_least_float32, fn), recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -124,8 +124,12 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
 
     @property
     def config(self) -> Config:
-        """The configuration that the pure function takes. A new one can be assigned."""
-        return self._configuration()
+        """The configuration that the pure function takes, with the class weights, counts or priors in the buffers.
+
+        Its temperature is the number last assigned, not what a schedule has filled in. A new one can be assigned.
+        """
+        held = self._held_settings()
+        return dataclasses.replace(self._config, **held) if held else self._config  # type: ignore[type-var]
 
     @config.setter
     def config(self, config: Config) -> None:
@@ -168,10 +172,6 @@ class LossModule(StatefulModule, ABC, Generic[Config]):
     def group(self, group: ProcessGroup | None) -> None:
         self._group = _SharedGroup(group)
 
-    @abstractmethod
-    def _configuration(self) -> Config:
-        """Return the configuration, with the values in the buffers, if these are settings alone."""
-
     def _held_settings(self) -> dict[str, Any]:
         """Return the configuration's fields that are in buffers, if these are settings alone and can be read."""
         return {}
@@ -198,15 +198,3 @@ def fixed_setting(module: nn.Module, name: str) -> AttributeError:
     return AttributeError(
         f"expected no change of {name}, which shapes the queue, got an assignment: make a new {type(module).__name__}"
     )
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, converted to float32 if it has a half dtype."""
-    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
-
-
-def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Apply ``fn`` to a buffer, but keep the buffer's precision if ``fn`` casts to a half dtype."""
-    moved = fn(tensor)
-    is_half = moved.is_floating_point() and moved.dtype.itemsize < 4
-    return at_least_float32(tensor).to(moved.device) if is_half else moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -27,6 +28,8 @@ Loss: TypeAlias = Callable[..., Any]
 def takes(loss: Loss, keyword: str) -> bool:
     """Whether a loss accepts the keyword, by its signature; False if it has none."""
     loss = getattr(loss, "_orig_mod", loss)  # torch.compile(module) is a wrapper whose forward accepts any keyword
+    if isinstance(loss, partial) and isinstance(loss.func, nn.Module):  # a module's __call__ accepts any keyword, too
+        return takes(loss.func, keyword)
     try:
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     except (TypeError, ValueError):

@@ -52,10 +52,6 @@ class ElementwiseSettings(LossModule[Config], ABC):
         self._buffers[name] = new if new is None or like is None else new.to(like)
         self._config = config
 
-    def _configuration(self) -> Config:
-        held = self._held_settings()
-        return dataclasses.replace(self._config, **held) if held else self._config  # type: ignore[type-var]
-
     def _held_settings(self) -> dict[str, Any]:
         buffers = {name: getattr(self, name) for name in self._buffer_fields}
         return {name: tuple(buffer.tolist()) for name, buffer in buffers.items() if can_read_values(buffer)}

@@ -91,10 +91,6 @@ class QueueLoss(LossModule[Config], ABC):
         """The configuration's fields."""
         return {name: getattr(self._config, name) for name in field_names(type(self._config))}
 
-    def _configuration(self) -> Config:
-        """Return the configuration; its temperature is the number last assigned, not what a schedule has filled in."""
-        return self._config
-
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         self._place_validity(self.temperature.device)

@@ -11,12 +11,12 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from imbalanced_losses import QueueState
+from imbalanced_losses.modules._callables import takes
 from imbalanced_losses.testing import ranking_properties
 from imbalanced_losses.testing.elementwise_properties import make_properties
 from imbalanced_losses.testing.properties import (
     ContractError,
     Property,
-    accepts,
     check_compiled,
     compiled,
     hold,
@@ -104,7 +104,7 @@ def check_ranking_loss(
     ...
     imbalanced_losses.testing.properties.ContractError: empty: without rows that count the loss is 0...
     """
-    optional = [name for name in ("sample_weight", "iid_mask") if accepts(loss, name)]
+    optional = [name for name in ("sample_weight", "iid_mask") if takes(loss, name)]
     draw = partial(
         ranking_batches,
         num_classes,
@@ -175,7 +175,7 @@ def check_elementwise_loss(
     ...
     imbalanced_losses.testing.properties.ContractError: empty: without elements that count the loss is 0...
     """
-    optional = [name for name in ("sample_weight",) if accepts(loss, name)]
+    optional = [name for name in ("sample_weight",) if takes(loss, name)]
     draw = partial(
         elementwise_batches,
         num_classes,

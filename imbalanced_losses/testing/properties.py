@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis.errors import Flaky, HypothesisException
 from hypothesis.strategies import SearchStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils import _pytree
 
@@ -26,7 +24,6 @@ __all__ = [
     "Loss",
     "Outcome",
     "Property",
-    "accepts",
     "call",
     "check_compiled",
     "check_finite",
@@ -160,16 +157,6 @@ class Outcome:
     loss: Tensor
     gradient: Tensor
     state: Any
-
-
-def accepts(loss: Loss, name: str) -> bool:
-    """Whether the loss takes this keyword argument."""
-    loss = getattr(loss, "_orig_mod", loss)  # torch.compile(module) is a wrapper whose forward accepts any keyword
-    if isinstance(loss, functools.partial) and isinstance(loss.func, nn.Module):
-        return accepts(loss.func, name)
-    function = loss.forward if isinstance(loss, nn.Module) else loss
-    parameters = inspect.signature(function).parameters
-    return name in parameters or any(own.kind is own.VAR_KEYWORD for own in parameters.values())
 
 
 def call(loss: Loss, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,18 +26,9 @@ from imbalanced_losses.sampling import subsample
 from imbalanced_losses.thresholds import for_precision_floor
 from tests.contracts import elements
 from tests.contracts.cases import Case, example, over
+from tests.default_dtype import default_dtype
 
 every_default = pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def assert_same_under(default: torch.dtype, compute: Callable[[], Any]) -> None:

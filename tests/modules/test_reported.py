@@ -27,6 +27,7 @@ from imbalanced_losses import (
 )
 from imbalanced_losses.modules._gathering import _decode, _encode
 from imbalanced_losses.rows import parse_rows
+from tests.default_dtype import default_dtype
 from tests.registry import MAIN, make_main
 
 X, Y = torch.linspace(-1, 1, 16).sin(), (torch.arange(16) % 4 == 0).long()
@@ -176,12 +177,8 @@ def test_what_is_no_label_travels_between_ranks_as_an_ignored_row(multilabel: bo
 def test_class_weights_keep_their_digits() -> None:
     alpha = [1e-8, 1e5]
     assert SoftmaxFocalLoss(alpha).half().config.alpha == pytest.approx(alpha)
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float16)
+    with default_dtype(torch.float16):
         assert SoftmaxFocalLoss(alpha).config.alpha == pytest.approx(alpha)
-    finally:
-        torch.set_default_dtype(default)
     double = SoftmaxFocalLoss(torch.tensor([0.2, 0.8], dtype=torch.float64))
     double.reset_parameters()
     assert double.config.alpha == (0.2, 0.8)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from imbalanced_losses.modules._callables import takes
 from imbalanced_losses.testing import check_elementwise_loss, check_ranking_loss
-from imbalanced_losses.testing.properties import accepts
 from tests.contracts import elements
 from tests.contracts.cases import CASES, Case, case_named, over
 from tests.strategies import KINDS
@@ -45,8 +45,8 @@ def test_keywords_of_a_wrapped_module_are_those_of_its_forward() -> None:
             raise NotImplementedError
 
     for loss in (Unweighted(), partial(Unweighted()), torch.compile(Unweighted(), backend="eager")):
-        assert not accepts(loss, "sample_weight")
-        assert accepts(loss, "targets")
+        assert not takes(loss, "sample_weight")
+        assert takes(loss, "targets")
 
 
 @pytest.mark.exhaustive
